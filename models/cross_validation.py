@@ -1,0 +1,183 @@
+"""Every model of a cohort, fitted once per fold; every score, measured on the scans left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainstage.models.baseline import LinearBaseline, fit_baseline
+from brainstage.models.metrics import Estimate
+from brainstage.models.novelty import NoveltyModel, fit_novelty
+from brainstage.models.splits import fold_of_scans, shuffled_labels
+from brainstage.models.training import HeadOptions, LinearHead, LogRow, train_head
+
+RANDOM_LABEL_DRAWS: Final = 5
+"""One permutation of few participants can look good by luck; five are judged together."""
+LEAKAGE_ACCURACY: Final = 0.85
+"""Three-class accuracy that no honest T1w study reaches (Wen et al. 2020, doi:10.1016/j.media.2020.101694)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CrossValidated:
+    """What the heads of all folds say about the scans they never saw.
+
+    Attributes
+    ----------
+    logits : ndarray, (N, C) float64
+        Out of fold, uncalibrated.
+    heads : tuple of LinearHead
+    log : tuple of LogRow
+    """
+
+    logits: NDArray[np.float64]
+    heads: tuple[LinearHead, ...]
+    log: tuple[LogRow, ...]
+
+
+def cross_validate_heads(
+    features: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    participants: Sequence[str],
+    folds: NDArray[np.int64],
+    *,
+    classes: int,
+    options: HeadOptions,
+) -> CrossValidated:
+    """Train one head per fold on the other folds.
+
+    Parameters
+    ----------
+    features : ndarray, (N, F) float32
+    targets, folds : ndarray, (N,) int64
+    participants : sequence of str
+    """
+    names = np.asarray(participants)
+    logits = np.empty((len(targets), classes))
+    heads: list[LinearHead] = []
+    log: list[LogRow] = []
+    for fold in range(int(folds.max()) + 1):
+        own = folds == fold
+        inner = replace(options, seed=options.seed + fold)
+        head, rows = train_head(
+            features[~own], targets[~own], names[~own].tolist(), classes=classes, options=inner, fold=fold
+        )
+        logits[own] = head.logits(features[own])
+        heads.append(head)
+        log += rows
+    return CrossValidated(logits=logits, heads=tuple(heads), log=tuple(log))
+
+
+def cross_validate_baseline(
+    voxels: NDArray[np.float32],
+    inside: NDArray[np.bool_],
+    targets: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    *,
+    classes: int,
+    imbalance: str,
+) -> tuple[NDArray[np.float64], list[LinearBaseline]]:
+    """Fit the voxel baseline in the same folds; logits (N, C) out of fold, and the models."""
+    logits = np.empty((len(targets), classes))
+    models = []
+    for fold in range(int(folds.max()) + 1):
+        own = folds == fold
+        model = fit_baseline(voxels[~own], inside[~own], targets[~own], classes=classes, imbalance=imbalance)
+        logits[own] = model.logits(voxels[own])
+        models.append(model)
+    return logits, models
+
+
+def cross_validate_novelty(
+    features: NDArray[np.float32], folds: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], list[NoveltyModel]]:
+    """Fit the novelty model in the same folds; scores (N,) out of fold, and the models."""
+    scores = np.empty(len(features))
+    models = []
+    for fold in range(int(folds.max()) + 1):
+        own = folds == fold
+        model = fit_novelty(features[~own])
+        scores[own] = model.scores(features[own])
+        models.append(model)
+    return scores, models
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ControlRun:
+    """Predictions of a control, several draws one after the other.
+
+    Attributes
+    ----------
+    logits : ndarray, (D N, C) float64
+    targets : ndarray, (D N,) int64
+    participants : tuple of str
+    """
+
+    logits: NDArray[np.float64]
+    targets: NDArray[np.int64]
+    participants: tuple[str, ...]
+
+
+def random_label_control(
+    features: NDArray[np.float32],
+    labels: Sequence[str],
+    participants: Sequence[str],
+    classes: Sequence[str],
+    *,
+    folds: int,
+    options: HeadOptions,
+    draws: int = RANDOM_LABEL_DRAWS,
+) -> ControlRun:
+    """Train the same way on labels permuted between participants, which must end at chance.
+
+    Every draw is stratified anew by its own labels.
+
+    References
+    ----------
+    Yagis et al. 2021, doi:10.1038/s41598-021-01681-w: random labels reach 96 % with a person on two sides.
+    """
+    logits, targets = [], []
+    for draw in range(draws):
+        seed = options.seed + 1000 + draw
+        drawn = shuffled_labels(labels, participants, seed=seed)
+        wanted = np.array([list(classes).index(label) for label in drawn], dtype=np.int64)
+        parts = fold_of_scans(drawn, participants, folds=folds, seed=seed)
+        run = cross_validate_heads(
+            features, wanted, participants, parts, classes=len(classes), options=replace(options, seed=seed)
+        )
+        logits.append(run.logits)
+        targets.append(wanted)
+    return ControlRun(
+        logits=np.concatenate(logits),
+        targets=np.concatenate(targets),
+        participants=tuple(participants) * draws,
+    )
+
+
+def leakage_warnings(accuracy: Estimate, random_balanced_accuracy: Estimate, classes: int) -> tuple[str, ...]:
+    """Return a sentence for each sign that test scans had a part in training.
+
+    Parameters
+    ----------
+    accuracy : Estimate
+        Of the cross-validation.
+    random_balanced_accuracy : Estimate
+        Of the random-label control.
+    classes : int
+        The first sign applies to three and more classes, where published accuracies stay well below.
+    """
+    found = []
+    if classes >= 3 and accuracy.value > LEAKAGE_ACCURACY:
+        found.append(
+            f"the cross-validated accuracy {accuracy.value:.2f} is above {LEAKAGE_ACCURACY}, more than honest studies "
+            f"of dementia reach with {classes} classes: look for leakage, or for an effect that is not biology"
+        )
+    if random_balanced_accuracy.low > 1 / classes:
+        found.append(
+            f"random labels reach a balanced accuracy of {random_balanced_accuracy}, above the chance level "
+            f"{1 / classes:.2f}: the same person may be in the table under two names"
+        )
+    return tuple(found)

@@ -1,0 +1,124 @@
+"""Multi-level features of a frozen network, pooled so that they still say where."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool3d
+
+from brainstage.models.med3d import stage_maps
+from brainstage.models.weights import WeightsSource
+from brainstage.pipeline.errors import DeviceError, InferenceError
+from brainstage.pipeline.records import NetworkInput
+
+POOLING: Final[Mapping[str, tuple[int, int, int]]] = MappingProxyType(
+    {"layer2": (3, 4, 3), "layer3": (1, 1, 1), "layer4": (1, 1, 1)}
+)
+"""Stage to the coarse grid its map is averaged over.
+
+Atrophy has a place, and an average over the whole brain dilutes it; the cells of ``layer2`` are about 5 cm wide, a
+lobe. The deeper stages see half the brain from every voxel and say what, not where. On 48 real brains with simulated
+atrophy this did as well as grids with three times the features.
+"""
+POOLING_VERSION: Final = 1
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for.
+
+    Raises
+    ------
+    DeviceError
+        When ``cuda`` is asked for and absent.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if name == "cuda":
+        raise DeviceError("--device cuda: no CUDA device is available; choose --device cpu or auto")
+    raise DeviceError(f"--device {name!r} is unknown; known are auto, cpu and cuda")
+
+
+def pooled_features(network: nn.Module, image: Tensor) -> Tensor:
+    """Return the features of a batch.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        From :func:`~brainstage.models.med3d.build_med3d`.
+    image : Tensor, (B, 1, D, H, W) float32
+
+    Returns
+    -------
+    Tensor, (B, F) float32
+        The stages of :data:`POOLING`, each averaged over its coarse grid, one after the other.
+    """
+    maps = stage_maps(network, image)
+    pooled = [adaptive_avg_pool3d(maps[stage], grid).flatten(1) for stage, grid in POOLING.items()]
+    return torch.cat(pooled, dim=1)
+
+
+class FeatureExtractor:
+    """A frozen network that turns a network input into a feature vector.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        From :func:`~brainstage.models.weights.load_weights`; it is moved to `device` and never trained.
+    source : WeightsSource
+    device : torch.device
+    """
+
+    def __init__(self, network: nn.Module, source: WeightsSource, device: torch.device | None = None) -> None:
+        self.source = source
+        self.device = device or torch.device("cpu")
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        for parameter in self.network.parameters():
+            if parameter.ndim == 5:  # 0.4 s instead of 0.5 s for resnet10 on two CPU cores
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+
+    @property
+    def feature_id(self) -> str:
+        """Hash of everything that changes a feature: weights, architecture, pooling."""
+        content = {
+            "weights": self.source.sha256,
+            "architecture": self.source.architecture,
+            "pooling": {stage: list(grid) for stage, grid in POOLING.items()},
+            "version": POOLING_VERSION,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def features(self, network_input: NetworkInput) -> NDArray[np.float32]:
+        """Return the features of one scan.
+
+        Returns
+        -------
+        ndarray, (F,) float32
+
+        Raises
+        ------
+        InferenceError
+            When a feature is not finite.
+        """
+        image = torch.from_numpy(np.array(network_input.image))[None].to(self.device)
+        # TF32 and the choice among cuDNN's algorithms would change features from one GPU to the next.
+        exact = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+        with torch.inference_mode(), exact:
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+            features = pooled_features(self.network, image)[0].cpu().numpy()
+        if not np.isfinite(features).all():
+            raise InferenceError(
+                "the network gave features that are not finite: its weights do not suit this input"
+            )
+        return np.asarray(features, dtype=np.float32)

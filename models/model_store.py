@@ -1,0 +1,384 @@
+"""The model directory: written whole, read with every weight checked, used for prediction.
+
+::
+
+    MODEL_DIR/
+      model.json             everything but the weights, and the sha256 of each weights file
+      backbone.safetensors   the frozen network, once for all folds
+      fold-0.safetensors ... standardisation, linear head and novelty model of each fold
+      baseline.safetensors   the linear model on voxels
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
+
+from brainstage.models.baseline import LinearBaseline, block_voxels
+from brainstage.models.calibration import calibrated
+from brainstage.models.conformal import set_members
+from brainstage.models.features import FeatureExtractor
+from brainstage.models.med3d import build_med3d
+from brainstage.models.novelty import NoveltyModel
+from brainstage.models.training import LinearHead
+from brainstage.models.weights import WeightsSource, fill_network, state_bytes
+from brainstage.pipeline.errors import InferenceError, InputMissingError, ModelError, WeightsError
+from brainstage.pipeline.files import sha256_of_bytes, write_bytes, write_text
+from brainstage.pipeline.records import NetworkInput, Prediction
+
+DESCRIPTION_FILE: Final = "model.json"
+BACKBONE_FILE: Final = "backbone.safetensors"
+BASELINE_FILE: Final = "baseline.safetensors"
+_PACKAGES: Final = ("brainstage", "torch", "monai", "scikit-learn", "numpy")
+_NO_PART_OF_ID: Final = frozenset({"model_id", "versions"})
+_MAX_DIFFERENCES_SHOWN: Final = 5
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneDescription(_Part):
+    """The frozen network: what it is, where its weights come from, and the hash of all that changes a feature."""
+
+    kind: str
+    architecture: str
+    sha256: str
+    words: str
+    feature_id: str
+
+
+class ConformalDescription(_Part):
+    """Class-conditional quantiles of the non-conformity; None stands for infinite, the class is in every set."""
+
+    level: float = Field(gt=0, lt=1)
+    quantiles: dict[str, float | None]
+
+
+class TierBounds(_Part):
+    """``high`` above the first bound, ``review`` down to the second, ``low`` below."""
+
+    high: float = 0.85
+    review: float = 0.60
+
+    def tier(self, confidence: float) -> str:
+        """Return the tier of a largest probability.
+
+        >>> TierBounds().tier(0.85)
+        'review'
+        """
+        return "high" if confidence > self.high else "review" if confidence >= self.review else "low"
+
+
+class ModelDescription(_Part):
+    """``model.json``: all of a model but its weights."""
+
+    schema_version: Literal[1] = 1
+    model_id: str = ""
+    classes: tuple[str, ...] = Field(min_length=2)
+    label_column: str
+    backbone: BackboneDescription
+    head: Literal["linear"] = "linear"
+    folds: int = Field(ge=2)
+    network_grid: dict[str, Any]
+    preprocessing_id: str
+    preprocessing_content: dict[str, Any]
+    temperature: float = Field(gt=0)
+    conformal: ConformalDescription
+    novelty_threshold: float
+    tiers: TierBounds = TierBounds()
+    seed: int
+    pretraining_cohorts: tuple[str, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+class StoredModel:
+    """A trained model, in memory or read from its directory. Load it once per process.
+
+    Parameters
+    ----------
+    description : ModelDescription
+        `model_id`, `versions` and `files` are filled in here.
+    extractor : FeatureExtractor
+    heads, novelty : sequence
+        One for each fold.
+    baseline : LinearBaseline
+    """
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        extractor: FeatureExtractor,
+        heads: Sequence[LinearHead],
+        novelty: Sequence[NoveltyModel],
+        baseline: LinearBaseline,
+    ) -> None:
+        self.extractor = extractor
+        self.heads = tuple(heads)
+        self.novelty = tuple(novelty)
+        self.baseline = baseline
+        self._described = description
+
+    @cached_property
+    def weight_files(self) -> Mapping[str, bytes]:
+        """The content of each weights file by name."""
+        files = {BACKBONE_FILE: state_bytes(self.extractor.network.state_dict())}
+        for fold, (head, novelty) in enumerate(zip(self.heads, self.novelty, strict=True)):
+            files[f"fold-{fold}.safetensors"] = save_arrays(_fold_arrays(head, novelty))
+        files[BASELINE_FILE] = save_arrays({"weight": self.baseline.weight, "bias": self.baseline.bias})
+        return files
+
+    @cached_property
+    def description(self) -> ModelDescription:
+        """What stands in ``model.json``."""
+        if self._described.model_id:
+            return self._described
+        files = {name: sha256_of_bytes(content) for name, content in self.weight_files.items()}
+        versions = {package: version(package) for package in _PACKAGES}
+        filled = self._described.model_copy(update={"files": files, "versions": versions})
+        return filled.model_copy(update={"model_id": _model_id(filled)})
+
+    @property
+    def model_id(self) -> str:
+        """Short hash of everything that changes a prediction."""
+        return self.description.model_id
+
+    @property
+    def feature_id(self) -> str:
+        """Hash of everything that changes a feature; cached features carry it."""
+        return self.extractor.feature_id
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of every probability vector."""
+        return self._described.classes
+
+    @property
+    def network_grid(self) -> dict[str, Any]:
+        """The network grid's configuration, as plain values."""
+        return dict(self._described.network_grid)
+
+    @property
+    def preprocessing_id(self) -> str:
+        """Hash of the preprocessing that the training scans went through."""
+        return self._described.preprocessing_id
+
+    @property
+    def preprocessing_content(self) -> dict[str, Any]:
+        """What that hash was made from."""
+        return dict(self._described.preprocessing_content)
+
+    def require_preprocessing(self, other_id: str, other_content: Mapping[str, Any]) -> None:
+        """Raise unless scans went through the model's own preprocessing.
+
+        Raises
+        ------
+        ModelError
+            With the values that differ.
+        """
+        if other_id == self.preprocessing_id:
+            return
+        mine, other = _flat(self.preprocessing_content), _flat(other_content)
+        differing = [
+            f"{key} is {other.get(key, 'absent')} here and {mine.get(key, 'absent')} in the model"
+            for key in sorted(mine.keys() | other.keys())
+            if mine.get(key) != other.get(key)
+        ]
+        shown = "; ".join(differing[:_MAX_DIFFERENCES_SHOWN]) or "no value differs, only the hash"
+        more = len(differing) - _MAX_DIFFERENCES_SHOWN
+        raise ModelError(
+            f"the model was trained on scans preprocessed otherwise ({self.preprocessing_id}, here {other_id}): {shown}"
+            + (f"; and {more} more" if more > 0 else "")
+        )
+
+    def features(self, network_input: NetworkInput) -> NDArray[np.float32]:
+        """Return the features (F,) float32 of one scan."""
+        return self.extractor.features(network_input)
+
+    def ensemble_logits(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the mean over folds of the uncalibrated logits (N, C) of features (N, F)."""
+        return np.asarray(np.mean([head.logits(features) for head in self.heads], axis=0))
+
+    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return calibrated probabilities (N, C) of features (N, F)."""
+        return calibrated(self.ensemble_logits(features), self._described.temperature)
+
+    def predict(self, features: NDArray[np.float32], network_input: NetworkInput) -> Prediction:
+        """Return what the fold ensemble says about one scan.
+
+        Parameters
+        ----------
+        features : ndarray, (F,) float32
+            From :meth:`features`, or the same cached.
+        network_input : NetworkInput
+            For the baseline.
+
+        Raises
+        ------
+        InferenceError
+            When the features or the grid are not those of this model.
+        """
+        voxels, _ = block_voxels(network_input)
+        expected = self.heads[0].mean.shape, self.baseline.weight.shape[1:]
+        if (features.shape, voxels.shape) != expected:
+            raise InferenceError(
+                f"features {features.shape} and voxels {voxels.shape} do not fit the model's {expected[0]} and "
+                f"{expected[1]}: the network grid or the weights are others"
+            )
+        probabilities = self.probabilities(features[None])[0]
+        members = set_members(probabilities, _quantiles(self._described))
+        return Prediction(
+            probabilities=dict(zip(self.classes, map(float, probabilities), strict=True)),
+            prediction_set=tuple(name for name, member in zip(self.classes, members, strict=True) if member),
+            ood_score=float(np.mean([model.scores(features[None])[0] for model in self.novelty])),
+            ood_threshold=self._described.novelty_threshold,
+            tier=self._described.tiers.tier(float(probabilities.max())),
+            baseline_label=self.classes[int(self.baseline.logits(voxels[None])[0].argmax())],
+            model_id=self.model_id,
+        )
+
+
+def write_model(folder: Path, model: StoredModel) -> None:
+    """Write weights and ``model.json``, the latter last."""
+    for name, content in model.weight_files.items():
+        write_bytes(folder / name, content)
+    write_text(folder / DESCRIPTION_FILE, model.description.model_dump_json(indent=2) + "\n")
+
+
+def load_model(path: Path, device: str = "cpu") -> StoredModel:
+    """Read a model directory and check every weights file against ``model.json``.
+
+    Raises
+    ------
+    InputMissingError
+        When there is no such directory.
+    ModelError
+        When it is no model directory, or its content was altered or is damaged.
+    """
+    if not path.is_dir():
+        raise InputMissingError(f"there is no model directory {str(path)!r}; make one with brainstage train")
+    description = read_description(path)
+    contents = {name: _checked_content(path, name, sha256) for name, sha256 in description.files.items()}
+    try:
+        network = build_med3d(description.backbone.architecture)
+        fill_network(network, load_tensors(contents[BACKBONE_FILE]), BACKBONE_FILE)
+        folds = [load_arrays(contents[f"fold-{fold}.safetensors"]) for fold in range(description.folds)]
+        baseline = LinearBaseline(**load_arrays(contents[BASELINE_FILE]))
+        heads, novelty = zip(*map(_fold_models, folds), strict=True)
+    except (KeyError, TypeError, ValueError, SafetensorError, WeightsError) as error:
+        raise ModelError(
+            f"{path.name}/{DESCRIPTION_FILE} and the weights beside it do not fit together: {error}"
+        ) from error
+    source = WeightsSource(**description.backbone.model_dump(exclude={"feature_id"}))
+    extractor = FeatureExtractor(network, source, torch.device(device))
+    if extractor.feature_id != description.backbone.feature_id:
+        raise ModelError(
+            f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose features are "
+            "pooled otherwise: train the model again"
+        )
+    return StoredModel(description, extractor, heads, novelty, baseline)
+
+
+def read_description(path: Path) -> ModelDescription:
+    """Read and check ``model.json`` of a model directory.
+
+    Raises
+    ------
+    ModelError
+        When it is absent, not JSON, or not what this version writes.
+    """
+    file = path / DESCRIPTION_FILE
+    try:
+        description = ModelDescription.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"{path.name} is no model directory: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{path.name}/{DESCRIPTION_FILE} is not usable: {where}: {first['msg']}") from error
+    if description.model_id != _model_id(description):
+        raise ModelError(
+            f"{path.name}/{DESCRIPTION_FILE} was altered after training: its content gives another model_id"
+        )
+    return description
+
+
+def _checked_content(path: Path, name: str, sha256: str) -> bytes:
+    if Path(name).name != name:
+        raise ModelError(
+            f"{path.name}/{DESCRIPTION_FILE} names {name!r}, which is not a file of the directory"
+        )
+    try:
+        content = (path / name).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path.name}/{name} cannot be read: {error.strerror}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise ModelError(
+            f"{path.name}/{name} was altered: sha256 {found[:12]}, {sha256[:12]} when it was trained"
+        )
+    return content
+
+
+def _model_id(description: ModelDescription) -> str:
+    content = description.model_dump(mode="json", exclude=set(_NO_PART_OF_ID))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _quantiles(description: ModelDescription) -> list[float]:
+    found = (description.conformal.quantiles[name] for name in description.classes)
+    return [np.inf if quantile is None else quantile for quantile in found]
+
+
+def _fold_arrays(head: LinearHead, novelty: NoveltyModel) -> dict[str, NDArray[np.float32]]:
+    """Name the arrays of a fold; head and novelty model share the fold's standardisation."""
+    return {
+        "mean": head.mean,
+        "scale": head.scale,
+        "head_weight": np.ascontiguousarray(head.weight),
+        "head_bias": head.bias,
+        "novelty_axes": np.ascontiguousarray(novelty.axes),
+        "novelty_variances": novelty.variances,
+        "novelty_residual_variance": np.array([novelty.residual_variance], dtype=np.float64),
+    }
+
+
+def _fold_models(arrays: Mapping[str, NDArray[Any]]) -> tuple[LinearHead, NoveltyModel]:
+    mean, scale = arrays["mean"], arrays["scale"]
+    head = LinearHead(mean=mean, scale=scale, weight=arrays["head_weight"], bias=arrays["head_bias"])
+    novelty = NoveltyModel(
+        mean=mean,
+        scale=scale,
+        axes=arrays["novelty_axes"],
+        variances=arrays["novelty_variances"],
+        residual_variance=float(arrays["novelty_residual_variance"][0]),
+    )
+    return head, novelty
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested values under dotted keys, as text."""
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, default=str)
+    return flat

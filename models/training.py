@@ -1,0 +1,265 @@
+"""A linear head on frozen features: cross-validated, early-stopped, nothing fitted outside the training fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from brainstage.models.splits import inner_validation
+
+LEARNING_RATE: Final = 0.02
+"""The leading component has unit variance, so weights of order 1 are reached in some fifty steps."""
+WEIGHT_DECAY: Final = 0.05
+SCALE_FLOOR: Final = 0.1
+"""Features that hardly vary in training are scaled by this part of the median deviation, not blown up."""
+_NEGLIGIBLE: Final = 1e-6
+"""Axes with less than this part of the leading one's variance are rounding of single precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """How a head is trained.
+
+    Attributes
+    ----------
+    imbalance : str
+        ``none``, or ``weights``: each class counts the same in the loss.
+    epochs : int
+        At most; each is one full-batch AdamW step.
+    patience : int
+        Epochs without a better validation loss before training stops.
+    seed : int
+        Of the inner validation split. The problem is convex and starts from zero: nothing else is random.
+    """
+
+    imbalance: str = "weights"
+    epochs: int = 300
+    patience: int = 30
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRow:
+    """One epoch of one fold; `validation_loss` is None in the final fit on the whole training fold."""
+
+    fold: int
+    phase: str
+    epoch: int
+    training_loss: float
+    validation_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearHead:
+    """A standardisation and a linear map, as fitted in one training fold.
+
+    Attributes
+    ----------
+    mean, scale : ndarray, (F,) float32
+        Of the training fold's features.
+    weight : ndarray, (C, F) float32
+    bias : ndarray, (C,) float32
+    """
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return uncalibrated logits.
+
+        Parameters
+        ----------
+        features : ndarray, (N, F) float32
+
+        Returns
+        -------
+        ndarray, (N, C) float64
+        """
+        standardised = (features - self.mean) / self.scale
+        return np.asarray(standardised @ self.weight.T + self.bias, dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rotation:
+    """Training features on their principal axes, of which N scans span at most N - 1.
+
+    A linear model on the scores is a linear model on the features, at the cost of at most N columns instead of F.
+    The axes are kept as combinations of scans, so that none of them is ever written out in F dimensions.
+
+    Attributes
+    ----------
+    mean, scale : ndarray, (F,) float32
+    standardised : ndarray, (N, F) float32
+    combinations : ndarray, (N, K) float32
+        ``standardised.T @ combinations`` are the axes, all multiplied with :attr:`factor`.
+    scores : ndarray, (N, K) float32
+        On the multiplied axes; the first has unit variance.
+    factor : float
+    """
+
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    standardised: NDArray[np.float32]
+    combinations: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    factor: float
+
+    def project(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the scores (M, K) of other scans (M, F)."""
+        standardised = (features - self.mean) / self.scale
+        return np.asarray((standardised @ self.standardised.T) @ self.combinations, dtype=np.float32)
+
+    def unrotate(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return a map (C, K) on scores as the same map (C, F) on standardised features."""
+        return np.asarray((weight @ self.combinations.T) @ self.standardised, dtype=np.float32)
+
+
+def standardisation(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and scale of each feature over the rows; see :data:`SCALE_FLOOR`."""
+    deviation = features.std(axis=0, dtype=np.float64)
+    varying = deviation[deviation > 0]
+    floor = SCALE_FLOOR * float(np.median(varying)) if varying.size else 1.0
+    scale = np.maximum(deviation, floor)
+    return features.mean(axis=0, dtype=np.float64).astype(np.float32), scale.astype(np.float32)
+
+
+def rotate(features: NDArray[np.float32]) -> Rotation:
+    """Standardise and rotate to principal axes, through the (N, N) matrix of inner products."""
+    mean, scale = standardisation(features)
+    standardised = ((features - mean) / scale).astype(np.float32)
+    values, vectors = np.linalg.eigh((standardised @ standardised.T).astype(np.float64))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    kept = values > _NEGLIGIBLE * max(float(values[0]), _NEGLIGIBLE)
+    lengths = np.sqrt(values[kept])
+    factor = float(np.sqrt(len(features)) / lengths[0]) if kept.any() else 1.0
+    return Rotation(
+        mean=mean,
+        scale=scale,
+        standardised=standardised,
+        combinations=(factor * vectors[:, kept] / lengths).astype(np.float32),
+        scores=(factor * vectors[:, kept] * lengths).astype(np.float32),
+        factor=factor,
+    )
+
+
+def class_weights(targets: NDArray[np.int64], classes: int, imbalance: str) -> NDArray[np.float32]:
+    """Return the weight of each class in the loss: 1, or N / (C n_c)."""
+    if imbalance == "none":
+        return np.ones(classes, dtype=np.float32)
+    counts = np.bincount(targets, minlength=classes)
+    return (len(targets) / (classes * np.maximum(counts, 1))).astype(np.float32)
+
+
+def train_head(
+    features: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    participants: Sequence[str],
+    *,
+    classes: int,
+    options: HeadOptions,
+    fold: int = 0,
+) -> tuple[LinearHead, list[LogRow]]:
+    """Train a head on one training fold.
+
+    A part of the fold's participants is held back to find the number of epochs (early stopping); the head is then
+    fitted anew on the whole fold for that many. Standardisation and rotation are fitted on whatever part is trained on.
+
+    Parameters
+    ----------
+    features : ndarray, (N, F) float32
+    targets : ndarray, (N,) int64
+        Index of each scan's class.
+    participants : sequence of str
+        Of each scan; none is on both sides of the inner split.
+
+    Returns
+    -------
+    LinearHead
+    list of LogRow
+    """
+    held = inner_validation([str(target) for target in targets], participants, seed=options.seed)
+    inner = rotate(features[~held])
+    validation = (inner.project(features[held]), targets[held])
+    _, _, searched = _descend(inner.scores, targets[~held], classes, options, options.epochs, validation)
+    losses = [np.inf if loss is None else loss for _, loss in searched]
+    best = int(np.argmin(losses)) + 1
+    whole = rotate(features)
+    weight, bias, fitted = _descend(whole.scores, targets, classes, options, best, None)
+    head = LinearHead(mean=whole.mean, scale=whole.scale, weight=whole.unrotate(weight), bias=bias)
+    rows = [
+        LogRow(fold=fold, phase=phase, epoch=epoch, training_loss=training, validation_loss=loss)
+        for phase, steps in (("search", searched), ("final", fitted))
+        for epoch, (training, loss) in enumerate(steps, start=1)
+    ]
+    return head, rows
+
+
+_Steps = list[tuple[float, float | None]]
+
+
+def _descend(
+    scores: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    classes: int,
+    options: HeadOptions,
+    epochs: int,
+    validation: tuple[NDArray[np.float32], NDArray[np.int64]] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], _Steps]:
+    """Minimise the weighted cross-entropy with full-batch AdamW from zero; stop early when validation says so."""
+    with _one_thread():
+        return _steps_of(scores, targets, classes, options, epochs, validation)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from splitting matrices this small: on a busy machine its threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _steps_of(
+    scores: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    classes: int,
+    options: HeadOptions,
+    epochs: int,
+    validation: tuple[NDArray[np.float32], NDArray[np.int64]] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], _Steps]:
+    inputs, wanted = torch.from_numpy(scores), torch.from_numpy(targets)
+    importance = torch.from_numpy(class_weights(targets, classes, options.imbalance))
+    weight = torch.zeros(classes, scores.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    decayed = {"params": [weight], "weight_decay": WEIGHT_DECAY}
+    optimiser = torch.optim.AdamW([decayed, {"params": [bias], "weight_decay": 0.0}], lr=LEARNING_RATE)
+    steps: _Steps = []
+    best, since_best = float("inf"), 0
+    for _ in range(epochs):
+        optimiser.zero_grad()
+        loss = cross_entropy(inputs @ weight.T + bias, wanted, weight=importance)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        if validation is None:
+            steps.append((loss.item(), None))
+            continue
+        with torch.no_grad():
+            logits = torch.from_numpy(validation[0]) @ weight.T + bias
+            held_loss = cross_entropy(logits, torch.from_numpy(validation[1]), weight=importance).item()
+        steps.append((loss.item(), held_loss))
+        since_best = 0 if held_loss < best else since_best + 1
+        best = min(best, held_loss)
+        if since_best >= options.patience:
+            break
+    return weight.detach().numpy(), bias.detach().numpy(), steps

@@ -1,0 +1,112 @@
+"""Writing files so that a reader sees the old one or the new one, never a half."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from brainstage.pipeline.errors import InputMissingError, output_error
+
+TEMPORARY_PREFIX = ".tmp-"
+"""Every unfinished file begins with this; what a killed process left behind can be told and removed."""
+
+
+def publish(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary sibling of `path`, flush it to disk, and rename it into place.
+
+    Parameters
+    ----------
+    path : Path
+        Final name; its folder is made when absent.
+    write : callable
+        Gets the temporary path, which carries the final name as its ending, and writes it whole.
+
+    Raises
+    ------
+    OutputError, StorageError
+        When the file system refuses; the temporary file is removed.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write `content` to `path` in one rename."""
+    return publish(path, lambda temporary: _fill(temporary, content))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` as UTF-8 with LF line ends in one rename."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write `content` as readable JSON in one rename; NaN and infinity are refused, JSON has no word for them."""
+    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_of_bytes(content: bytes) -> str:
+    """Return the SHA-256 of `content`, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal.
+
+    Raises
+    ------
+    InputMissingError
+        When the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputMissingError(f"cannot read {path.name}: {error.strerror}") from error
+
+
+def sha256_of_json(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a mapping in canonical JSON: sorted keys, no spaces."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return sha256_of_bytes(canonical.encode("utf-8"))
+
+
+def _fill(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+
+
+LEFTOVER_AGE_S = 24 * 3600.0
+"""An unfinished file of this age belongs to no running process."""
+
+
+def remove_leftovers(folder: Path, older_than_s: float = LEFTOVER_AGE_S) -> int:
+    """Remove unfinished files that killed processes left under `folder`; return how many.
+
+    Younger ones are left alone: another run may be writing them.
+    """
+    removed = 0
+    for path in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        try:
+            if time.time() - path.stat().st_mtime > older_than_s:
+                path.unlink()
+                removed += 1
+        except OSError:
+            continue  # gone meanwhile, or not ours to remove
+    return removed

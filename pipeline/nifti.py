@@ -1,0 +1,295 @@
+"""The only NIfTI reader and writer.
+
+ITK's readers accept a truncated or altered ``.nii.gz`` without a word, so every input is read here: header
+first and bounded, then the whole stream to its checksum. ITK only ever sees our own arrays.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from brainstage.pipeline.errors import GeometryError, ImageError, InputMissingError, IntensityError
+from brainstage.pipeline.files import write_bytes
+from brainstage.pipeline.volume import Affine, BrainMask, Volume
+
+MAX_FILE_BYTES: Final = 2 * 1024**3
+MAX_DATA_BYTES: Final = 1024**3
+MAX_VOXELS: Final = 128 * 1024**2
+"""A whole head at 0.4 mm has 100 million voxels; as float32 the limit is 0.5 GB."""
+MAX_DIMENSION: Final = 1024
+_SLACK_BYTES: Final = 1024**2
+_HEADER_BYTES: Final = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_READ_CHUNK: Final = 8 * 1024**2
+_UNIT_TO_MM: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+_REAL_KINDS: Final = "iuf"
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_GZIP_LEVEL: Final = 1
+"""Level 1 writes a 6-million-voxel float32 volume in 0.3 s; level 6 takes 2 s and saves 5 %."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawNifti:
+    """A NIfTI file as stored, read whole, with nothing believed yet.
+
+    Attributes
+    ----------
+    data : ndarray, (I, J, K) float32
+        Scaled intensities; may hold values that are not finite.
+    sform, qform : ndarray (4, 4) or None
+        Voxel index to RAS mm, None where the code is 0 or the matrix is not usable.
+    sform_code, qform_code : int
+    pixdim_mm : tuple of float
+    fallback : ndarray, (4, 4)
+        What is left when both codes are 0: nibabel's guess from the voxel sizes.
+    warnings : tuple of str
+    """
+
+    data: NDArray[np.float32]
+    sform: Affine | None
+    qform: Affine | None
+    sform_code: int
+    qform_code: int
+    pixdim_mm: tuple[float, float, float]
+    fallback: Affine
+    warnings: tuple[str, ...]
+
+
+def read_raw(path: Path) -> RawNifti:
+    """Read a NIfTI-1 or NIfTI-2 single file, trusting nothing.
+
+    Raises
+    ------
+    InputMissingError
+        No such file.
+    ImageError, GeometryError, IntensityError
+        No regular file, too large, damaged, truncated, not NIfTI, or with a header that cannot be.
+    """
+    _require_regular(path)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(2)
+            file.seek(0)
+            compressed = magic == _GZIP_MAGIC
+            warnings = _extension_warnings(path, compressed)
+            stream = cast("IO[bytes]", gzip.GzipFile(fileobj=file, mode="rb") if compressed else file)
+            header = _read_header(stream)
+            shape, warnings_shape = _checked_shape(header)
+            raw = _read_data(stream, header, shape)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ImageError(
+            "the gzip stream is truncated or damaged "
+            f"({str(error) or type(error).__name__}): copy or download the file again"
+        ) from error
+    except OSError as error:
+        raise ImageError(f"the file cannot be read: {error.strerror or error}") from error
+    data = _scaled(raw, header)
+    sform, qform, fallback, pixdim_mm = _checked_geometry(header)
+    return RawNifti(
+        data=data,
+        sform=sform,
+        qform=qform,
+        sform_code=int(header["sform_code"]),
+        qform_code=int(header["qform_code"]),
+        pixdim_mm=pixdim_mm,
+        fallback=fallback,
+        warnings=(*warnings, *warnings_shape),
+    )
+
+
+def read_volume(path: Path) -> Volume:
+    """Read one of our own volumes; float32, its sform believed."""
+    raw = read_raw(path)
+    return Volume(data=raw.data, voxel_to_ras=_own_affine(raw))
+
+
+def read_mask(path: Path) -> BrainMask:
+    """Read one of our own masks; anything above 0.5 is brain."""
+    raw = read_raw(path)
+    return BrainMask(data=raw.data > 0.5, voxel_to_ras=_own_affine(raw))
+
+
+def write_volume(path: Path, volume: Volume) -> Path:
+    """Write a volume as float32, sform = qform, both codes set, no free text; in one rename."""
+    return _write(path, np.asarray(volume.data, dtype=np.float32), volume.voxel_to_ras)
+
+
+def write_mask(path: Path, brain_mask: BrainMask) -> Path:
+    """Write a mask as uint8 of 0 and 1, otherwise like :func:`write_volume`."""
+    return _write(path, brain_mask.data.astype(np.uint8), brain_mask.voxel_to_ras)
+
+
+def _write(path: Path, data: NDArray[Any], voxel_to_ras: Affine) -> Path:
+    code = 4 if "_space-MNI" in path.name else 1  # 4: MNI space, 1: scanner
+    image = nib.Nifti1Image(data, voxel_to_ras)
+    image.set_sform(voxel_to_ras, code=code)
+    image.set_qform(voxel_to_ras, code=code)
+    image.header.set_xyzt_units("mm")
+    # mtime=0: the same voxels give the same bytes.
+    content = gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0)
+    return write_bytes(path, content)
+
+
+def _own_affine(raw: RawNifti) -> Affine:
+    if raw.sform is None:
+        raise GeometryError("the file has no sform; it was not written by this program")
+    return raw.sform
+
+
+def _require_regular(path: Path) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputMissingError(
+            f"{path.name} cannot be opened ({error.strerror}); with git-annex or DataLad, get its content first"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path.name} is no regular file")
+    if status.st_size == 0:
+        raise ImageError(f"{path.name} is empty: a failed download or copy")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageError(f"{path.name} has {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+
+
+def _extension_warnings(path: Path, compressed: bool) -> tuple[str, ...]:
+    named_compressed = path.name.endswith(".gz")
+    if compressed == named_compressed:
+        return ()
+    found, named = ("gzip", "uncompressed") if compressed else ("uncompressed", "gzip")
+    return (f"extension_mismatch: the content is {found}, the name says {named}",)
+
+
+def _read_header(stream: IO[bytes]) -> nib.Nifti1Header:
+    block = stream.read(348)
+    sizes = {int.from_bytes(block[:4], order) for order in ("little", "big")} & set(_HEADER_BYTES)
+    if len(block) < 348 or not sizes:
+        hint = ""
+        if block.lstrip()[:1] in (b"<", b"{") or b"annex" in block[:200]:
+            hint = ": it looks like a web page or a git-annex pointer, so the download did not work"
+        raise ImageError(f"this is no NIfTI file{hint}")
+    size = sizes.pop()
+    block += stream.read(size - 348)
+    if len(block) < size:
+        raise ImageError("the file ends within its header")
+    header = _HEADER_BYTES[size](block, check=False)
+    if bytes(header["magic"]).rstrip(b"\x00")[:3] not in (b"n+1", b"n+2"):
+        raise ImageError(
+            "this is no single-file NIfTI (magic n+1 or n+2); convert it, for example with dcm2niix"
+        )
+    return header
+
+
+def _checked_shape(header: nib.Nifti1Header) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    count = int(header["dim"][0])
+    if not 1 <= count <= 7:
+        raise GeometryError(f"the header gives {count} dimensions; a T1w scan has 3")
+    dims = [int(n) for n in header["dim"][1 : count + 1]]
+    if min(dims) < 1:
+        raise GeometryError(f"the header gives dimensions {dims}; each must be at least 1")
+    if max(dims) > MAX_DIMENSION or np.prod(np.array(dims, dtype=np.float64)) > MAX_VOXELS:
+        raise GeometryError(
+            f"the header gives dimensions {dims}; at most {MAX_DIMENSION} an axis and {MAX_VOXELS} voxels are read"
+        )
+    extra = dims[3:]
+    if count < 3:
+        raise GeometryError(f"the image has {count} dimensions; a T1w scan has 3")
+    if any(n > 1 for n in extra):
+        raise GeometryError(
+            f"the image holds {int(np.prod(extra))} volumes; store the T1w scan as a single 3-D volume"
+        )
+    warnings = (f"extra_dimension: dimensions {dims} were read as {dims[:3]}",) if extra else ()
+    return (dims[0], dims[1], dims[2]), warnings
+
+
+def _read_data(stream: IO[bytes], header: nib.Nifti1Header, shape: tuple[int, int, int]) -> NDArray[Any]:
+    dtype = _checked_dtype(header)
+    offset = float(header["vox_offset"])
+    if not np.isfinite(offset) or not 0 <= offset <= MAX_DATA_BYTES:
+        raise ImageError(f"the header says that voxels begin at byte {offset}")
+    start = max(int(offset), int(header["sizeof_hdr"]))
+    wanted = start + int(np.prod(shape)) * dtype.itemsize
+    already = int(header["sizeof_hdr"])
+    content = _read_bounded(stream, wanted - already)
+    data = np.frombuffer(content, dtype=dtype, count=int(np.prod(shape)), offset=start - already)
+    return data.reshape(shape, order="F")
+
+
+def _checked_dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = np.dtype(header.get_data_dtype())
+    except (HeaderDataError, KeyError) as error:
+        raise ImageError(f"the header gives an unknown data type, code {int(header['datatype'])}") from error
+    if dtype.kind not in _REAL_KINDS or dtype.itemsize > 8 or dtype.fields is not None:
+        raise ImageError(f"voxels of type {dtype} cannot be a T1w scan; expected integers or real numbers")
+    return dtype
+
+
+def _read_bounded(stream: IO[bytes], wanted: int) -> bytes:
+    """Read `wanted` bytes, then on to the end of the stream so that its checksum is verified."""
+    if wanted > MAX_DATA_BYTES:
+        raise ImageError(f"the header promises {wanted} bytes of voxels; at most {MAX_DATA_BYTES} are read")
+    buffer = io.BytesIO()
+    while buffer.tell() < wanted:
+        chunk = stream.read(min(_READ_CHUNK, wanted - buffer.tell()))
+        if not chunk:
+            raise ImageError(
+                f"the file is truncated: {wanted} bytes of voxels were promised, {buffer.tell()} are there. "
+                "Copy or download it again"
+            )
+        buffer.write(chunk)
+    surplus = 0
+    while chunk := stream.read(_SLACK_BYTES):
+        surplus += len(chunk)
+        if surplus > _SLACK_BYTES:
+            raise ImageError(
+                "the file holds far more data than its header says; it is damaged or no T1w scan"
+            )
+    return buffer.getvalue()
+
+
+def _scaled(raw: NDArray[Any], header: nib.Nifti1Header) -> NDArray[np.float32]:
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(slope) or slope == 0:
+            return raw.astype(np.float32)
+        if not np.isfinite(inter):
+            raise IntensityError(f"the header scales intensities by {slope} and adds {inter}")
+        if slope == 1 and inter == 0:
+            return raw.astype(np.float32)
+        return (raw.astype(np.float64) * slope + inter).astype(np.float32)
+
+
+def _checked_geometry(
+    header: nib.Nifti1Header,
+) -> tuple[Affine | None, Affine | None, Affine, tuple[float, float, float]]:
+    unit = int(header["xyzt_units"]) & 0x07
+    if unit not in _UNIT_TO_MM:
+        raise GeometryError(f"the header gives an unknown unit of length, code {unit}")
+    to_mm = np.diag([_UNIT_TO_MM[unit]] * 3 + [1.0])
+    pixdim = np.array(header["pixdim"][1:4], dtype=np.float64) * _UNIT_TO_MM[unit]
+    if not np.isfinite(pixdim).all() or (pixdim == 0).any():
+        raise GeometryError(f"the header gives voxel sizes {pixdim.tolist()} mm; each must be above 0")
+    sizes = (abs(float(pixdim[0])), abs(float(pixdim[1])), abs(float(pixdim[2])))
+    sform = _usable(to_mm @ header.get_sform()) if int(header["sform_code"]) > 0 else None
+    qform = None
+    if int(header["qform_code"]) > 0:
+        try:
+            qform = _usable(to_mm @ header.get_qform())
+        except (ValueError, HeaderDataError):
+            qform = None
+    return sform, qform, to_mm @ header.get_base_affine(), sizes
+
+
+def _usable(matrix: NDArray[np.float64]) -> Affine | None:
+    good = np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > 1e-6
+    return matrix if good else None

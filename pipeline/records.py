@@ -1,0 +1,419 @@
+"""The state between stages: frozen, keyword-only, one type per state of knowledge.
+
+The chain is ``IngestedHead -> StrippedBrain -> CorrectedBrain -> NormalisedBrain -> RegisteredBrain ->
+NetworkInput``; a stage that asks for one cannot be called with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainstage.pipeline.entities import BidsEntities
+from brainstage.pipeline.errors import GeometryError, IntensityError
+from brainstage.pipeline.volume import (
+    Affine,
+    BrainMask,
+    DisplacementField,
+    Volume,
+    checked_affine,
+    frozen_array,
+    require_same_grid,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Covariates:
+    """What is known about the person at this visit.
+
+    Attributes
+    ----------
+    age : float or None
+        Years.
+    sex : str or None
+        As written in the table; ``F`` and ``M`` are understood.
+    site : str or None
+        Scanner or centre.
+    """
+
+    age: float | None = None
+    sex: str | None = None
+    site: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class T1wScan:
+    """One T1w file of a BIDS dataset.
+
+    Attributes
+    ----------
+    entities : BidsEntities
+    path : Path
+        Where the file lies on this machine; never written to an output.
+    t1w_path : str
+        The same, relative to the BIDS directory, with forward slashes.
+    covariates : Covariates
+    label : str or None
+        Diagnosis or whatever the label column holds.
+    split : str
+        ``train``, ``test`` or empty.
+    fault : str or None
+        Why the file cannot even be tried, such as a link that leads out of the dataset.
+    """
+
+    entities: BidsEntities
+    path: Path
+    t1w_path: str
+    covariates: Covariates = Covariates()
+    label: str | None = None
+    split: str = ""
+    fault: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The scan's name, such as ``sub-01_ses-M12_run-1``."""
+        return self.entities.key
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeaderFindings:
+    """What ingestion saw in the file, before anything was changed.
+
+    Attributes
+    ----------
+    shape, spacing_mm, axcodes
+        Of the file as stored.
+    affine_source : str
+        ``sform`` or ``qform``: the one that was believed.
+    warnings : tuple of str
+        Sentences for the report; each begins with a short code and a colon.
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, float, float]
+    axcodes: str
+    affine_source: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def warning_codes(self) -> tuple[str, ...]:
+        """The short codes of the warnings."""
+        return tuple(text.partition(":")[0] for text in self.warnings)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IngestedHead:
+    """A scan read whole, believed, and turned to RAS; still with its skull if it came with one."""
+
+    head: Volume
+    findings: HeaderFindings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StrippedBrain:
+    """A head and which of its voxels are brain.
+
+    Attributes
+    ----------
+    head : Volume
+        As ingested, not masked.
+    brain_mask : BrainMask
+        On the head's grid.
+    method : str
+        ``deepbet``, ``ants`` or ``none``.
+    skull_stripped_input : bool
+        The scan came without its skull.
+    """
+
+    head: Volume
+    findings: HeaderFindings
+    brain_mask: BrainMask
+    method: str
+    skull_stripped_input: bool
+
+    def __post_init__(self) -> None:
+        require_same_grid(self.head, self.brain_mask)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CorrectedBrain:
+    """A head without its bias field.
+
+    Attributes
+    ----------
+    head : Volume
+        Bias-corrected, native space, RAS, not masked.
+    field_range : float
+        Ratio of the 95th to the 5th percentile of the multiplicative field inside the mask; 1 is flat.
+    """
+
+    head: Volume
+    brain_mask: BrainMask
+    stripped: StrippedBrain
+    field_range: float
+
+    def __post_init__(self) -> None:
+        require_same_grid(self.head, self.brain_mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """The linear map that was applied inside the mask: ``normalised = (intensity - centre) / scale``."""
+
+    method: str
+    centre: float
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NormalisedBrain:
+    """A stripped, bias-corrected brain with comparable intensities; zero outside the mask, native space."""
+
+    brain: Volume
+    brain_mask: BrainMask
+    normalisation: Normalisation
+    corrected: CorrectedBrain
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Deformation:
+    """The two directions of a diffeomorphism on the template's side of the affine.
+
+    Attributes
+    ----------
+    forward : DisplacementField
+        On the template: added to a template point before the affine leads to native space.
+    inverse : DisplacementField
+        On the template: added to an affinely aligned native point.
+    """
+
+    forward: DisplacementField
+    inverse: DisplacementField
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RegisteredBrain:
+    """A brain on the template's grid.
+
+    Attributes
+    ----------
+    brain : Volume
+        Normalised intensities in template space, zero outside the mask.
+    brain_mask : BrainMask
+        The native mask carried to template space.
+    native_to_template : ndarray, (4, 4) float64
+        The affine part: native RAS+ mm to template RAS+ mm.
+    deformation : Deformation or None
+        What SyN adds; None for an affine registration, and for one read back from its files, where the
+        transform in them has it.
+    """
+
+    brain: Volume
+    brain_mask: BrainMask
+    native_to_template: Affine
+    normalised: NormalisedBrain
+    deformation: Deformation | None = None
+
+    def __post_init__(self) -> None:
+        require_same_grid(self.brain, self.brain_mask)
+        object.__setattr__(self, "native_to_template", checked_affine(self.native_to_template))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NetworkInput:
+    """What the network sees.
+
+    Attributes
+    ----------
+    image : ndarray, (1, D, H, W) float32
+        One channel.
+    brain_mask : ndarray, (D, H, W) bool
+        The brain on the same grid, for the controls.
+    voxel_to_ras : ndarray, (4, 4) float64
+        Of the spatial axes, to template RAS+ mm.
+    """
+
+    image: NDArray[np.float32]
+    brain_mask: NDArray[np.bool_]
+    voxel_to_ras: Affine
+
+    def __post_init__(self) -> None:
+        image = frozen_array(self.image, np.float32)
+        if image.ndim != 4 or image.shape[0] != 1 or image.shape[1:] != np.shape(self.brain_mask):
+            raise GeometryError(
+                f"a network input has shape (1, D, H, W) and a mask (D, H, W), got {image.shape} "
+                f"and {np.shape(self.brain_mask)}"
+            )
+        if not np.isfinite(image).all():
+            raise IntensityError("the network input holds values that are not finite")
+        object.__setattr__(self, "image", image)
+        object.__setattr__(self, "brain_mask", frozen_array(self.brain_mask, np.bool_))
+        object.__setattr__(self, "voxel_to_ras", checked_affine(self.voxel_to_ras))
+
+
+class QcStatus(StrEnum):
+    """The gate's verdict."""
+
+    PASS = "pass"  # noqa: S105
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QcVerdict:
+    """Pass, warn or fail, and the short codes of the reasons."""
+
+    status: QcStatus
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QcReport:
+    """The measures of one scan, by name, and the verdict on them.
+
+    Attributes
+    ----------
+    measures : mapping
+        Name to value, as in section 7 of the contract; None where a measure makes no sense.
+    """
+
+    measures: Mapping[str, float | bool | str | None]
+    verdict: QcVerdict
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AssessedBrain:
+    """A registered brain with quality control's verdict and, where there is a model, its prediction.
+
+    Attributes
+    ----------
+    registered : RegisteredBrain
+    qc : QcReport
+    prediction : Prediction or None
+        None without a model.
+    """
+
+    registered: RegisteredBrain
+    qc: QcReport
+    prediction: Prediction | None = None
+
+
+class PredictionStatus(StrEnum):
+    """What became of a scan's prediction."""
+
+    REPORTED = "reported"
+    FLAGGED = "flagged"
+    WITHHELD = "withheld"
+    FAILED = "failed"
+    NO_MODEL = "no_model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says about one scan, before quality control has its word.
+
+    Attributes
+    ----------
+    probabilities : dict
+        Class to calibrated probability; the values sum to 1.
+    prediction_set : tuple of str
+        The conformal set.
+    ood_score : float
+        Novelty; above `ood_threshold` the scan is unlike the training scans.
+    tier : str
+        ``high``, ``review`` or ``low``.
+    baseline_label : str or None
+        What the linear baseline says.
+    model_id : str
+    """
+
+    probabilities: dict[str, float]
+    prediction_set: tuple[str, ...]
+    ood_score: float
+    ood_threshold: float
+    tier: str
+    baseline_label: str | None
+    model_id: str
+
+    def __post_init__(self) -> None:
+        values = np.array(list(self.probabilities.values()))
+        if not np.isfinite(values).all() or abs(values.sum() - 1.0) > 1e-4 or values.min() < 0:
+            raise IntensityError(f"probabilities must lie in 0..1 and sum to 1, got {self.probabilities}")
+
+    @property
+    def predicted_label(self) -> str:
+        """The class with the largest probability; the first of equals."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def confidence(self) -> float:
+        """The largest probability."""
+        return max(self.probabilities.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How one stage came to its result."""
+
+    stage: str
+    version: str
+    parameters: Mapping[str, Any]
+    tool_versions: Mapping[str, str]
+    input_sha256: Mapping[str, str]
+    seconds: float
+    attempt: int = 1
+    reused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A scan whose stages all ran.
+
+    Attributes
+    ----------
+    qc : QcReport
+    prediction : Prediction or None
+        None without a model.
+    provenance : tuple of Provenance
+        In the order of the stages.
+    """
+
+    scan: T1wScan
+    qc: QcReport
+    prediction: Prediction | None
+    preprocessing_id: str
+    provenance: tuple[Provenance, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A scan that a stage could not handle.
+
+    Attributes
+    ----------
+    stage : str
+        The stage that failed.
+    error : str
+        Name of the error class.
+    message : str
+        One sentence without absolute paths.
+    defect : bool
+        The error was not foreseen: a defect of the program, its traceback is in the log.
+    """
+
+    scan: T1wScan
+    stage: str
+    error: str
+    message: str
+    defect: bool = False
+    preprocessing_id: str = ""
+    provenance: tuple[Provenance, ...] = field(default=())
+
+
+SubjectOutcome = Completed | Failure

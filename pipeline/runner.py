@@ -1,0 +1,255 @@
+"""The stages of one scan in order: skip what is done, wrap what fails."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from brainstage.pipeline.derivatives import ScanFiles
+from brainstage.pipeline.errors import BrainstageError, OutputError, StageError, attributed
+from brainstage.pipeline.files import write_json, write_text
+from brainstage.pipeline.records import Failure, Provenance, T1wScan
+from brainstage.pipeline.stage import (
+    Marker,
+    Stage,
+    content_key,
+    describe_outputs,
+    marker_path,
+    outputs_intact,
+    read_marker,
+    write_marker,
+)
+
+FAILURE_MARKER = "failure"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOptions:
+    """How a chain is run.
+
+    Attributes
+    ----------
+    retry_failed : bool
+        Try again a stage that failed before with the same key.
+    redo : frozenset of str
+        Stages that are run even when their result is there.
+    only : frozenset of str or None
+        The only stages that may be run; a scan that needs another fails with a sentence.
+    tool_versions : mapping
+        Written into every marker.
+    on_stage : callable
+        Called with (scan key, stage name, seconds, reused) after each stage.
+    log_folder : str
+        Where tracebacks go, relative to the output directory.
+    """
+
+    retry_failed: bool = False
+    redo: frozenset[str] = frozenset()
+    only: frozenset[str] | None = None
+    tool_versions: Mapping[str, str]
+    on_stage: Callable[[str, str, float, bool], None] = lambda *_: None
+    log_folder: str = "logs"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChainResult:
+    """The state after the last stage, computed only when asked for, and how it came about."""
+
+    state: Callable[[], Any]
+    provenance: tuple[Provenance, ...]
+    markers: Mapping[str, Marker]
+
+    @property
+    def changed(self) -> bool:
+        """Tell whether any stage was computed in this run."""
+        return any(not entry.reused for entry in self.provenance)
+
+
+def run_chain(
+    stages: Sequence[Stage], scan: T1wScan, source_sha256: str, files: ScanFiles, options: ChainOptions
+) -> ChainResult | Failure:
+    """Bring a scan through its stages.
+
+    A stage whose key is unchanged and whose outputs are intact is not run; its state is loaded only when a
+    later stage needs it. A stage's failure is returned, not raised, and remembered: the same failure is not
+    computed twice unless `options.retry_failed`.
+
+    Parameters
+    ----------
+    stages : sequence of Stage
+    scan : T1wScan
+        The state before the first stage.
+    source_sha256 : str
+        Hash of the scan's file.
+    files : ScanFiles
+    options : ChainOptions
+
+    Raises
+    ------
+    OutputError
+        When nothing can be written; that is no fault of the scan and ends the run.
+    """
+    state: Callable[[], Any] = _always(scan)
+    markers: dict[str, Marker] = {}
+    provenance: list[Provenance] = []
+    for stage in stages:
+        inputs = {"source": source_sha256} if not stage.reads else {}
+        for name in stage.reads:
+            inputs |= markers[name].sha256_by_path
+        key = content_key(stage, inputs)
+        earlier = None if options.retry_failed else read_failure(files, scan, (stage.name, key))
+        if earlier is not None:
+            return replace(earlier, provenance=tuple(provenance))
+        try:
+            with attributed(scan.key, stage.name):
+                state, marker, reused = _advance(stage, state, key, inputs, files, options)
+        except OutputError:
+            raise
+        except BrainstageError as error:
+            failure = replace(_known_failure(error, scan, stage.name), provenance=tuple(provenance))
+            if options.only is None:
+                record_failure(failure, files, key)
+            return failure
+        except Exception as error:  # noqa: BLE001 - the one place that meets the unexpected: a row, not a crash
+            path = files.out_dir / options.log_folder / f"{scan.key}_{stage.name}_traceback.txt"
+            write_text(path, traceback.format_exc())
+            failure = replace(
+                _defect(error, scan, stage.name, files.relative(path)), provenance=tuple(provenance)
+            )
+            record_failure(failure, files, key)
+            return failure
+        markers[stage.name] = marker
+        provenance.append(_provenance(marker, reused=reused))
+        options.on_stage(scan.key, stage.name, marker.seconds, reused)
+    (files.state / f"{FAILURE_MARKER}.json").unlink(missing_ok=True)
+    return ChainResult(state=state, provenance=tuple(provenance), markers=markers)
+
+
+def _advance(
+    stage: Stage,
+    before: Callable[[], Any],
+    key: str,
+    inputs: Mapping[str, str],
+    files: ScanFiles,
+    options: ChainOptions,
+) -> tuple[Callable[[], Any], Marker, bool]:
+    marker = read_marker(files, stage.name)
+    if marker and marker.key == key and stage.name not in options.redo and outputs_intact(marker, files):
+        return _once(lambda: stage.load(before(), files)), marker, True
+    if options.only is not None and stage.name not in options.only:
+        raise StageError(
+            f"the {stage.name} stage has not been run with these options; run again without --reports-only"
+        )
+    # The old marker goes first: from here on the outputs are not what it says.
+    marker_path(files, stage.name).unlink(missing_ok=True)
+    started = time.perf_counter()
+    after = stage.run(before())
+    outputs = describe_outputs(stage.save(after, files), files)
+    fresh = Marker(
+        stage=stage.name,
+        key=key,
+        version=stage.version,
+        parameters=stage.parameters,
+        inputs=inputs,
+        outputs=outputs,
+        tool_versions=options.tool_versions,
+        seconds=time.perf_counter() - started,
+        attempt=(marker.attempt + 1) if marker and marker.key == key else 1,
+    )
+    write_marker(files, fresh)
+    return _always(after), fresh, False
+
+
+def _always(value: object) -> Callable[[], Any]:
+    return lambda: value
+
+
+def _once(compute: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that computes its value at the first call and keeps it."""
+    kept: list[Any] = []
+
+    def value() -> Any:  # noqa: ANN401 - the states of the chain have no common type
+        if not kept:
+            kept.append(compute())
+        return kept[0]
+
+    return value
+
+
+def _provenance(marker: Marker, *, reused: bool) -> Provenance:
+    return Provenance(
+        stage=marker.stage,
+        version=marker.version,
+        parameters=marker.parameters,
+        tool_versions=marker.tool_versions,
+        input_sha256=marker.inputs,
+        seconds=marker.seconds,
+        attempt=marker.attempt,
+        reused=reused,
+    )
+
+
+def _known_failure(error: BrainstageError, scan: T1wScan, stage: str) -> Failure:
+    return Failure(scan=scan, stage=stage, error=type(error).__name__, message=error.message)
+
+
+def _defect(error: Exception, scan: T1wScan, stage: str, log: str) -> Failure:
+    return Failure(
+        scan=scan,
+        stage=stage,
+        error=type(error).__name__,
+        message=f"the {stage} stage met an error that was not foreseen ({type(error).__name__}); "
+        f"this is a defect of brainstage, please report it with {log}",
+        defect=True,
+    )
+
+
+def record_failure(failure: Failure, files: ScanFiles, key: str = "") -> None:
+    """Remember a failure, so that a row and a report can be made of it later.
+
+    Parameters
+    ----------
+    failure : Failure
+    files : ScanFiles
+    key : str
+        Key of the stage that failed; with an empty one the scan is tried again in every run.
+    """
+    write_json(
+        files.state / f"{FAILURE_MARKER}.json",
+        {
+            "stage": failure.stage,
+            "key": key,
+            "error": failure.error,
+            "message": failure.message,
+            "defect": failure.defect,
+        },
+    )
+
+
+def read_failure(files: ScanFiles, scan: T1wScan, wanted: tuple[str, str] | None = None) -> Failure | None:
+    """Return the failure remembered for a scan, None when there is none.
+
+    Parameters
+    ----------
+    files : ScanFiles
+    scan : T1wScan
+    wanted : (str, str), optional
+        Stage and key it must be of.
+    """
+    try:
+        content = json.loads((files.state / f"{FAILURE_MARKER}.json").read_text(encoding="utf-8"))
+        if wanted is not None and (content["stage"], content["key"]) != wanted:
+            return None
+        return Failure(
+            scan=scan,
+            stage=content["stage"],
+            error=content["error"],
+            message=content["message"],
+            defect=content["defect"],
+        )
+    except (OSError, ValueError, KeyError):
+        return None

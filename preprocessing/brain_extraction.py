@@ -1,0 +1,153 @@
+"""Which voxels are brain.
+
+A scan that comes without its skull is recognised and left as it is; otherwise deepbet finds the brain
+(Fisch 2024; weights in its wheel, MIT). Its two networks are loaded once per process.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from brainstage.pipeline.config import BrainExtractionConfig
+from brainstage.pipeline.errors import BrainExtractionError, InputMissingError, ToolNotFoundError
+from brainstage.pipeline.files import sha256_of_file
+from brainstage.pipeline.records import IngestedHead, StrippedBrain
+from brainstage.pipeline.volume import BrainMask, Volume
+
+STAGE_VERSION: Final = "1"
+DEEPBET_THRESHOLD: Final = 0.5
+
+STRIPPED_VOLUME_ML: Final = (600.0, 2200.0)
+"""What is left when a skull is off. An adult's whole head, neck cut, fills 2.5 to 6 litres."""
+MIN_CONSTANT_BORDER: Final = 0.90
+"""Share of the outermost voxels that hold one value when the background was set to it."""
+MIN_LARGEST_SHARE: Final = 0.90
+"""A stripped brain is one piece; crumbs may be left."""
+
+
+def extract_brain(ingested: IngestedHead, config: BrainExtractionConfig) -> StrippedBrain:
+    """Find the brain of a head.
+
+    Raises
+    ------
+    BrainExtractionError
+        When nothing is found, or the mask's volume lies outside ``volume_bounds_ml``.
+    """
+    head = ingested.head
+    foreground = stripped_foreground(head)
+    already_stripped = foreground is not None
+    if foreground is not None and config.method != "deepbet":
+        mask, method = foreground, "none"
+    elif config.method == "none":
+        raise BrainExtractionError(
+            "the scan does not look skull-stripped (no constant background around one brain-sized piece), "
+            "but --skull-strip none was asked for; use auto"
+        )
+    else:
+        mask, method = deepbet_mask(head), "deepbet"
+    low, high = config.volume_bounds_ml
+    if not low <= mask.volume_ml <= high:
+        raise BrainExtractionError(
+            f"brain mask holds {mask.volume_ml:.0f} ml; expected {low:.0f} to {high:.0f} ml "
+            "(brain_extraction.volume_bounds_ml). Is it a T1w scan of a whole head?"
+        )
+    return StrippedBrain(
+        head=head,
+        findings=ingested.findings,
+        brain_mask=mask,
+        method=method,
+        skull_stripped_input=already_stripped,
+    )
+
+
+def stripped_foreground(head: Volume) -> BrainMask | None:
+    """Return the brain of a scan that came without its skull, None for a whole head.
+
+    Such a scan has one value all around and one brain-sized piece inside.
+    """
+    background = _border_value(head.data)
+    if background is None:
+        return None
+    inside = head.data != background
+    voxel_ml = head.grid.voxel_volume_mm3 / 1000.0
+    if not STRIPPED_VOLUME_ML[0] * 0.5 <= inside.sum() * voxel_ml <= STRIPPED_VOLUME_ML[1]:
+        return None
+    labels, count = ndimage.label(inside)
+    if count == 0:
+        return None
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    if sizes.max() < MIN_LARGEST_SHARE * inside.sum():
+        return None
+    brain: NDArray[np.bool_] = ndimage.binary_fill_holes(labels == sizes.argmax())
+    mask = BrainMask(data=brain, voxel_to_ras=head.voxel_to_ras)
+    return mask if STRIPPED_VOLUME_ML[0] <= mask.volume_ml <= STRIPPED_VOLUME_ML[1] else None
+
+
+def deepbet_mask(head: Volume) -> BrainMask:
+    """Return deepbet's brain mask of a whole head.
+
+    Raises
+    ------
+    BrainExtractionError
+        When the network finds nothing.
+    """
+    network = _deepbet()
+    try:
+        probability = network.run_model(np.array(head.data, dtype=np.float32))
+        found = probability > DEEPBET_THRESHOLD
+        if not found.any():
+            raise BrainExtractionError("deepbet found no brain. Is it a T1w scan of a whole head?")
+        mask = network.postprocess(found)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        if isinstance(error, BrainExtractionError):
+            raise
+        raise BrainExtractionError("deepbet found no brain. Is it a T1w scan of a whole head?") from error
+    return BrainMask(data=mask > 0, voxel_to_ras=head.voxel_to_ras)
+
+
+@cache
+def deepbet_sha256() -> str:
+    """Return the hash over deepbet's two weight files, part of the ``preprocessing_id``."""
+    try:
+        return "+".join(sha256_of_file(path)[:16] for path in _deepbet_weights())
+    except OSError as error:
+        raise ToolNotFoundError(
+            "deepbet's weights are missing; install deepbet again (1.0.2 or newer)"
+        ) from error
+
+
+def _border_value(data: NDArray[np.float32]) -> np.float32 | None:
+    faces = np.concatenate(
+        [data[index].ravel() for axis in range(3) for index in (_face(axis, 0), _face(axis, -1))]
+    )
+    values, counts = np.unique(faces, return_counts=True)
+    most = int(counts.argmax())
+    return values[most] if counts[most] >= MIN_CONSTANT_BORDER * faces.size else None
+
+
+def _face(axis: int, index: int) -> tuple[slice | int, ...]:
+    return tuple(index if a == axis else slice(None) for a in range(3))
+
+
+def _deepbet_weights() -> tuple[Path, ...]:
+    # Found without importing the package, which brings in torch: a run with nothing to do needs only the hash.
+    package = find_spec("deepbet")
+    if package is None or package.origin is None:
+        raise ToolNotFoundError("deepbet is not installed; run make setup")
+    folder = Path(package.origin).parents[1] / "data" / "models"
+    return tuple(folder / name for name in ("bbox_model.pt", "model.pt"))
+
+
+@cache
+def _deepbet() -> Any:  # noqa: ANN401 - the library has no types
+    from deepbet.bet import BrainExtraction  # heavy: torch
+
+    return BrainExtraction(no_gpu=True)

@@ -1,0 +1,69 @@
+"""Carrying arrays from one grid to another, in this process, without ITK."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume
+
+_FWHM_TO_SIGMA: Final = 1.0 / (2.0 * np.sqrt(2.0 * np.log(2.0)))
+
+
+def resampled(volume: Volume, grid: Grid, grid_to_volume: Affine | None = None) -> Volume:
+    """Return the volume's values on another grid, trilinear, 0 outside its field of view.
+
+    Where the new voxels are larger than the old ones, the volume is smoothed first, so that no detail
+    appears as a pattern that is not there.
+
+    Parameters
+    ----------
+    volume : Volume
+    grid : Grid
+    grid_to_volume : ndarray, (4, 4), optional
+        RAS+ mm of the grid to RAS+ mm of the volume; identity when absent.
+    """
+    smooth = _antialiased(volume.data, np.array(grid.spacing_mm) / np.array(volume.spacing_mm))
+    return Volume(
+        data=_interpolated(smooth, volume.voxel_to_ras, grid, grid_to_volume),
+        voxel_to_ras=grid.voxel_to_ras,
+    )
+
+
+def resampled_mask(brain_mask: BrainMask, grid: Grid, grid_to_mask: Affine | None = None) -> BrainMask:
+    """Return a mask on another grid: the voxels that are brain to at least one half."""
+    fraction = _antialiased(
+        brain_mask.data.astype(np.float32), np.array(grid.spacing_mm) / np.array(brain_mask.grid.spacing_mm)
+    )
+    values = _interpolated(fraction, brain_mask.voxel_to_ras, grid, grid_to_mask)
+    return BrainMask(data=values >= 0.5, voxel_to_ras=grid.voxel_to_ras)
+
+
+def _antialiased(data: NDArray[np.float32], ratio: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Smooth so that the total blur is about one new voxel; nothing happens where voxels do not grow."""
+    sigma = np.sqrt(np.maximum(ratio**2 - 1.0, 0.0)) * _FWHM_TO_SIGMA
+    if not (sigma > 0.1).any():
+        return data
+    smoothed: NDArray[np.float32] = ndimage.gaussian_filter(data, sigma, mode="nearest", truncate=3.0)
+    return smoothed
+
+
+def _interpolated(
+    data: NDArray[np.float32], voxel_to_ras: Affine, grid: Grid, grid_to_data: Affine | None
+) -> NDArray[np.float32]:
+    between = np.eye(4) if grid_to_data is None else grid_to_data
+    index_to_index = np.linalg.inv(voxel_to_ras) @ between @ grid.voxel_to_ras
+    values: NDArray[np.float32] = ndimage.affine_transform(
+        data,
+        index_to_index[:3, :3],
+        offset=index_to_index[:3, 3],
+        output_shape=grid.shape,
+        output=np.float32,
+        order=1,
+        mode="constant",
+        cval=0.0,
+    )
+    return values

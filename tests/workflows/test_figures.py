@@ -1,0 +1,236 @@
+"""Figures: the right side on the right, no face, and no crash on odd masks."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from brainstage.pipeline.records import (
+    CorrectedBrain,
+    HeaderFindings,
+    Normalisation,
+    NormalisedBrain,
+    RegisteredBrain,
+    StrippedBrain,
+)
+from brainstage.pipeline.volume import BrainMask, Volume, spacing_of
+from brainstage.preprocessing.template import load_template
+from brainstage.workflows.drawing import MAX_PNG_BYTES
+from brainstage.workflows.figures import scan_figures
+from brainstage.workflows.mosaic import (
+    AXIAL,
+    CORONAL,
+    FACE_SURROUND_MM,
+    SAGITTAL,
+    SURROUND_MM,
+    grey,
+    mosaic_of,
+    painted,
+    scene_of,
+    spread,
+    visibility,
+    window_of,
+)
+
+SHAPE_MM = (144.0, 180.0, 150.0)
+RADII_MM = np.array([52.0, 66.0, 50.0])
+RIGHT_FRONT_TOP_MM = np.array([26.0, 30.0, 18.0])
+
+
+def storage(axcodes: str, spacing_mm: tuple[float, float, float]) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return shape and voxel-to-RAS matrix of a centred grid whose axes run as `axcodes` say."""
+    matrix = np.eye(4)
+    shape = []
+    for column, (code, spacing) in enumerate(zip(axcodes, spacing_mm, strict=True)):
+        world = next(n for n, pair in enumerate(("LR", "PA", "IS")) if code in pair)
+        sign = 1.0 if code in "RAS" else -1.0
+        matrix[:3, column] = 0.0
+        matrix[world, column] = sign * spacing
+        shape.append(int(SHAPE_MM[world] / spacing))
+    matrix[:3, 3] = -matrix[:3, :3] @ ((np.array(shape) - 1) / 2.0)
+    return tuple(shape), matrix
+
+
+def world_mm(shape: tuple[int, ...], voxel_to_ras: np.ndarray) -> np.ndarray:
+    index = np.indices(shape).reshape(3, -1)
+    return (voxel_to_ras[:3, :3] @ index + voxel_to_ras[:3, 3:]).reshape(3, *shape)
+
+
+def phantom(axcodes: str = "RAS", spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0)):
+    """Return a brain of grey with a bright ball right, in front and above, scalp around it, and its mask."""
+    shape, matrix = storage(axcodes, spacing_mm)
+    points = world_mm(shape, matrix)
+    radius = np.sqrt(((points / RADII_MM[:, None, None, None]) ** 2).sum(axis=0))
+    ball = np.linalg.norm(points - RIGHT_FRONT_TOP_MM[:, None, None, None], axis=0) < 13.0
+    head = np.where(radius < 1.4, 30.0, 0.0)
+    head[radius < 1.0] = 100.0 + 20.0 * np.sin(points[0] / 6.0)[radius < 1.0]
+    head[ball] = 400.0
+    return head.astype(np.float32), radius < 1.0, matrix
+
+
+def registered(head, mask, voxel_to_ras, *, skull_stripped: bool = False) -> RegisteredBrain:
+    template = load_template(2.0)
+    findings = HeaderFindings(
+        shape=head.shape, spacing_mm=spacing_of(voxel_to_ras), axcodes="RAS", affine_source="sform"
+    )
+    brain_mask = BrainMask(data=mask, voxel_to_ras=voxel_to_ras)
+    stripped = StrippedBrain(
+        head=Volume(data=head, voxel_to_ras=voxel_to_ras),
+        findings=findings,
+        brain_mask=brain_mask,
+        method="none" if skull_stripped else "deepbet",
+        skull_stripped_input=skull_stripped,
+    )
+    field = 1.0 + 0.002 * np.arange(head.shape[0], dtype=np.float32)[:, None, None]
+    corrected = CorrectedBrain(
+        head=stripped.head.with_data(head / field), brain_mask=brain_mask, stripped=stripped, field_range=1.2
+    )
+    normalised = NormalisedBrain(
+        brain=stripped.head.with_data(np.where(mask, (head / field - 100.0) / 20.0, 0.0)),
+        brain_mask=brain_mask,
+        normalisation=Normalisation(method="zscore", centre=100.0, scale=20.0),
+        corrected=corrected,
+    )
+    return RegisteredBrain(
+        brain=template.t1w.with_data(template.t1w.data / 100.0),
+        brain_mask=template.brain_mask,
+        native_to_template=np.eye(4),
+        normalised=normalised,
+    )
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def check_figures(state: RegisteredBrain) -> dict[str, bytes]:
+    figures = scan_figures(state)
+    assert list(figures) == ["mask", "registration", "bias_field", "histogram", "montage"]
+    for name, png in figures.items():
+        assert png.startswith(b"\x89PNG"), name
+        assert len(png) <= MAX_PNG_BYTES, name
+    assert pixels(figures["montage"]).shape[1] == 240
+    assert len(figures["montage"]) < 16_000
+    return figures
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LAS", "LPS", "PIR", "AIL"])
+def test_what_lies_right_front_and_above_is_drawn_so_whatever_the_storage(axcodes):
+    head, mask, matrix = phantom(axcodes)
+    scene = scene_of({"mask": mask, "head": head}, matrix, margin_mm=6.0)
+    centre = [spread(scene.mask, axis, 1)[0] for axis in range(3)]
+    ball = np.round(np.linalg.inv(scene.voxel_to_ras) @ np.append(RIGHT_FRONT_TOP_MM, 1.0)).astype(int)
+    for axis, right, up in ((AXIAL, 1, 1), (CORONAL, 1, 1), (SAGITTAL, 1, 1)):
+        mosaic = mosaic_of(scene, [[(axis, int(ball[axis]))]], width=200, gap=4)
+        canvas = painted(scene.layers["head"], mosaic)
+        rows, columns = np.nonzero(canvas > 300.0)
+        tile = mosaic.tiles[0]
+        assert (columns.mean() > tile.left + tile.width / 2) == bool(right)
+        assert (rows.mean() < tile.top + tile.height / 2) == bool(up)
+        assert centre[axis] != ball[axis]
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LAS"])
+def test_the_marker_is_on_the_side_that_carries_the_letter_R(axcodes):
+    head, mask, matrix = phantom(axcodes)
+    picture = pixels(check_figures(registered(head, mask, matrix))["mask"])
+    bright = (picture.min(axis=2) > 235)[: picture.shape[0] // 3]
+    columns = np.nonzero(bright)[1]
+    tile_width = picture.shape[1] / 7
+    inside = columns[(columns > tile_width) & (columns < 6 * tile_width)]  # tiles without letters
+    assert inside.size > 50
+    assert np.mean((inside % tile_width) > tile_width / 2) > 0.95
+
+
+def test_the_letters_L_and_R_stand_left_and_right():
+    from brainstage.workflows import figures
+
+    head, mask, matrix = phantom("LPS")
+    scene = scene_of({"mask": mask, "head": head}, matrix, margin_mm=6.0)
+    mosaic = mosaic_of(scene, [[(AXIAL, 10), (AXIAL, 20)], [(SAGITTAL, 10)]], width=300, gap=4)
+    notes = figures._directions(mosaic)
+    for left, right in zip(notes[::2], notes[1::2], strict=True):
+        assert (left.text, right.text) in {("L", "R"), ("P", "A")}
+        assert left.left < right.left
+
+
+@pytest.mark.parametrize("spacing_mm", [(3.0, 3.0, 3.0), (1.5, 1.5, 6.0), (4.8, 2.0, 2.0)])
+def test_nothing_far_from_the_mask_is_visible(spacing_mm):
+    head, mask, matrix = phantom("RAS", spacing_mm)
+    scene = scene_of({"mask": mask, "head": head}, matrix, margin_mm=40.0)
+    visible = visibility(scene)
+    away_mm = ndimage.distance_transform_edt(~scene.mask, sampling=spacing_of(scene.voxel_to_ras))
+    coarse_mm = 3.0 + max(spacing_mm)
+    assert visible[away_mm > SURROUND_MM + coarse_mm].max() == 0.0
+    assert visible[scene.mask].min() == 1.0
+    j, k = (n // 2 for n in scene.mask.shape[1:])
+    low_front = away_mm[:, j + 14 :, : k - 8]
+    assert visible[:, j + 14 :, : k - 8][low_front > FACE_SURROUND_MM + coarse_mm].max(initial=0.0) == 0.0
+
+
+def test_a_tissue_far_outside_leaves_no_trace_in_the_picture():
+    head, mask, matrix = phantom()
+    plain = check_figures(registered(head, mask, matrix))
+    points = world_mm(head.shape, matrix)
+    nose = np.linalg.norm(points - np.array([0.0, 84.0, -20.0])[:, None, None, None], axis=0) < 6.0
+    with_nose = check_figures(registered(np.where(nose, 900.0, head).astype(np.float32), mask, matrix))
+    for name in ("mask", "montage", "bias_field", "histogram"):
+        assert with_nose[name] == plain[name]
+
+
+def test_thick_slices_keep_the_proportions_of_the_head():
+    head, mask, matrix = phantom("RAS", (1.5, 1.5, 7.0))
+    scene = scene_of({"mask": mask, "head": head}, matrix, margin_mm=0.0)
+    tile = mosaic_of(scene, [[(CORONAL, 20)]], width=400, gap=4).tiles[0]
+    assert tile.height / tile.width == pytest.approx(RADII_MM[2] / RADII_MM[0], rel=0.1)
+    check_figures(registered(head, mask, matrix))
+
+
+def test_a_skull_stripped_scan_is_drawn():
+    head, mask, matrix = phantom()
+    check_figures(registered(np.where(mask, head, 0.0).astype(np.float32), mask, matrix, skull_stripped=True))
+
+
+@pytest.mark.parametrize("kind", ["empty", "voxel", "corner", "full", "two_parts"])
+def test_odd_masks_do_not_stop_the_report(kind):
+    head, mask, matrix = phantom("RAS", (6.0, 6.0, 6.0))
+    odd = np.zeros_like(mask)
+    if kind == "voxel":
+        odd[10, 12, 9] = True
+    elif kind == "corner":
+        odd[:2, :2, :2] = True
+    elif kind == "full":
+        odd[:] = True
+    elif kind == "two_parts":
+        odd[2:5], odd[-5:-2] = True, True
+    figures = check_figures(registered(head, odd, matrix))
+    if kind == "empty":
+        picture = pixels(figures["mask"])
+        assert picture[: picture.shape[0] // 4].max(axis=2).mean() < 10  # letters on black
+
+
+def test_a_constant_image_has_a_window():
+    low, high = window_of(np.full((3, 3, 3), 7.0), np.ones((3, 3, 3), dtype=bool))
+    assert low < 7.0 < high
+
+
+def test_the_window_spans_the_grey_values():
+    canvas = np.array([[0.0, 5.0, 10.0, 20.0]], dtype=np.float32)
+    np.testing.assert_allclose(grey(canvas, (0.0, 10.0)), [[0.0, 0.5, 1.0, 1.0]])
+
+
+def test_pure_noise_stays_below_the_size_limit():
+    rng = np.random.default_rng(3)
+    _, mask, matrix = phantom("RAS", (2.0, 2.0, 2.0))
+    noise = rng.integers(1, 1000, mask.shape).astype(np.float32)
+    check_figures(registered(noise, mask, matrix))
+
+
+def test_the_same_state_gives_the_same_bytes():
+    head, mask, matrix = phantom("RAS", (6.0, 6.0, 6.0))
+    state = registered(head, mask, matrix)
+    assert scan_figures(state) == scan_figures(state)

@@ -1,0 +1,525 @@
+"""Pages: nothing leaves them, everything is escaped, and what is withheld is nowhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from brainstage.pipeline.config import Config
+from brainstage.pipeline.entities import BidsEntities
+from brainstage.pipeline.records import (
+    Completed,
+    Covariates,
+    Failure,
+    HeaderFindings,
+    Prediction,
+    PredictionStatus,
+    Provenance,
+    QcReport,
+    QcStatus,
+    QcVerdict,
+    T1wScan,
+)
+from brainstage.workflows.cohort_page import CohortScan, render_cohort, strips_of
+from brainstage.workflows.methods import method_steps, render_methods
+from brainstage.workflows.pages import RunInfo, percent, value_text
+from brainstage.workflows.qc_table import QcRow, Reason, bounds_text, gauge_of, qc_reasons_of, qc_rows_of
+from brainstage.workflows.report import ScanReport, key_parameters, render_scan_report
+from brainstage.workflows.verdict import verdict_of
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
+HOSTILE = "<script>alert(1)</script>\"'&"
+RUN = RunInfo(
+    version="0.1.0",
+    date="2025-01-31 12:00",
+    options="run bids out --nprocs 2",
+    preprocessing_id="3f7a90c12b44",
+    seeds={"preprocessing": 0},
+    tool_versions={"nibabel": "5.4.2"},
+)
+STATUS = PredictionStatus
+
+
+class Page(HTMLParser):
+    """Collects what a test asks about a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.meta: dict[str, str] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        values = {name: value or "" for name, value in attrs}
+        self.attributes += list(values.items())
+        self.loads += [values[name] for name in ("src", "srcset", "poster", "data") if name in values]
+        if tag == "a":
+            self.links.append(values["href"])
+        elif "href" in values:
+            self.loads.append(values["href"])
+        if tag == "meta" and "http-equiv" in values:
+            self.meta[values["http-equiv"]] = values["content"]
+        if tag == "img":
+            assert values.get("alt"), "a picture without alternative text"
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def scan(subject: str = "01", **changes) -> T1wScan:
+    values = {
+        "entities": BidsEntities(subject=subject),
+        "path": Path("/data/private/hospital/scan.nii.gz"),
+        "t1w_path": f"sub-{subject}/anat/sub-{subject}_T1w.nii.gz",
+        "covariates": Covariates(age=71.0, sex="F", site="A"),
+    }
+    return T1wScan(**(values | changes))
+
+
+def prediction(**changes) -> Prediction:
+    values = {
+        "probabilities": {"ClassOne": 0.1234, "ClassTwo": 0.6413, "ClassThree": 0.2353},
+        "prediction_set": ("ClassTwo", "ClassThree"),
+        "ood_score": 1.7771,
+        "ood_threshold": 2.4,
+        "tier": "review",
+        "baseline_label": "ClassThree",
+        "model_id": "model-7",
+    }
+    return Prediction(**(values | changes))
+
+
+def completed(status: QcStatus = QcStatus.PASS, reasons: tuple[str, ...] = (), **changes) -> Completed:
+    values = {
+        "scan": scan(),
+        "qc": QcReport(
+            measures={"brain_volume_ml": 1234.0, "template_correlation": 0.61, "cnr": 1.5},
+            verdict=QcVerdict(status=status, reasons=reasons),
+        ),
+        "prediction": prediction(),
+        "preprocessing_id": "x",
+        "provenance": (
+            Provenance(
+                stage="ingest",
+                version="1",
+                parameters={
+                    "weights": "0" * 64,
+                    "file": "/home/someone/model.pt",
+                    "nested": {"grid_mm": 4.0},
+                },
+                tool_versions={},
+                input_sha256={},
+                seconds=1.5,
+                reused=True,
+            ),
+        ),
+    }
+    return Completed(**(values | changes))
+
+
+def failure(**changes) -> Failure:
+    values = {
+        "scan": scan("04"),
+        "stage": "brain_extraction",
+        "error": "BrainExtractionError",
+        "message": "brain mask holds 212 ml; expected 600 to 2300 ml",
+    }
+    return Failure(**(values | changes))
+
+
+def report(outcome=None, status=STATUS.REPORTED, **changes) -> ScanReport:
+    values = {
+        "outcome": outcome or completed(),
+        "prediction_status": status,
+        "run": RUN,
+        "figures": {"mask": PNG, "histogram": PNG, "montage": PNG},
+        "findings": HeaderFindings(
+            shape=(160, 192, 192),
+            spacing_mm=(1.0, 1.33, 1.33),
+            axcodes="RAS",
+            affine_source="sform",
+            warnings=("form_conflict: sform and qform differ by 3 mm",),
+        ),
+        "qc_rows": (
+            QcRow(name="cnr", value=1.5, passing=(1.2, None), status=QcStatus.PASS, explanation="Contrast."),
+        ),
+        "methods": method_steps(Config(), RUN.tool_versions),
+    }
+    return ScanReport(**(values | changes))
+
+
+def cohort(*scans: CohortScan) -> str:
+    return render_cohort(scans, RUN, explanations={"cnr": "Low contrast."})
+
+
+def cohort_scan(outcome, status, **changes) -> CohortScan:
+    return CohortScan(
+        outcome=outcome,
+        prediction_status=status,
+        **({"report": f"{outcome.scan.key}.html", "thumbnail": PNG} | changes),
+    )
+
+
+ALL_PAGES = {
+    "reported": lambda: render_scan_report(report()),
+    "flagged": lambda: render_scan_report(report(status=STATUS.FLAGGED)),
+    "withheld": lambda: render_scan_report(report(completed(QcStatus.FAIL, ("cnr",)), STATUS.WITHHELD)),
+    "no_model": lambda: render_scan_report(report(completed(prediction=None), STATUS.NO_MODEL)),
+    "failed": lambda: render_scan_report(
+        report(failure(), STATUS.FAILED, figures={}, findings=None, qc_rows=())
+    ),
+    "cohort": lambda: cohort(
+        cohort_scan(completed(), STATUS.REPORTED), cohort_scan(failure(), STATUS.FAILED, thumbnail=None)
+    ),
+    "empty cohort": lambda: cohort(),
+}
+
+
+@pytest.mark.parametrize("name", ALL_PAGES)
+def test_no_page_makes_a_request(name):
+    text = ALL_PAGES[name]()
+    page = Page(text)
+    assert all(load.startswith("data:image/") for load in page.loads)
+    assert all(re.fullmatch(r"#[\w-]+|[\w-]+\.html|https://doi\.org/10\.\S+", link) for link in page.links)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert page.meta["Content-Security-Policy"].startswith(
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    )
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+
+
+@pytest.mark.parametrize("name", ALL_PAGES)
+def test_every_page_says_what_it_is_not_and_has_its_landmarks(name):
+    page = Page(ALL_PAGES[name]())
+    assert "For research; not a diagnosis." in page.text
+    assert {"main", "header", "h1", "footer"} <= set(page.tags)
+    assert page.tags.count("h1") == 1
+    targets = {value for attribute, value in page.attributes if attribute == "id"}
+    assert {link[1:] for link in page.links if link.startswith("#")} <= targets
+    assert {value for attribute, value in page.attributes if attribute == "aria-labelledby"} <= targets
+
+
+@pytest.mark.parametrize("name", ALL_PAGES)
+def test_no_page_holds_an_absolute_path(name):
+    text = ALL_PAGES[name]()
+    assert "/data/private" not in text
+    assert "/home/" not in text
+
+
+def test_a_scan_report_runs_no_script():
+    assert "script" not in Page(render_scan_report(report())).tags
+
+
+def test_the_cohort_page_allows_only_its_own_script():
+    text = ALL_PAGES["cohort"]()
+    script = text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in Page(text).meta["Content-Security-Policy"]
+    assert text.count("<script") == 1
+
+
+def hostile_scan(**changes) -> T1wScan:
+    entities = BidsEntities(subject=HOSTILE, session=HOSTILE, run=HOSTILE)
+    covariates = Covariates(sex=HOSTILE, site=HOSTILE)
+    return scan(entities=entities, t1w_path=HOSTILE, covariates=covariates, label=HOSTILE, **changes)
+
+
+def hostile_pages() -> dict[str, str]:
+    run = RunInfo(
+        version=HOSTILE, date=HOSTILE, options=HOSTILE, preprocessing_id=HOSTILE, seeds={HOSTILE: 1},
+        tool_versions={HOSTILE: HOSTILE},
+    )  # fmt: skip
+    said = prediction(
+        probabilities={HOSTILE: 1.0},
+        prediction_set=(HOSTILE,),
+        tier=HOSTILE,
+        baseline_label=HOSTILE,
+        model_id=HOSTILE,
+    )
+    entry = Provenance(
+        stage=HOSTILE,
+        version=HOSTILE,
+        parameters={HOSTILE: HOSTILE},
+        tool_versions={},
+        input_sha256={},
+        seconds=1.0,
+    )
+    qc = QcReport(measures={"cnr": 1.0}, verdict=QcVerdict(status=QcStatus.WARN, reasons=(HOSTILE,)))
+    done = completed(scan=hostile_scan(), prediction=said, provenance=(entry,), qc=qc)
+    broken = failure(scan=hostile_scan(), stage=HOSTILE, error=HOSTILE, message=HOSTILE)
+    findings = HeaderFindings(
+        shape=(1, 2, 3),
+        spacing_mm=(1.0, 1.0, 1.0),
+        axcodes=HOSTILE,
+        affine_source=HOSTILE,
+        warnings=(HOSTILE,),
+    )
+    row = QcRow(name=HOSTILE, value=HOSTILE, unit=HOSTILE, explanation=HOSTILE, source=HOSTILE)
+    reasons = (Reason(code=HOSTILE, explanation=HOSTILE, summary=HOSTILE + "!"),)
+    words = {
+        "run": run,
+        "findings": findings,
+        "qc_rows": (row,),
+        "qc_reasons": reasons,
+        "prediction_reasons": reasons,
+    }
+    scans = [
+        CohortScan(outcome=done, prediction_status=STATUS.FLAGGED, report=HOSTILE, thumbnail=PNG),
+        CohortScan(outcome=broken, prediction_status=STATUS.FAILED, report=HOSTILE),
+    ]
+    return {
+        "flagged": render_scan_report(report(done, STATUS.FLAGGED, cohort_page=HOSTILE, **words)),
+        "failed": render_scan_report(report(broken, STATUS.FAILED, remedy=HOSTILE, **words)),
+        "cohort": render_cohort(scans, run, title=HOSTILE, explanations={HOSTILE: HOSTILE}),
+    }
+
+
+def test_every_word_from_outside_is_escaped():
+    for name, text in hostile_pages().items():
+        assert "<script>alert" not in text, name
+        page = Page(text)
+        assert page.tags.count("script") == (1 if name == "cohort" else 0), name
+        assert HOSTILE in page.text, name
+        assert not any("alert" in attribute for attribute, _ in page.attributes), name
+
+
+def test_a_withheld_prediction_is_nowhere_in_the_pages():
+    outcome = completed(QcStatus.FAIL, ("template_correlation",))
+    reasons = (Reason(code="template_correlation", explanation="Low.", status=QcStatus.FAIL),)
+    flags = (Reason(code="baseline_disagrees", explanation="The baseline says ClassThree."),)
+    text = render_scan_report(report(outcome, STATUS.WITHHELD, qc_reasons=reasons, prediction_reasons=flags))
+    page = cohort(cohort_scan(outcome, STATUS.WITHHELD))
+    for secret in (
+        "Class",
+        "0.64",
+        "64 %",
+        "12 %",
+        "24 %",
+        "0.12",
+        "0.23",
+        "1.777",
+        "1.78",
+        "model-7",
+        "review ",
+    ):
+        assert secret not in Page(text).text, secret
+        assert secret not in Page(page).text, secret
+    assert "bars" not in text.split("</style>")[1]
+    assert "withheld by quality control" in text
+    assert "template_correlation" in text
+
+
+def test_a_reported_prediction_is_told_in_words_and_bars():
+    text = render_scan_report(report())
+    words = Page(text).text
+    assert "Predicted ClassTwo, 64 %" in words
+    assert "for review, between 60 % and 85 %" in words
+    assert "The 90 % prediction set holds ClassTwo and ClassThree" in words
+    assert words.index("ClassOne 12 %") < words.index("ClassTwo 64 %", words.index("ClassOne 12 %"))
+    assert text.count('class="top-class"') == 1
+    assert 'width="64.13"' in text
+
+
+@pytest.mark.parametrize(("members", "words"), [((), "is empty"), (("A",), "holds A alone")])
+def test_small_prediction_sets_have_their_own_words(members, words):
+    said = prediction(probabilities={"A": 0.9, "B": 0.1}, prediction_set=members, tier="high")
+    verdict = verdict_of(completed(prediction=said), STATUS.REPORTED)
+    assert any(words in sentence for sentence in verdict.sentences)
+
+
+def test_a_failure_names_stage_and_message_and_what_to_do():
+    words = Page(render_scan_report(report(failure(), STATUS.FAILED, remedy="Look at the scan."))).text
+    assert "Failed while finding the brain (stage brain_extraction)" in words
+    assert "Brain mask holds 212 ml; expected 600 to 2300 ml." in words
+    assert "BrainExtractionError" in words
+    assert "Look at the scan." in words
+    assert "--retry-failed" in words
+
+
+def test_a_failed_scan_stands_out_in_the_cohort():
+    words = Page(ALL_PAGES["cohort"]()).text
+    assert "1 scan failed" in words
+    assert "brain mask holds 212 ml" in words
+
+
+def test_quality_control_explains_every_reason():
+    reasons = (
+        Reason(code="cnr", explanation="Low with noise.", summary="CNR is 0.7, expected at least 1.2"),
+        Reason(code="header_form_conflict", explanation="sform and qform differ"),
+    )
+    outcome = completed(QcStatus.WARN, ("cnr", "header_form_conflict"))
+    words = Page(render_scan_report(report(outcome, STATUS.FLAGGED, qc_reasons=reasons))).text
+    assert "Quality control warns: CNR is 0.7, expected at least 1.2; header_form_conflict." in words
+    assert "Low with noise." in words
+    assert "sform and qform differ" in words
+
+
+def test_rows_and_reasons_come_from_the_table_of_measures():
+    from brainstage.preprocessing.quality import MEASURES, judge
+
+    measures = {measure.name: None for measure in MEASURES} | {
+        "template_correlation": 0.01,
+        "brain_volume_ml": 1300.0,
+    }
+    measures["header_warnings"] = "form_conflict"
+    qc = QcReport(measures=measures, verdict=judge(measures, {}))
+    findings = HeaderFindings(
+        shape=(1, 1, 1),
+        spacing_mm=(1, 1, 1),
+        axcodes="RAS",
+        affine_source="sform",
+        warnings=("form_conflict: they differ",),
+    )
+    rows = {row.name: row for row in qc_rows_of(qc)}
+    assert list(rows) == [measure.name for measure in MEASURES]
+    assert rows["template_correlation"].status is QcStatus.FAIL
+    assert rows["brain_volume_ml"].status is QcStatus.PASS
+    assert rows["cnr"].status is None
+    reasons = {reason.code: reason for reason in qc_reasons_of(qc, findings)}
+    assert set(reasons) == set(qc.verdict.reasons)
+    assert reasons["template_correlation"].status is QcStatus.FAIL
+    assert "0.01, expected at least" in reasons["template_correlation"].summary
+    assert reasons["header_form_conflict"].explanation == "they differ"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (failure(), STATUS.REPORTED),
+        (completed(), STATUS.FAILED),
+        (completed(prediction=None), STATUS.FLAGGED),
+    ],
+    ids=["failure reported", "completed failed", "flagged without prediction"],
+)
+def test_a_status_that_contradicts_the_outcome_is_refused(outcome, status):
+    with pytest.raises(ValueError, match=status.value):
+        report(outcome, status)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (QcRow(name="a", value=1.0, passing=(0.4, None)), "at least 0.4"),
+        (QcRow(name="a", value=1.0, passing=(None, 3.0)), "at most 3"),
+        (QcRow(name="a", value=1.0, passing=(900.0, 2050.0)), "900 to 2050"),
+        (QcRow(name="a", value=False, passing=(None, 0.5)), "no"),
+        (QcRow(name="a", value="x"), ""),
+    ],
+)
+def test_bounds_in_words(row, words):
+    assert bounds_text(row) == words
+
+
+@pytest.mark.parametrize("value", [-5.0, 0.0, 0.35, 0.5, 1e6])
+def test_a_gauge_stays_on_its_scale(value):
+    gauge = gauge_of(QcRow(name="a", value=value, passing=(0.4, None), tolerated=(0.3, None)))
+    assert gauge is not None
+    assert 0.0 <= gauge.marker <= 100.0
+    for first, width in (gauge.passing, gauge.tolerated):
+        assert first >= 0.0
+        assert first + width <= 100.0 + 1e-9
+    assert (gauge.marker >= gauge.passing[0]) == (value >= 0.4)
+
+
+def test_a_measure_without_number_or_bounds_has_no_gauge():
+    assert gauge_of(QcRow(name="a", value=None, passing=(0.4, None))) is None
+    assert gauge_of(QcRow(name="a", value=True, passing=(None, 0.5))) is None
+    assert gauge_of(QcRow(name="a", value=3.0)) is None
+
+
+def test_parameters_are_short_and_without_folders():
+    text = key_parameters(completed().provenance[0])
+    assert text == "weights = 000000000000…; file = model.pt; nested.grid_mm = 4"
+
+
+def test_certainty_is_never_rounded_up_to_certain():
+    assert percent(0.9999) == "> 99 %"
+    assert percent(1e-6) == "< 1 %"
+    assert percent(1.0) == "100 %"
+    assert value_text(float("1e-5")) == "1e-05"
+
+
+def test_strips_hold_a_tick_for_every_scan_of_a_measure_that_varies():
+    scans = [
+        cohort_scan(
+            completed(
+                qc=QcReport(measures={"cnr": value, "snr": 3.0}, verdict=QcVerdict(status=QcStatus.PASS))
+            ),
+            STATUS.REPORTED,
+        )
+        for value in (1.0, 2.0, 4.0)
+    ]
+    (strip,) = strips_of(scans)
+    assert (strip.label, strip.low, strip.median, strip.high) == ("CNR", 1.0, 2.0, 4.0)
+    assert strip.paths["pass"].count("M") == 3
+
+
+def test_a_column_that_no_scan_fills_is_left_out():
+    words = Page(cohort(cohort_scan(completed(prediction=None), STATUS.NO_MODEL))).text
+    assert "Session" not in words
+    assert "Confidence" not in words
+
+
+CONFIGURATIONS = {
+    "defaults": (
+        {},
+        ["deepbet 1.0.2", "grid of 4 mm", "standard deviation 1", "affine transform estimated"],
+        ["SyN"],
+    ),
+    "ants": (
+        {"bias_field": {"method": "ants"}, "registration": {"method": "syn"}},
+        ["N4 as ANTs", "SyN"],
+        ["grid of 4 mm"],
+    ),
+    "none": (
+        {"bias_field": {"method": "none"}, "brain_extraction": {"method": "none"}},
+        ["No bias field correction", "came without their skull"],
+        ["2046908", "deepbet{"],
+    ),
+    "whitestripe": ({"intensity": {"method": "whitestripe"}}, ["10.1016/j.nicl.2014.08.008"], []),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_methods_say_what_the_configuration_does(name):
+    sections, present, absent = CONFIGURATIONS[name]
+    text = render_methods(
+        Config.model_validate(sections),
+        {"deepbet": "1.0.2", "brainstage": "0.1.0"},
+        "3f7a",
+        n_scans=6,
+        n_failed=1,
+    )
+    for words in present:
+        assert words in text
+    for words in absent:
+        assert words not in text
+    assert "6 T1-weighted scans were processed with brainstage 0.1.0; 1 could not" in text
+    assert "For research; not a diagnosis." in text
+    assert "&#" not in text
+    cited = set(re.findall(r"doi:(10\.[^\s,)]+)", text))
+    assert cited == set(re.findall(r"https://doi\.org/(\S+)", text))
+
+
+def test_methods_mention_a_model_only_where_there_was_one():
+    without, with_model = (
+        render_methods(Config(), {}, "x", n_scans=1, model_id=model) for model in (None, "m-1")
+    )
+    assert "Prediction." not in without
+    assert "model m-1" in with_model
+    assert "80 x 96 x 80 voxels of 2 mm" in with_model

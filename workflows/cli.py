@@ -1,0 +1,396 @@
+"""The command line: parsing and exit codes, nothing else.
+
+Heavy libraries are imported only by the command that needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from brainstage import __version__
+from brainstage.pipeline.errors import BrainstageError, ExitCode, UsageError
+
+EXIT_CODES: Final = """exit codes:
+  0 done; 1 some scan failed (its row in predictions.csv says why); 16 not a BIDS dataset;
+  18 the filters select nothing; 64 wrong usage; 65 bad data file (manifest, config, model, weights);
+  66 input missing; 70 a defect of brainstage; 73 cannot create output; 74 I/O error such as a full disk;
+  75 temporary, run again
+
+For research; never a diagnosis."""
+
+MED3D: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "med3d-resnet50")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes hyphen and underscore spellings, and raises instead of exiting."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}{self._suggestion(message)}; see {self.prog} --help")
+
+    def _suggestion(self, message: str) -> str:
+        if not message.startswith("unrecognized arguments: "):
+            return ""
+        known = [name for action in self._known_actions() for name in action.option_strings]
+        close = difflib.get_close_matches(message.split()[2].partition("=")[0], known, n=1)
+        return f" (did you mean {close[0]}?)" if close else ""
+
+    def _known_actions(self) -> list[argparse.Action]:
+        actions = list(self._actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - argparse has no public name for it
+                for parser in action.choices.values():
+                    actions += parser._actions  # noqa: SLF001 - likewise
+        return actions
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="brainstage",
+        description="From a BIDS directory of T1w MRI to QC reports and calibrated predictions.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"brainstage {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_run(commands)
+    _add_train(commands)
+    _add_manifest(commands)
+    _add_fetch(commands)
+    _add_demo(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Without the program's name; those of the process when absent.
+    """
+    arguments = [_hyphenated(token) for token in (sys.argv[1:] if argv is None else argv)]
+    try:
+        options = build_parser().parse_args(arguments)
+        return int(options.handler(options))
+    except BrainstageError as error:
+        where = f"{error.scan}: " if error.scan else ""
+        sys.stderr.write(f"brainstage: {where}{error.message}\n")
+        return int(error.exit_code)
+    except SystemExit as stop:  # argparse: --help and --version
+        return int(stop.code or 0) if isinstance(stop.code, int | None) else int(ExitCode.WRONG_USAGE)
+    except KeyboardInterrupt:
+        sys.stderr.write("brainstage: interrupted; run the same command again to go on where it stopped\n")
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.IO_ERROR)
+
+
+def _hyphenated(token: str) -> str:
+    """Return an option with hyphens: ``--participant_label`` becomes ``--participant-label``; a value is kept.
+
+    >>> _hyphenated("--participant_label=a_b")
+    '--participant-label=a_b'
+    """
+    if not token.startswith("--"):
+        return token
+    name, separator, value = token.partition("=")
+    return name.replace("_", "-") + separator + value
+
+
+def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    run = commands.add_parser(
+        "run",
+        help="preprocess a BIDS directory, judge its quality, and predict",
+        description="Preprocess every T1w scan of a BIDS directory, judge its quality, predict with a model where "
+        "one is given, and write reports and tables. Finished work is kept: the same command goes on where it "
+        "stopped, and does nothing where there is nothing to do.",
+        epilog=EXIT_CODES,
+    )
+    run.add_argument("bids_dir", type=Path, metavar="BIDS_DIR")
+    run.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    run.add_argument(
+        "level",
+        nargs="?",
+        choices=("participant", "group"),
+        help="participant: the scans; group: the tables and pages over them; without it one after the other",
+    )
+    scans = run.add_argument_group("which scans")
+    scans.add_argument(
+        "--participant-label", nargs="+", default=[], metavar="LABEL", help="with or without sub-"
+    )
+    scans.add_argument("--session-label", nargs="+", default=[], metavar="LABEL", help="with or without ses-")
+    scans.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help='JSON such as {"t1w": {"acquisition": "mprage"}}',
+    )
+    scans.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="data_manifest.csv: only its scans, its labels"
+    )
+    scans.add_argument(
+        "--skip-bids-validation", action="store_true", help="do not ask for a dataset_description.json"
+    )
+    what = run.add_argument_group("what is done")
+    what.add_argument(
+        "--model", type=Path, metavar="MODEL_DIR", help="predict with a model of brainstage train"
+    )
+    what.add_argument("--config", type=Path, metavar="FILE", help="TOML; options given here win over it")
+    what.add_argument("--skull-strip", choices=("auto", "deepbet", "none"), help="default auto")
+    what.add_argument("--bias-field", choices=("fast", "ants", "none"), help="default fast")
+    what.add_argument("--registration", choices=("affine", "syn"), help="default affine")
+    what.add_argument("--resolution", choices=("1", "1.5", "2"), help="template voxels in mm, default 1")
+    what.add_argument(
+        "--deterministic", action="store_true", help="the same bytes every time; one thread, slower"
+    )
+    how = run.add_argument_group("how it is done")
+    how.add_argument(
+        "--nprocs", type=_count, metavar="N", help="scans at a time; default: what the machine holds"
+    )
+    how.add_argument("--omp-nthreads", type=_count, metavar="N", help="threads for each scan")
+    how.add_argument("--mem-gb", type=_amount, metavar="G", help="memory for all scans together")
+    how.add_argument(
+        "-w", "--work-dir", type=Path, metavar="DIR", help="scratch space; default: the system's"
+    )
+    how.add_argument("--retry-failed", action="store_true", help="try again what failed before")
+    how.add_argument(
+        "--reports-only", action="store_true", help="draw pictures and reports again, compute nothing"
+    )
+    how.add_argument(
+        "--stop-on-first-crash", action="store_true", help="end the run at the first failed scan"
+    )
+    how.add_argument("--version", action="version", version=f"brainstage {__version__}")
+    run.set_defaults(handler=_run)
+
+
+def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    train = commands.add_parser(
+        "train",
+        help="train a model on the scans of a finished run",
+        description="Train a classifier on the scans of a finished run, with cross-validation by participant, and "
+        "write a model directory with its card. Scans whose split is test are kept out.",
+        epilog=EXIT_CODES,
+    )
+    train.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run")
+    train.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    train.add_argument("--classes", nargs="+", metavar="NAME", help="default: every label that is there")
+    train.add_argument(
+        "--label-column", default="diagnosis", metavar="NAME", help="column of data_manifest.csv"
+    )
+    train.add_argument(
+        "--weights", default=MED3D[0], metavar="WEIGHTS", help=f"{', '.join(MED3D)}, a path, or random"
+    )
+    train.add_argument("--imbalance", choices=("none", "weights"), default="weights", help="default weights")
+    train.add_argument("--folds", type=_count, default=5, metavar="K")
+    train.add_argument("--epochs", type=_count, default=300, metavar="N", help="at most")
+    train.add_argument("--patience", type=_count, default=30, metavar="N", help="epochs without improvement")
+    train.add_argument("--seed", type=int, default=0, metavar="S")
+    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    train.set_defaults(handler=_train)
+
+
+def _add_manifest(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    manifest = commands.add_parser(
+        "manifest",
+        help="write the data_manifest.csv of a BIDS directory",
+        description="Write one row per T1w scan, with its hash and what the tables say; edit labels and split, and "
+        "give it to brainstage run --manifest.",
+        epilog=EXIT_CODES,
+    )
+    manifest.add_argument("bids_dir", type=Path, metavar="BIDS_DIR")
+    manifest.add_argument("-o", "--output", type=Path, default=Path("data_manifest.csv"), metavar="FILE")
+    manifest.add_argument(
+        "--label-column", default="diagnosis", metavar="NAME", help="column of participants.tsv"
+    )
+    manifest.add_argument("--skip-bids-validation", action="store_true")
+    manifest.set_defaults(handler=_manifest)
+
+
+def _add_fetch(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    fetch = commands.add_parser(
+        "fetch",
+        help="bring pretrained weights; nothing else ever downloads",
+        description=f"Bring pretrained weights once, check them, and keep them as safetensors: {', '.join(MED3D)}.",
+        epilog=EXIT_CODES,
+    )
+    fetch.add_argument("assets", nargs="+", choices=MED3D, metavar="ASSET", help=", ".join(MED3D))
+    fetch.set_defaults(handler=_fetch)
+
+
+def _add_demo(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    demo = commands.add_parser(
+        "demo",
+        help="everything once, on a small synthetic cohort",
+        description="Make a synthetic BIDS cohort, preprocess it, train, predict, and say where to look.",
+        epilog=EXIT_CODES,
+    )
+    demo.add_argument("directory", nargs="?", type=Path, default=Path("demo"), metavar="DIR")
+    demo.set_defaults(handler=_demo)
+
+
+def _add_doctor(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is installed, what is missing, what to do",
+        description="Check that the tools, the template and the weights are there.",
+        epilog=EXIT_CODES,
+    )
+    doctor.set_defaults(handler=_doctor)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from brainstage.workflows.progress import standard_progress
+    from brainstage.workflows.run import RunOptions, run
+
+    with standard_progress() as progress:
+        return run(
+            RunOptions(
+                bids_dir=options.bids_dir,
+                out_dir=options.out_dir,
+                level=options.level,
+                participants=tuple(options.participant_label),
+                sessions=tuple(options.session_label),
+                filter_file=options.bids_filter_file,
+                manifest=options.manifest,
+                model_dir=options.model,
+                config_file=options.config,
+                overrides=_overrides(options),
+                processes=options.nprocs,
+                threads=options.omp_nthreads,
+                memory_gb=options.mem_gb,
+                work_dir=options.work_dir,
+                retry_failed=options.retry_failed,
+                reports_only=options.reports_only,
+                stop_on_first_crash=options.stop_on_first_crash,
+                validate=not options.skip_bids_validation,
+                deterministic=options.deterministic,
+                command=_shown_command(options),
+            ),
+            progress,
+        )
+
+
+def _train(options: argparse.Namespace) -> int:
+    from brainstage.workflows.train import TrainOptions, train
+
+    train(
+        options.out_dir,
+        options.model_dir,
+        TrainOptions(
+            classes=tuple(options.classes) if options.classes else None,
+            label_column=options.label_column,
+            weights=options.weights,
+            imbalance=options.imbalance,
+            folds=options.folds,
+            epochs=options.epochs,
+            patience=options.patience,
+            seed=options.seed,
+            device=options.device,
+        ),
+        _say,
+    )
+    return ExitCode.DONE
+
+
+def _manifest(options: argparse.Namespace) -> int:
+    from brainstage.workflows.dataset_manifest import make_manifest
+
+    count = make_manifest(
+        options.bids_dir,
+        options.output,
+        label_column=options.label_column,
+        validate=not options.skip_bids_validation,
+    )
+    _say(f"{options.output}: {count} scans")
+    return ExitCode.DONE
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from brainstage.workflows.fetch import fetch
+
+    for asset in options.assets:
+        fetch(asset, say=_say)
+    return ExitCode.DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from brainstage.workflows.demo import run_demo
+
+    return run_demo(options.directory, _say)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from brainstage.workflows.doctor import examine
+
+    return examine(_say)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return what the command line says about the configuration: section to key to value."""
+    given = {
+        ("brain_extraction", "method"): options.skull_strip,
+        ("bias_field", "method"): options.bias_field,
+        ("registration", "method"): options.registration,
+        ("registration", "resolution_mm"): float(options.resolution) if options.resolution else None,
+    }
+    overrides: dict[str, dict[str, Any]] = {}
+    for (section, key), value in given.items():
+        if value is not None:
+            overrides.setdefault(section, {})[key] = value
+    return overrides
+
+
+_UNSHOWN: Final = frozenset({"handler", "command", "bids_dir", "out_dir", "level"})
+
+
+def _shown_command(options: argparse.Namespace) -> str:
+    """Return the options of a run for its reports: no path, only names."""
+    words = ["brainstage run"] + ([options.level] if options.level else [])
+    for name, value in sorted(vars(options).items()):
+        if name in _UNSHOWN or value in (None, False, []):
+            continue
+        shown = (
+            " ".join(value)
+            if isinstance(value, list)
+            else ""
+            if value is True
+            else str(getattr(value, "name", value))
+        )
+        words.append(f"--{name.replace('_', '-')} {shown}".rstrip())
+    return " ".join(words)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def _amount(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

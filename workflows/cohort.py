@@ -1,0 +1,224 @@
+"""The labelled scans of a finished run, and which of them a model may learn from."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, ScanFiles
+from brainstage.pipeline.entities import entities_of, parse_name, validate_name
+from brainstage.pipeline.errors import InputMissingError, ManifestError, UsageError
+from brainstage.pipeline.manifest import COLUMNS, ManifestRow, read_manifest
+
+CLINICAL_ORDER: Final = ("CN", "MCI", "AD")
+"""The order these classes are shown in where no other is asked for: by severity, not by alphabet."""
+NO_LABEL: Final = "no label"
+OTHER_LABEL: Final = "label not among the classes"
+NO_OUTPUT: Final = "no preprocessed image"
+QC_FAILED: Final = "failed quality control"
+_NOT_LABELS: Final = frozenset({"participant_id", "session_id", "run_id", "t1w_path", "sha256", "split"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledScan:
+    """A scan with a class and a preprocessed image."""
+
+    row: ManifestRow
+    files: ScanFiles
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """What a finished run offers for training.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        In the order of every probability vector.
+    scans : tuple of LabelledScan
+        To learn from and cross-validate on, sorted as in the manifest.
+    test_scans : tuple of LabelledScan
+        Those with ``split == test``; never learnt from.
+    left_out : mapping
+        Reason to the keys of the scans it applies to.
+    preprocessing_id : str
+    preprocessing_content : mapping
+    """
+
+    classes: tuple[str, ...]
+    scans: tuple[LabelledScan, ...]
+    test_scans: tuple[LabelledScan, ...]
+    left_out: Mapping[str, tuple[str, ...]]
+    preprocessing_id: str
+    preprocessing_content: Mapping[str, Any]
+
+    @property
+    def network_grid(self) -> dict[str, Any]:
+        """The network grid's configuration, as plain values."""
+        return dict(self.preprocessing_content["network_grid"])
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the scans to learn from."""
+        return [scan.label for scan in self.scans]
+
+    @property
+    def participants(self) -> list[str]:
+        """Of the scans to learn from."""
+        return [scan.row.participant_id for scan in self.scans]
+
+
+def read_cohort(out_dir: Path, label_column: str, classes: Sequence[str] | None) -> Cohort:
+    """Read the labels of a finished run and sort its scans.
+
+    Parameters
+    ----------
+    out_dir : Path
+        The output directory of ``brainstage run``.
+    label_column : str
+        A column of its ``data_manifest.csv``.
+    classes : sequence of str or None
+        None takes all labels present.
+
+    Raises
+    ------
+    InputMissingError
+        When there is no such directory, no finished run in it, or no usable scan.
+    UsageError
+        For an unknown column or class.
+    ManifestError
+        When a participant is in the training and in the test split.
+    """
+    if not out_dir.is_dir():
+        raise InputMissingError(
+            f"there is no directory {str(out_dir)!r}; it is the output directory of brainstage run"
+        )
+    rows = _require_run(out_dir / "data_manifest.csv", out_dir, read_manifest)
+    preprocessing = _require_run(out_dir / STATE_FOLDER / "preprocessing.json", out_dir, _read_json)
+    labels = _labels(rows, label_column)
+    chosen = _chosen_classes(sorted({label for label in labels if label}), classes, label_column)
+    left_out: dict[str, list[str]] = defaultdict(list)
+    kept: list[LabelledScan] = []
+    resolution = preprocessing["content"]["resolution"]
+    for row, label in zip(rows, labels, strict=True):
+        files = _files(row, out_dir, str(RESOLUTION_LABELS.get(resolution, resolution)))
+        reason = _objection(files, label, chosen)
+        if reason is None and label is not None:
+            kept.append(LabelledScan(row=row, files=files, label=label))
+        elif reason is not None:
+            left_out[reason].append(files.key)
+    scans = tuple(scan for scan in kept if scan.row.split != "test")
+    test_scans = tuple(scan for scan in kept if scan.row.split == "test")
+    _require_apart(scans, test_scans)
+    if not scans:
+        counts = "; ".join(f"{len(keys)} {reason}" for reason, keys in left_out.items())
+        raise InputMissingError(
+            f"{out_dir.name} holds no scan to learn from: {counts or 'all are in the test split'}"
+        )
+    return Cohort(
+        classes=chosen,
+        scans=scans,
+        test_scans=test_scans,
+        left_out={reason: tuple(keys) for reason, keys in left_out.items()},
+        preprocessing_id=str(preprocessing["id"]),
+        preprocessing_content=preprocessing["content"],
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint with a space before it, or nothing.
+
+    >>> did_you_mean("cn", ["CN", "AD"])
+    " Did you mean 'CN'?"
+    """
+    by_lower = {text.lower(): text for text in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def _require_run(path: Path, out_dir: Path, read: Any) -> Any:  # noqa: ANN401 - passes on what `read` returns
+    if not path.is_file():
+        raise InputMissingError(
+            f"{out_dir.name} holds no {path.name}: run 'brainstage run BIDS_DIR {out_dir.name}' first"
+        )
+    return read(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if {"network_grid", "resolution"} <= content["content"].keys() and "id" in content:
+            return dict(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # said below
+    raise ManifestError(f"{path.name} in {STATE_FOLDER} is damaged: run brainstage run again")
+
+
+def _labels(rows: Sequence[ManifestRow], column: str) -> list[str | None]:
+    extra = {name for row in rows for name in row.extra}
+    known = sorted((set(COLUMNS) | extra) - _NOT_LABELS)
+    if column not in known:
+        raise UsageError(
+            f"--label-column {column!r} is no label column of data_manifest.csv.{did_you_mean(column, known)} "
+            f"It has {', '.join(known)}"
+        )
+    labels = [row.value(column) for row in rows]
+    if not any(labels):
+        filled = [name for name in known if any(row.value(name) for row in rows)]
+        raise UsageError(
+            f"the column {column!r} is empty for every scan; filled are {', '.join(filled) or 'none'}"
+        )
+    return labels
+
+
+def _chosen_classes(present: list[str], asked: Sequence[str] | None, column: str) -> tuple[str, ...]:
+    if asked is None:
+        clinical = tuple(name for name in CLINICAL_ORDER if name in present)
+        return clinical if len(clinical) in (len(present), len(CLINICAL_ORDER)) else tuple(present)
+    if len(set(asked)) != len(asked) or len(asked) < 2:
+        raise UsageError(f"--classes {' '.join(asked)}: two or more different names are needed")
+    unknown = [name for name in asked if name not in present]
+    if unknown:
+        raise UsageError(
+            f"--classes: no scan has {column} {unknown[0]!r}.{did_you_mean(unknown[0], present)} "
+            f"Present are {', '.join(present)}"
+        )
+    return tuple(asked)
+
+
+def _files(row: ManifestRow, out_dir: Path, resolution: str) -> ScanFiles:
+    name = PurePosixPath(row.t1w_path).name
+    parsed = parse_name(name)
+    if parsed is None or validate_name(parsed):
+        raise ManifestError(f"data_manifest.csv names {name!r}, which is no BIDS name of a T1w scan")
+    return ScanFiles(out_dir=out_dir, entities=entities_of(parsed), resolution=resolution)
+
+
+def _objection(files: ScanFiles, label: str | None, classes: Sequence[str]) -> str | None:
+    """Return why a scan is not learnt from, or None."""
+    if not label:
+        return NO_LABEL
+    if label not in classes:
+        return OTHER_LABEL
+    if not (files.template_t1w.is_file() and files.template_mask.is_file() and files.qc_json.is_file()):
+        return NO_OUTPUT
+    try:
+        status = json.loads(files.qc_json.read_text(encoding="utf-8")).get("qc_status")
+    except (OSError, ValueError, AttributeError):
+        return NO_OUTPUT
+    return QC_FAILED if status == "fail" else None
+
+
+def _require_apart(scans: Sequence[LabelledScan], test_scans: Sequence[LabelledScan]) -> None:
+    both = {scan.row.participant_id for scan in scans} & {scan.row.participant_id for scan in test_scans}
+    if both:
+        raise ManifestError(
+            f"{len(both)} participant(s) have scans in the test split and outside it, first {min(both)}: "
+            "give all scans of a participant the same split"
+        )

@@ -1,0 +1,199 @@
+"""``cohort.html``: one self-contained page over all scans of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from markupsafe import Markup
+
+from brainstage.pipeline.entities import prefixed_label
+from brainstage.pipeline.records import (
+    Completed,
+    Failure,
+    Prediction,
+    PredictionStatus,
+    QcStatus,
+    SubjectOutcome,
+)
+from brainstage.workflows.pages import RunInfo, page_environment, script_hash
+from brainstage.workflows.qc_table import measure_label
+from brainstage.workflows.verdict import shown_prediction
+
+_STRIP_WIDTH: Final = 320
+_STATUS_RANK: Final = {"fail": 0, "warn": 1, "pass": 2}
+"""Sorting by verdict shows first what needs a look."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortScan:
+    """One scan of the page.
+
+    Attributes
+    ----------
+    outcome : Completed or Failure
+    prediction_status : PredictionStatus
+        Nothing of a prediction is shown unless it is reported or flagged.
+    report : str
+        Name of the scan's report relative to the page; empty for none.
+    thumbnail : bytes or None
+        Small PNG or JPEG.
+    """
+
+    outcome: SubjectOutcome
+    prediction_status: PredictionStatus
+    report: str = ""
+    thumbnail: bytes | None = None
+
+    @property
+    def failure(self) -> Failure | None:
+        """The failure, if it is one."""
+        return self.outcome if isinstance(self.outcome, Failure) else None
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """What may be seen of the prediction."""
+        return shown_prediction(self.outcome, self.prediction_status)
+
+    @property
+    def qc_status(self) -> QcStatus | None:
+        """The verdict of quality control; None for a failure."""
+        return None if isinstance(self.outcome, Failure) else self.outcome.qc.verdict.status
+
+    @property
+    def qc_reasons(self) -> tuple[str, ...]:
+        """The reason codes."""
+        return () if isinstance(self.outcome, Failure) else self.outcome.qc.verdict.reasons
+
+    @property
+    def qc_rank(self) -> int:
+        """Failed scans first, then by verdict."""
+        return -1 if self.qc_status is None else _STATUS_RANK[self.qc_status.value]
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Participant, session and run as BIDS tables write them."""
+        entities = self.outcome.scan.entities
+        return (
+            prefixed_label(entities.subject, "sub"),
+            prefixed_label(entities.session, "ses"),
+            prefixed_label(entities.run, "run"),
+        )
+
+    def measure(self, name: str) -> float | None:
+        """Return a numeric measure; None where there is none."""
+        value = None if isinstance(self.outcome, Failure) else self.outcome.qc.measures.get(name)
+        return None if value is None or isinstance(value, bool | str) else float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """The distribution of one measure: a tick per scan on a line from the smallest to the largest value.
+
+    Attributes
+    ----------
+    paths : mapping
+        Verdict to SVG path data, in a box of 320 x 16.
+    """
+
+    label: str
+    low: float
+    median: float
+    high: float
+    paths: Mapping[str, str]
+
+
+def render_cohort(
+    scans: Sequence[CohortScan],
+    run: RunInfo,
+    *,
+    title: str = "T1w cohort",
+    explanations: Mapping[str, str] | None = None,
+) -> str:
+    """Return the page over all scans; readable without its script, which sorts and filters.
+
+    Parameters
+    ----------
+    scans : sequence of CohortScan
+        In the order in which they are shown.
+    run : RunInfo
+    title : str
+        Such as the dataset's name.
+    explanations : mapping, optional
+        Reason code to sentence, shown below the table for the codes that occur.
+    """
+    environment = page_environment()
+    # The script is a constant of this package; escaping would break it, and its hash is all the policy allows.
+    script = Markup(environment.get_template("cohort.js.j2").render())  # noqa: S704
+    codes = Counter(code for scan in scans for code in scan.qc_reasons)
+    return environment.get_template("cohort.html.j2").render(
+        scans=scans,
+        failed=[scan for scan in scans if scan.failure],
+        run=run,
+        title=title,
+        counts=_counts(scans),
+        strips=strips_of(scans),
+        codes=[(code, number, (explanations or {}).get(code, "")) for code, number in codes.most_common()],
+        has=_columns(scans),
+        script=script,
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {script_hash(str(script))}; "
+        "base-uri 'none'; form-action 'none'",
+    )  # fmt: skip
+
+
+def _counts(scans: Sequence[CohortScan]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Return titled counts, in a fixed order, without what does not occur."""
+    qc = Counter(scan.qc_status.value if scan.qc_status else "not reached" for scan in scans)
+    status = Counter(scan.prediction_status.value for scan in scans)
+    classes = Counter(scan.prediction.predicted_label for scan in scans if scan.prediction)
+    tiers = Counter(scan.prediction.tier for scan in scans if scan.prediction)
+    people = len({scan.outcome.scan.entities.subject for scan in scans})
+    groups = [
+        ("Scans", [("scans", len(scans)), ("participants", people)]),
+        ("Quality control", [(name, qc[name]) for name in ("pass", "warn", "fail", "not reached")]),
+        ("Predictions", [(name.value, status[name.value]) for name in PredictionStatus]),
+        ("Predicted class", sorted(classes.items())),
+        ("Confidence tier", [(name, tiers[name]) for name in ("high", "review", "low")]),
+    ]
+    kept = [(title, [(name, number) for name, number in pairs if number]) for title, pairs in groups]
+    return [(title, pairs) for title, pairs in kept if pairs]
+
+
+def _columns(scans: Sequence[CohortScan]) -> dict[str, bool]:
+    """Tell which optional columns hold anything."""
+    return {
+        "session": any(scan.labels[1] for scan in scans),
+        "run": any(scan.labels[2] for scan in scans),
+        "site": any(scan.outcome.scan.covariates.site for scan in scans),
+        "thumbnail": any(scan.thumbnail for scan in scans),
+        "prediction": any(scan.prediction for scan in scans),
+    }
+
+
+def strips_of(scans: Sequence[CohortScan]) -> list[Strip]:
+    """Return the distribution of every numeric measure that differs between scans."""
+    completed = [scan for scan in scans if isinstance(scan.outcome, Completed)]
+    names = dict.fromkeys(name for scan in completed for name in _measures(scan))
+    strips = []
+    for name in names:
+        known = [(scan, value) for scan in completed if (value := scan.measure(name)) is not None]
+        values = np.array([value for _, value in known])
+        if len(values) < 2 or values.min() == values.max():
+            continue
+        low, high = float(values.min()), float(values.max())
+        paths: dict[str, str] = {}
+        for scan, value in known:
+            place = 2 + (_STRIP_WIDTH - 4) * (value - low) / (high - low)
+            verdict = scan.qc_status.value if scan.qc_status else "none"
+            paths[verdict] = f"{paths.get(verdict, '')}M{place:.1f} 2v12"
+        strips.append(
+            Strip(label=measure_label(name), low=low, median=float(np.median(values)), high=high, paths=paths)
+        )
+    return strips
+
+
+def _measures(scan: CohortScan) -> list[str]:
+    return [] if isinstance(scan.outcome, Failure) else list(scan.outcome.qc.measures)

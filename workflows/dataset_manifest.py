@@ -1,0 +1,33 @@
+"""``brainstage manifest``: the table of a BIDS directory's scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from brainstage.pipeline.bids import read_dataset
+from brainstage.pipeline.errors import BrainstageError, OutputError
+from brainstage.pipeline.files import sha256_of_file
+from brainstage.pipeline.manifest import rows_of, write_manifest
+
+
+def make_manifest(bids_dir: Path, output: Path, *, label_column: str, validate: bool) -> int:
+    """Write ``data_manifest.csv``; return the number of its rows.
+
+    A scan that cannot be read gets its row too, without a hash.
+
+    Raises
+    ------
+    BrainstageError
+        When the directory is no BIDS dataset, or the table cannot be written.
+    """
+    dataset = read_dataset(bids_dir, validate=validate, label_column=label_column)
+    hashes = {}
+    for scan in dataset.scans:
+        try:
+            hashes[scan.key] = sha256_of_file(scan.path)
+        except OutputError:
+            raise
+        except BrainstageError:
+            continue  # its row says so by having no hash; run will say why
+    write_manifest(output, rows_of(dataset, hashes))
+    return len(dataset.scans)

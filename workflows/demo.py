@@ -1,0 +1,125 @@
+"""What ``brainstage demo`` runs: the whole program, on a synthetic cohort."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from brainstage.pipeline.errors import ExitCode
+from brainstage.workflows.demo_cohort import Defect, Say, demo_cohort, usable_processors, write_demo_bids
+
+PRETRAINED: Final = "med3d-resnet10"
+"""The weights the demonstration takes when they were fetched before."""
+
+
+def run_demo(directory: Path, say: Say) -> int:
+    """Write the cohort, preprocess it, train, predict, and say what came of it and where to look.
+
+    Parameters
+    ----------
+    directory : Path
+        Gets ``bids/``, ``derivatives/`` and ``model/``.
+    say : callable
+        Gets one line each.
+
+    Returns
+    -------
+    int
+        0 when every step worked and exactly the damaged file failed; 1 otherwise, after a line that says why.
+    """
+    from brainstage.workflows.cli import main
+
+    started = time.monotonic()
+    bids_dir, out_dir, model_dir = (directory / name for name in ("bids", "derivatives", "model"))
+    write_demo_bids(bids_dir, say)
+    run = ["run", str(bids_dir), str(out_dir), "--nprocs", str(usable_processors())]
+    steps = (
+        ("preprocessing every scan", run, ExitCode.SOME_SCAN_FAILED),
+        (
+            "training with cross-validation by participant",
+            ["train", str(out_dir), str(model_dir), "--weights", _weights_choice(say)],
+            ExitCode.DONE,
+        ),
+        ("predicting with the model", [*run, "--model", str(model_dir)], ExitCode.SOME_SCAN_FAILED),
+    )
+    for words, arguments, expected in steps:
+        say(f"{words}: brainstage {' '.join(arguments)}")
+        code = main(arguments)
+        if code != expected:
+            say(f"the demonstration stops: exit code {code} instead of {int(expected)}")
+            return 1
+    with (out_dir / "predictions.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    surprise = unexpected_failures(rows)
+    if surprise:
+        say(f"the demonstration went wrong: {surprise}")
+        return 1
+    statuses = Counter(row["prediction_status"] for row in rows)
+    say("predictions: " + ", ".join(f"{number} {status}" for status, number in statuses.most_common()))
+    for line in closing_words(directory, model_dir, out_dir):
+        say(line)
+    say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    return 0
+
+
+def unexpected_failures(rows: Sequence[Mapping[str, str]]) -> str:
+    """Say in what the failed rows of ``predictions.csv`` differ from the damaged files; empty when in nothing."""
+    failed = {row["t1w_path"] for row in rows if row["prediction_status"] == "failed"}
+    damaged = {scan.t1w_path for scan in demo_cohort() if scan.defect is Defect.TRUNCATED}
+    faults = []
+    if failed - damaged:
+        faults.append(f"these failed without being damaged: {', '.join(sorted(failed - damaged))}")
+    if damaged - failed:
+        faults.append(f"these are damaged, yet did not fail: {', '.join(sorted(damaged - failed))}")
+    if len(rows) != len(demo_cohort()):
+        faults.append(f"predictions.csv has {len(rows)} rows for {len(demo_cohort())} scans")
+    return "; ".join(faults)
+
+
+def closing_words(directory: Path, model_dir: Path, out_dir: Path) -> list[str]:
+    """Return the lines that the demonstration ends with: the held-out numbers, and where to look."""
+    first = demo_cohort()[2].entities.key  # sub-03, an AD patient seen twice
+    content: Mapping[str, Any] = json.loads(
+        (model_dir / "evaluation" / "metrics.json").read_text(encoding="utf-8")
+    )
+    return [
+        "balanced accuracy on held-out participants (chance is 0.33):",
+        f"  network          {held_out_words(content['cross_validation'])}",
+        f"  linear baseline  {held_out_words(content['baseline'])}",
+        f"  random labels    {held_out_words(content['control_random_labels'])}",
+        "the cohort is synthetic: the numbers show that the program works, and nothing about disease",
+        "predictions.csv is of scans that the model was trained on; the numbers above are of scans it was not",
+        f"look at: {out_dir / 'cohort.html'}",
+        f"         {out_dir / f'{first}.html'}",
+        f"         {out_dir / 'predictions.csv'}",
+        f"         {model_dir / 'MODEL_CARD.md'}",
+        f"remove {directory} when you have seen enough",
+    ]
+
+
+def held_out_words(evaluation: Mapping[str, Any]) -> str:
+    """Return the balanced accuracy of one evaluation in ``metrics.json``, with its interval."""
+    measure: Mapping[str, float | None] = evaluation["measures"]["balanced_accuracy"]
+    value, low, high = (
+        "undefined" if measure[name] is None else f"{measure[name]:.2f}" for name in ("value", "low", "high")
+    )
+    return f"{value} (95 % interval {low} to {high})"
+
+
+def _weights_choice(say: Say) -> str:
+    """Take the pretrained weights when they were fetched before, and say which it is."""
+    from brainstage.models.weights import cache_directory
+
+    if (cache_directory() / f"{PRETRAINED}.safetensors").is_file():
+        say(f"using the pretrained {PRETRAINED} from {cache_directory()}")
+        return PRETRAINED
+    say(
+        f"{PRETRAINED} was not fetched, so the network has random weights: it is not pretrained "
+        f"(brainstage fetch {PRETRAINED} brings the weights)"
+    )
+    return "random"

@@ -1,0 +1,102 @@
+"""A canvas of grey values with contours and small text, as PNG bytes; matplotlib without pyplot's global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from PIL import Image
+
+MAX_PNG_BYTES: Final = 290_000
+COLOUR_COUNTS: Final = (128, 64, 32, 16, 8)
+"""Palette sizes tried in turn until a picture is small enough; only pure noise needs the last ones."""
+
+TEXT_COLOUR: Final = "#d3dbe2"
+TEXT_POINTS: Final = 7.5
+DPI: Final = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Text on the canvas, in pixels from its left upper corner."""
+
+    text: str
+    left: float
+    top: float
+    horizontal: str = "left"
+    vertical: str = "top"
+    points: float = TEXT_POINTS
+    bold: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Line:
+    """The contour at one half of a canvas of values 0 ... 1."""
+
+    canvas: NDArray[np.float32]
+    colour: str
+    width: float = 1.0
+
+
+def drawn(
+    picture: NDArray[np.float32],
+    lines: Sequence[Line],
+    notes: Sequence[Note],
+    extra: Callable[[Axes], None] | None = None,
+) -> Figure:
+    """Return a figure of exactly the picture's size in pixels.
+
+    Parameters
+    ----------
+    picture : ndarray, (H, W) or (H, W, 3)
+        Grey values or colours, 0 ... 1.
+    lines, notes
+        Drawn over it.
+    extra : callable, optional
+        Draws whatever else; the axes count in pixels of the picture.
+    """
+    height, width = picture.shape[:2]
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="black")
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    axes.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest", aspect="auto")
+    for line in lines:
+        if line.canvas.min() < 0.5 < line.canvas.max():
+            axes.contour(line.canvas, levels=[0.5], colors=[line.colour], linewidths=line.width)
+    outline = [withStroke(linewidth=1.6, foreground="black")]
+    for note in notes:
+        axes.text(
+            note.left, note.top, note.text, color=TEXT_COLOUR, fontsize=note.points,
+            fontweight="bold" if note.bold else "normal", ha=note.horizontal, va=note.vertical, path_effects=outline,
+        )  # fmt: skip
+    if extra is not None:
+        extra(axes)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    return figure
+
+
+def png_of(figure: Figure, *, colour_counts: Sequence[int] = COLOUR_COUNTS) -> bytes:
+    """Return the figure as a palette PNG, with fewer colours where it would be larger than `MAX_PNG_BYTES`.
+
+    The bytes depend on nothing but the figure: no date, no software name.
+    """
+    agg = FigureCanvasAgg(figure)
+    agg.draw()
+    pixels: NDArray[Any] = np.asarray(agg.buffer_rgba())[..., :3]
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    content = b""
+    for count in colour_counts:
+        buffer = io.BytesIO()
+        image.quantize(count, dither=Image.Dither.NONE).save(buffer, format="PNG", compress_level=9)
+        content = buffer.getvalue()
+        if len(content) <= MAX_PNG_BYTES:
+            break
+    return content

@@ -1,0 +1,155 @@
+"""Features of a scan, computed once and kept beside its stage markers; training and prediction share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
+
+from brainstage.models.baseline import BASELINE_VERSION, block_voxels
+from brainstage.models.features import FeatureExtractor
+from brainstage.pipeline.config import NetworkGridConfig
+from brainstage.pipeline.derivatives import ScanFiles
+from brainstage.pipeline.files import sha256_of_file, sha256_of_json, write_bytes
+from brainstage.pipeline.nifti import read_mask, read_volume
+from brainstage.pipeline.records import NetworkInput
+from brainstage.preprocessing.network_grid import STAGE_VERSION as GRID_VERSION
+from brainstage.preprocessing.network_grid import network_input
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingArrays:
+    """What training needs of one scan.
+
+    Attributes
+    ----------
+    features : ndarray, (F,) float32
+    mask_features : ndarray, (F,) float32
+        Of the binary brain mask through the same network: the control.
+    voxels : ndarray, (V,) float32
+        Blocks of the network's image, for the baseline.
+    inside : ndarray, (V,) bool
+        Blocks that are brain.
+    """
+
+    features: NDArray[np.float32]
+    mask_features: NDArray[np.float32]
+    voxels: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+
+
+def network_input_key(files: ScanFiles, network_grid: Mapping[str, Any]) -> str:
+    """Return a hash that names a scan's network input without computing it.
+
+    Parameters
+    ----------
+    files : ScanFiles
+        The template image and mask are read as bytes.
+    network_grid : mapping
+        The network grid's configuration, as plain values.
+    """
+    content = {
+        "image": sha256_of_file(files.template_t1w),
+        "mask": sha256_of_file(files.template_mask),
+        "network_grid": dict(network_grid),
+        "version": GRID_VERSION,
+    }
+    return sha256_of_json(content)
+
+
+def read_network_input(files: ScanFiles, network_grid: Mapping[str, Any]) -> NetworkInput:
+    """Return the network input of a finished scan, from its template image and mask."""
+    config = NetworkGridConfig.model_validate(dict(network_grid))
+    return network_input(read_volume(files.template_t1w), read_mask(files.template_mask), config)
+
+
+def cached_features(
+    extractor: FeatureExtractor, files: ScanFiles, network_input: NetworkInput, input_key: str
+) -> NDArray[np.float32]:
+    """Return a scan's features, from its state folder when they are of the same input and the same network.
+
+    Parameters
+    ----------
+    extractor : FeatureExtractor
+        Or anything else with ``feature_id`` and ``features``, such as a stored model.
+    network_input : NetworkInput
+        Used only when nothing valid is cached.
+    input_key : str
+        From :func:`network_input_key`.
+
+    Returns
+    -------
+    ndarray, (F,) float32
+    """
+    path = files.state / f"features-{extractor.feature_id}.safetensors"
+    return _cached(path, input_key, lambda: {"features": extractor.features(network_input)})["features"]
+
+
+def training_arrays(
+    extractor: FeatureExtractor, files: ScanFiles, network_grid: Mapping[str, Any]
+) -> TrainingArrays:
+    """Return what training needs of one scan; the images are read only when something is not cached.
+
+    Raises
+    ------
+    InputMissingError
+        When the scan's template image or mask is absent.
+    """
+    key = network_input_key(files, network_grid)
+    seen: list[NetworkInput] = []
+
+    def once() -> NetworkInput:
+        if not seen:
+            seen.append(read_network_input(files, network_grid))
+        return seen[0]
+
+    def controls() -> dict[str, NDArray[Any]]:
+        voxels, inside = block_voxels(once())
+        return {
+            "mask_features": extractor.features(mask_only(once())),
+            "voxels": voxels.astype(np.float16),
+            "inside": inside,
+        }
+
+    features = _cached(
+        files.state / f"features-{extractor.feature_id}.safetensors",
+        key,
+        lambda: {"features": extractor.features(once())},
+    )
+    kept = _cached(
+        files.state / f"controls-{extractor.feature_id}-{BASELINE_VERSION}.safetensors", key, controls
+    )
+    return TrainingArrays(
+        features=features["features"],
+        mask_features=kept["mask_features"],
+        voxels=kept["voxels"].astype(np.float32),
+        inside=kept["inside"].astype(bool),
+    )
+
+
+def mask_only(network_input: NetworkInput) -> NetworkInput:
+    """Return the binary brain mask as an image: all that is left when a brain has no inside."""
+    return NetworkInput(
+        image=network_input.brain_mask[np.newaxis].astype(np.float32),
+        brain_mask=network_input.brain_mask,
+        voxel_to_ras=network_input.voxel_to_ras,
+    )
+
+
+def _cached(path: Path, key: str, compute: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Read arrays whose file carries `key`; anything else, damaged files included, is computed and written anew."""
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            if (stored.metadata() or {}).get("input") == key:
+                return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        pass  # absent or cut short: computed anew below
+    arrays = compute()
+    write_bytes(path, save_arrays(arrays, metadata={"input": key}))
+    return arrays

@@ -1,0 +1,298 @@
+"""Pictures of one scan for its report: pure functions from state to PNG bytes.
+
+No face leaves this module: outside the brain mask only tissue within a few millimetres is drawn
+(:func:`brainstage.workflows.mosaic.visibility`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from brainstage.pipeline.derivatives import RESOLUTION_LABELS
+from brainstage.pipeline.records import RegisteredBrain
+from brainstage.pipeline.volume import Grid
+from brainstage.preprocessing.resampling import resampled
+from brainstage.preprocessing.template import load_template
+from brainstage.workflows.drawing import (
+    COLOUR_COUNTS,
+    DPI,
+    TEXT_COLOUR,
+    TEXT_POINTS,
+    Line,
+    Note,
+    drawn,
+    png_of,
+)
+from brainstage.workflows.mosaic import (
+    AXIAL,
+    CORONAL,
+    SAGITTAL,
+    SURROUND_MM,
+    Mosaic,
+    Scene,
+    Tile,
+    grey,
+    mosaic_of,
+    painted,
+    scene_of,
+    spread,
+    visibility,
+    window_of,
+)
+
+_WIDTH_PIXELS: Final = 1240
+_THUMBNAIL_WIDTH_PIXELS: Final = 240
+_COLUMNS: Final = 7
+_GAP_PIXELS: Final = 8
+_MASK_COLOUR: Final = "#ffb000"
+_TEMPLATE_COLOUR: Final = "#35c9ff"
+_FIELD_MAP: Final = "RdBu_r"
+_LEAST_FIELD_RANGE: Final = 0.05
+"""A field flatter than 5 % is drawn on a scale of 5 %: noise must not look like a field."""
+_FIELD_COLOURS: Final = (256, 128, 64, 32, 16)
+_FIELD_SAMPLES: Final = 100_000
+_SCALE_PIXELS: Final = 70
+_HISTOGRAM_BINS: Final = 100
+_BEFORE_STYLE: Final[Mapping[str, Any]] = {"color": "#8a6d1d", "linestyle": "--"}
+_AFTER_STYLE: Final[Mapping[str, Any]] = {"color": "#0b5cad"}
+
+
+def scan_figures(registered: RegisteredBrain) -> dict[str, bytes]:
+    """Draw every picture of a scan.
+
+    Parameters
+    ----------
+    registered : RegisteredBrain
+        Native and template states of the scan.
+
+    Returns
+    -------
+    dict
+        ``mask``, ``registration``, ``bias_field``, ``histogram`` and ``montage`` (a thumbnail 240 pixels wide), each
+        a PNG below 300 kB. Masks may be odd or empty; around an empty one nothing is drawn.
+    """
+    native = _native_scene(registered)
+    return {
+        "mask": _mask_figure(native),
+        "registration": _registration_figure(registered),
+        "bias_field": _bias_field_figure(native),
+        "histogram": _histogram_figure(registered),
+        "montage": _montage_figure(native),
+    }
+
+
+def _native_scene(registered: RegisteredBrain) -> Scene:
+    corrected = registered.normalised.corrected
+    layers = {
+        "mask": corrected.brain_mask.data,
+        "before": corrected.stripped.head.data,
+        "after": corrected.head.data,
+    }
+    scene = scene_of(layers, corrected.brain_mask.voxel_to_ras, margin_mm=SURROUND_MM + 2.0)
+    return scene.with_layer("visible", visibility(scene))
+
+
+def _mask_figure(native: Scene) -> bytes:
+    mosaic = mosaic_of(native, _three_planes(native), width=_WIDTH_PIXELS, gap=_GAP_PIXELS)
+    picture = grey(painted(native.layers["before"], mosaic), window_of(native.layers["before"], native.mask))
+    picture *= painted(native.layers["visible"], mosaic)
+    outline = Line(canvas=painted(native.mask, mosaic), colour=_MASK_COLOUR)
+    return png_of(drawn(picture, [outline], [*_directions(mosaic), *_indices(mosaic, native)]))
+
+
+def _montage_figure(native: Scene) -> bytes:
+    row = [(axis, spread(native.mask, axis, 1)[0]) for axis in (AXIAL, CORONAL, SAGITTAL)]
+    mosaic = mosaic_of(native, [row], width=_THUMBNAIL_WIDTH_PIXELS, gap=2)
+    picture = grey(painted(native.layers["before"], mosaic), window_of(native.layers["before"], native.mask))
+    picture *= painted(native.layers["visible"], mosaic)
+    outline = Line(canvas=painted(native.mask, mosaic), colour=_MASK_COLOUR, width=0.8)
+    return png_of(drawn(picture, [outline], []), colour_counts=COLOUR_COUNTS[1:])
+
+
+def _registration_figure(registered: RegisteredBrain) -> bytes:
+    template_mask, white_matter = _template_on(registered.brain.grid)
+    own_mask = registered.brain_mask.data
+    window = window_of(registered.brain.data, own_mask)
+    layers = {
+        "mask": template_mask,
+        "brain": grey(np.where(own_mask, registered.brain.data, np.float32(window[0])), window),
+        "white_matter": white_matter,
+    }
+    scene = scene_of(layers, registered.brain.voxel_to_ras, margin_mm=8.0)
+    mosaic = mosaic_of(scene, _three_planes(scene), width=_WIDTH_PIXELS, gap=_GAP_PIXELS)
+    lines = [
+        Line(canvas=painted(scene.mask, mosaic), colour=_MASK_COLOUR),
+        Line(
+            canvas=ndimage.gaussian_filter(painted(scene.layers["white_matter"], mosaic), 1.0),
+            colour=_TEMPLATE_COLOUR,
+            width=0.7,
+        ),
+    ]
+    return png_of(
+        drawn(
+            painted(scene.layers["brain"], mosaic),
+            lines,
+            [*_directions(mosaic), *_millimetres(mosaic, scene)],
+        )
+    )
+
+
+def _template_on(grid: Grid) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Return the template's mask and white matter on a grid, kept in memory where it is one of the template's."""
+    for resolution_mm in RESOLUTION_LABELS:
+        if np.allclose(grid.spacing_mm, resolution_mm, atol=1e-3):
+            template = load_template(resolution_mm)
+            if template.grid.matches(grid):
+                return template.brain_mask.data, template.white_matter
+    template = load_template(1.0)
+    mask = resampled(template.t1w.with_data(template.brain_mask.data), grid).data >= 0.5
+    return mask, resampled(template.t1w.with_data(template.white_matter), grid).data
+
+
+def _bias_field_figure(native: Scene) -> bytes:
+    mask, before, after = (native.layers[name] for name in ("mask", "before", "after"))
+    counts = {AXIAL: 3, CORONAL: 2, SAGITTAL: 2}
+    row = [(axis, index) for axis, count in counts.items() for index in spread(mask, axis, count)]
+    mosaic = mosaic_of(native, [row], width=_WIDTH_PIXELS - _SCALE_PIXELS, gap=2 * _GAP_PIXELS)
+    inside = painted(mask, mosaic)
+    field, limit = _log_field(before, after, mask, mosaic)
+    colours = colormaps[_FIELD_MAP](grey(field, (-limit, limit)))[..., :3].astype(np.float32)
+    bands = [
+        np.repeat((grey(painted(array, mosaic), window_of(array, mask)) * inside)[..., None], 3, axis=2)
+        for array in (before, after)
+    ]
+    bands.append(colours * inside[..., None])
+    picture = np.pad(np.concatenate(bands), ((0, 0), (0, _SCALE_PIXELS), (0, 0)))
+    height = mosaic.size[0]
+    words = ("before", "after", "field")
+    notes = [Note(text=word, left=4, top=4 + n * height) for n, word in enumerate(words)]
+    scale = _field_scale(limit, 2 * height, 3 * height)
+    return png_of(
+        drawn(picture, [], [*_directions(mosaic), *notes], extra=scale), colour_counts=_FIELD_COLOURS
+    )
+
+
+def _log_field(
+    before: NDArray[Any], after: NDArray[Any], mask: NDArray[np.bool_], mosaic: Mosaic
+) -> tuple[NDArray[np.float32], float]:
+    """Return the canvas of log(before / after) around its median inside the mask, and the limit of its scale.
+
+    A field is smooth, so voxels without signal are filled from their neighbours.
+    """
+    sound = mask & (before > 0) & (after > 0)
+    if not sound.any():
+        return np.zeros(mosaic.size, dtype=np.float32), _LEAST_FIELD_RANGE
+    ratio = np.zeros(mask.shape, dtype=np.float32)
+    np.divide(before, after, out=ratio, where=sound)
+    np.log(ratio, out=ratio, where=sound)
+    sample = ratio[sound]
+    sample = sample[:: max(1, sample.size // _FIELD_SAMPLES)]
+    middle = float(np.median(sample))
+    limit = max(_LEAST_FIELD_RANGE, float(np.percentile(np.abs(sample - middle), 99.0)))
+    weight, total = (ndimage.gaussian_filter(painted(array, mosaic), 2.0) for array in (sound, ratio))
+    field: NDArray[np.float32] = total / np.maximum(weight, np.float32(1e-3)) - np.float32(middle)
+    return field, limit
+
+
+def _field_scale(limit: float, top: int, bottom: int) -> Callable[[Axes], None]:
+    """Return what draws the colour scale of the field right of it, in per cent."""
+
+    def draw(axes: Axes) -> None:
+        left, height = _WIDTH_PIXELS - 62, 0.7 * (bottom - top)
+        first = top + 0.15 * (bottom - top)
+        ramp = np.linspace(1.0, 0.0, 64)[:, None]
+        axes.imshow(
+            ramp, cmap=_FIELD_MAP, extent=(left, left + 12, first + height, first), aspect="auto", zorder=3
+        )
+        for place, value in ((0.0, limit), (0.5, 0.0), (1.0, -limit)):
+            text = f"{100 * np.expm1(value):+.0f} %" if value else "0 %"
+            axes.text(
+                left + 16, first + place * height, text, color=TEXT_COLOUR, fontsize=TEXT_POINTS, va="center"
+            )
+
+    return draw
+
+
+def _histogram_figure(registered: RegisteredBrain) -> bytes:
+    normalised = registered.normalised
+    mask = normalised.brain_mask.data
+    figure = Figure(figsize=(9.6, 3.0), dpi=DPI, facecolor="white", layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curve(left, normalised.corrected.stripped.head.data[mask], "before", _BEFORE_STYLE)
+    _curve(left, normalised.corrected.head.data[mask], "after", _AFTER_STYLE)
+    left.set(xlabel="intensity inside the mask, as stored", ylabel="density")
+    if mask.any():
+        left.legend(title="bias correction", frameon=False, fontsize=8, title_fontsize=8)
+    _curve(right, normalised.brain.data[mask], normalised.normalisation.method, _AFTER_STYLE)
+    right.set(xlabel=f"normalised intensity ({normalised.normalisation.method})")
+    for axes in (left, right):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.set(ylim=(0, None), yticks=[])
+        axes.grid(visible=True, axis="x", color="#e3e7ea", linewidth=0.6)
+    return png_of(figure)
+
+
+def _curve(axes: Axes, values: NDArray[Any], label: str, style: Mapping[str, Any]) -> None:
+    """Draw a lightly smoothed histogram; bins of whole numbers where the values are, so that no comb appears."""
+    if values.size == 0:
+        axes.text(0.5, 0.5, "the mask is empty", transform=axes.transAxes, ha="center")
+        return
+    low, high = (float(v) for v in np.percentile(values, (0.1, 99.8)))
+    width = (high - low) / _HISTOGRAM_BINS or 1.0
+    if bool((values[:: max(1, values.size // 1000)] % 1 == 0).all()):
+        width, low = float(np.ceil(width)), np.floor(low) - 0.5
+    count = int((high - low) / width) + 9
+    counts, edges = np.histogram(values, bins=count, range=(low - 4 * width, low + (count - 4) * width))
+    smooth = ndimage.gaussian_filter1d(counts / (values.size * width), 1.0)
+    axes.plot(0.5 * (edges[1:] + edges[:-1]), smooth, label=label, linewidth=1.5, **style)
+
+
+def _three_planes(scene: Scene) -> list[list[tuple[int, int]]]:
+    """Return a row of axial, one of coronal and one of sagittal slices, about equally wide."""
+    extents = scene.extents_mm
+    fitting = int(np.clip(_COLUMNS * extents[0] // extents[1], 3, 9))
+    counts = {AXIAL: _COLUMNS, CORONAL: _COLUMNS, SAGITTAL: fitting}
+    return [[(axis, index) for index in spread(scene.mask, axis, n)] for axis, n in counts.items()]
+
+
+def _directions(mosaic: Mosaic) -> list[Note]:
+    """Return the letters at the outer slices of each row: left and right, or posterior and anterior."""
+    notes = []
+    for row in mosaic.rows:
+        for tile in (row[0], row[-1]):
+            low, high = ("P", "A") if tile.axis == SAGITTAL else ("L", "R")
+            middle = tile.top + tile.height / 2
+            notes.append(Note(text=low, left=tile.left + 1, top=middle, vertical="center"))
+            right = tile.left + tile.width - 1
+            notes.append(Note(text=high, left=right, top=middle, horizontal="right", vertical="center"))
+    return notes
+
+
+def _indices(mosaic: Mosaic, scene: Scene) -> list[Note]:
+    """Name each slice by its voxel index in the RAS volume, as a viewer shows it."""
+    return [
+        _below(tile, f"{'ijk'[tile.axis]} {scene.first_index[tile.axis] + tile.index}")
+        for tile in mosaic.tiles
+    ]
+
+
+def _millimetres(mosaic: Mosaic, scene: Scene) -> list[Note]:
+    """Name each slice by its template coordinate in mm."""
+    notes = []
+    for tile in mosaic.tiles:
+        along = scene.voxel_to_ras[tile.axis, tile.axis] * tile.index + scene.voxel_to_ras[tile.axis, 3]
+        notes.append(_below(tile, f"{'xyz'[tile.axis]} {round(float(along)):d}"))
+    return notes
+
+
+def _below(tile: Tile, text: str) -> Note:
+    return Note(text=text, left=tile.left + 1, top=tile.top + tile.height, vertical="bottom")

@@ -1,0 +1,68 @@
+"""What becomes of a prediction once quality control, novelty and the baseline have had their word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from brainstage.pipeline.records import Completed, Failure, PredictionStatus, QcStatus, SubjectOutcome
+
+OUT_OF_DISTRIBUTION: Final = "out_of_distribution"
+BASELINE_DISAGREES: Final = "baseline_disagrees"
+
+FLAG_EXPLANATIONS: Final = {
+    OUT_OF_DISTRIBUTION: "The scan is unlike the scans that the model was trained on (novelty score above the "
+    "threshold that 5 % of the training scans exceed).",
+    BASELINE_DISAGREES: "The linear baseline, trained on the same scans, says another class than the network.",
+}
+"""Reason code to the sentence that explains it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What is written about a scan.
+
+    Attributes
+    ----------
+    status : PredictionStatus
+    flags : tuple of str
+        Why a prediction is flagged, besides what quality control says.
+    """
+
+    status: PredictionStatus
+    flags: tuple[str, ...] = ()
+
+    @property
+    def shows_probabilities(self) -> bool:
+        """Tell whether anything that the model said about the class may be written."""
+        return self.status in (PredictionStatus.REPORTED, PredictionStatus.FLAGGED)
+
+
+def decide(outcome: SubjectOutcome) -> Decision:
+    """Decide what becomes of a scan's prediction.
+
+    A failed verdict of quality control withholds it; a warning, a novel scan, or a disagreement with the
+    baseline flags it.
+    """
+    if isinstance(outcome, Failure):
+        return Decision(status=PredictionStatus.FAILED)
+    if outcome.prediction is None:
+        return Decision(status=PredictionStatus.NO_MODEL)
+    flags = _flags(outcome)
+    if outcome.qc.verdict.status is QcStatus.FAIL:
+        return Decision(status=PredictionStatus.WITHHELD)
+    if flags or outcome.qc.verdict.status is QcStatus.WARN:
+        return Decision(status=PredictionStatus.FLAGGED, flags=flags)
+    return Decision(status=PredictionStatus.REPORTED)
+
+
+def _flags(outcome: Completed) -> tuple[str, ...]:
+    prediction = outcome.prediction
+    if prediction is None:
+        return ()
+    flags = []
+    if prediction.ood_score > prediction.ood_threshold:
+        flags.append(OUT_OF_DISTRIBUTION)
+    if prediction.baseline_label not in (None, prediction.predicted_label):
+        flags.append(BASELINE_DISAGREES)
+    return tuple(flags)

@@ -1,0 +1,176 @@
+"""From the scans of a run to its tables and pages: ``predictions.csv``, ``qc.csv``, ``cohort.html``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from brainstage.pipeline.bids import Dataset
+from brainstage.pipeline.derivatives import ScanFiles, write_dataset_description
+from brainstage.pipeline.entities import prefixed_label
+from brainstage.pipeline.files import write_json, write_text
+from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
+from brainstage.pipeline.records import Failure, QcStatus, SubjectOutcome
+from brainstage.workflows.gate import decide
+from brainstage.workflows.methods import render_methods
+from brainstage.workflows.participant import RunContext, tool_versions
+from brainstage.workflows.stages import preprocessing_content
+
+IDENTITY_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path")
+QC_MEASURES: Final = (
+    "brain_volume_ml",
+    "mask_template_dice",
+    "template_correlation",
+    "affine_scale",
+    "affine_rotation_deg",
+    "brain_touches_border",
+    "cnr",
+    "snr",
+    "cjv",
+    "efc",
+    "fber",
+    "inu_range",
+    "t1w_contrast",
+    "spacing_mm",
+    "fov_mm",
+    "skull_stripped_input",
+    "header_warnings",
+)
+
+
+def write_group(
+    dataset: Dataset, outcomes: Sequence[SubjectOutcome], context: RunContext, classes: Sequence[str]
+) -> None:
+    """Write everything that is about the whole run; each file in one rename.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With exactly the scans of `outcomes`.
+    outcomes : sequence
+        Sorted like the dataset.
+    context : RunContext
+    classes : sequence of str
+        The model's, in its order; empty without a model.
+    """
+    out_dir = context.out_dir
+    write_dataset_description(out_dir, dataset.root, dataset.description)
+    content = preprocessing_content(context.config.preprocessing)
+    write_json(
+        out_dir / ".brainstage" / "preprocessing.json", {"id": context.preprocessing_id, "content": content}
+    )
+    write_manifest(out_dir / "data_manifest.csv", rows_of(dataset, _known_hashes(outcomes, context)))
+    write_text(out_dir / "predictions.csv", predictions_csv(outcomes, context, classes))
+    write_text(out_dir / "qc.csv", qc_csv(outcomes))
+    _write_pages(outcomes, context)
+
+
+def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, classes: Sequence[str]) -> str:
+    """Return ``predictions.csv`` (contract, section 6): one row for every scan, also the failed ones."""
+    columns = (
+        *IDENTITY_COLUMNS,
+        "prediction_status",
+        "predicted_label",
+        *(f"p_{name}" for name in classes),
+        "confidence",
+        "tier",
+        "prediction_set",
+        "qc_status",
+        "qc_reasons",
+        "ood_score",
+        "baseline_label",
+        "model_id",
+        "preprocessing_id",
+        "report",
+        "error",
+    )
+    return csv_text(columns, [_prediction_row(outcome, context) for outcome in outcomes])
+
+
+def qc_csv(outcomes: Sequence[SubjectOutcome]) -> str:
+    """Return ``qc.csv``: one row for every scan; a failed one has no measures."""
+    columns = (*IDENTITY_COLUMNS, *QC_MEASURES, "qc_status", "qc_reasons")
+    return csv_text(columns, [_qc_row(outcome) for outcome in outcomes])
+
+
+def _prediction_row(outcome: SubjectOutcome, context: RunContext) -> dict[str, object]:
+    decision = decide(outcome)
+    row = _identity(outcome) | {
+        "prediction_status": str(decision.status),
+        "preprocessing_id": outcome.preprocessing_id,
+        "model_id": context.model_id,
+        "report": context.files(outcome.scan).report.name,
+    }
+    if isinstance(outcome, Failure):
+        return row | {"qc_status": str(QcStatus.FAIL), "qc_reasons": "failed", "error": error_text(outcome)}
+    verdict = outcome.qc.verdict
+    row |= {"qc_status": str(verdict.status), "qc_reasons": ";".join((*verdict.reasons, *decision.flags))}
+    prediction = outcome.prediction
+    if prediction is None:
+        return row
+    row["ood_score"] = prediction.ood_score
+    if not decision.shows_probabilities:
+        return row
+    return row | {
+        "predicted_label": prediction.predicted_label,
+        **{f"p_{name}": value for name, value in prediction.probabilities.items()},
+        "confidence": prediction.confidence,
+        "tier": prediction.tier,
+        "prediction_set": ";".join(prediction.prediction_set),
+        "baseline_label": prediction.baseline_label,
+    }
+
+
+def _qc_row(outcome: SubjectOutcome) -> dict[str, object]:
+    row = _identity(outcome)
+    if isinstance(outcome, Failure):
+        return row | {"qc_status": str(QcStatus.FAIL), "qc_reasons": "failed"}
+    verdict = outcome.qc.verdict
+    measures = {name: outcome.qc.measures.get(name) for name in QC_MEASURES}
+    return row | measures | {"qc_status": str(verdict.status), "qc_reasons": ";".join(verdict.reasons)}
+
+
+def _identity(outcome: SubjectOutcome) -> dict[str, object]:
+    entities = outcome.scan.entities
+    return {
+        "participant_id": prefixed_label(entities.subject, "sub"),
+        "session_id": prefixed_label(entities.session, "ses"),
+        "run_id": prefixed_label(entities.run, "run"),
+        "t1w_path": outcome.scan.t1w_path,
+    }
+
+
+def error_text(failure: Failure) -> str:
+    """Return which stage failed and why, on one line."""
+    return f"{failure.stage}: {failure.message}"
+
+
+def _known_hashes(outcomes: Sequence[SubjectOutcome], context: RunContext) -> dict[str, str]:
+    found = {}
+    for outcome in outcomes:
+        content = _source_record(context.files(outcome.scan))
+        if content:
+            found[outcome.scan.key] = str(content["sha256"])
+    return found
+
+
+def _source_record(files: ScanFiles) -> Mapping[str, Any]:
+    try:
+        content = json.loads((files.state / "source.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "sha256" in content else {}
+
+
+def _write_pages(outcomes: Sequence[SubjectOutcome], context: RunContext) -> None:
+    failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
+    methods = render_methods(
+        context.config,
+        tool_versions(),
+        context.preprocessing_id,
+        n_scans=len(outcomes),
+        n_failed=failed,
+        model_id=context.model_id,
+    )
+    write_text(context.out_dir / "methods.md", methods)

@@ -1,0 +1,246 @@
+"""A description of what was done that can be pasted into a paper, with versions and references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from brainstage.pipeline.config import Config
+from brainstage.workflows.pages import page_environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A publication or an archived program.
+
+    Attributes
+    ----------
+    text : str
+        Authors, year, title, place.
+    doi : str
+        Without the resolver in front of it.
+    """
+
+    text: str
+    doi: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodStep:
+    """One step in words."""
+
+    title: str
+    text: str
+    references: tuple[Reference, ...] = ()
+
+
+BIDS: Final = Reference(
+    text="Gorgolewski KJ et al. 2016. The brain imaging data structure, a format for organizing and describing "
+    "outputs of neuroimaging experiments. Scientific Data 3:160044",
+    doi="10.1038/sdata.2016.44",
+)
+NIBABEL: Final = Reference(text="Brett M et al. nipy/nibabel. Zenodo", doi="10.5281/zenodo.591597")
+DEEPBET: Final = Reference(
+    text="Fisch L et al. 2024. deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural "
+    "Networks. Computers in Biology and Medicine 179:108845",
+    doi="10.1016/j.compbiomed.2024.108845",
+)
+N4: Final = Reference(
+    text="Tustison NJ et al. 2010. N4ITK: Improved N3 bias correction. IEEE Transactions on Medical Imaging "
+    "29:1310-1320",
+    doi="10.1109/TMI.2010.2046908",
+)
+WHITESTRIPE: Final = Reference(
+    text="Shinohara RT et al. 2014. Statistical normalization techniques for magnetic resonance imaging. "
+    "NeuroImage: Clinical 6:9-19",
+    doi="10.1016/j.nicl.2014.08.008",
+)
+ANTS: Final = Reference(
+    text="Avants BB et al. 2011. A reproducible evaluation of ANTs similarity metric performance in brain image "
+    "registration. NeuroImage 54:2033-2044",
+    doi="10.1016/j.neuroimage.2010.09.025",
+)
+SYN: Final = Reference(
+    text="Avants BB et al. 2008. Symmetric diffeomorphic image registration with cross-correlation. Medical Image "
+    "Analysis 12:26-41",
+    doi="10.1016/j.media.2007.06.004",
+)
+TEMPLATE: Final = Reference(
+    text="Fonov V et al. 2011. Unbiased average age-appropriate atlases for pediatric studies. NeuroImage "
+    "54:313-327",
+    doi="10.1016/j.neuroimage.2010.07.033",
+)
+
+_EXTRACTION: Final = {
+    "auto": "Scans that came without their skull were recognised and left as they were; in all others the brain was "
+    "found by the neural networks of deepbet{deepbet}.",
+    "deepbet": "The brain was found by the neural networks of deepbet{deepbet}.",
+    "ants": "The brain was found by registration of the template with ANTs (antspyx{antspyx}).",
+    "none": "The scans came without their skull; their non-zero voxels were taken as the brain.",
+}
+_NORMALISATION: Final = {
+    "zscore": "Intensities inside the brain mask were scaled to mean 0 and standard deviation 1.",
+    "percentile": "Intensities inside the brain mask were scaled so that their 2nd and 98th percentile became 0 and 1.",
+    "whitestripe": "Intensities inside the brain mask were scaled so that the peak of white matter became 0 and the "
+    "spread around it 1.",
+}
+
+
+def method_steps(
+    config: Config, versions: Mapping[str, str], *, model_id: str | None = None
+) -> tuple[MethodStep, ...]:
+    """Describe the processing, step by step, as the configuration has it.
+
+    Parameters
+    ----------
+    config : Config
+    versions : mapping
+        Package name, as on the package index, to version; an absent one is left out of the text.
+    model_id : str, optional
+        The model that made predictions; None when there was none.
+    """
+    steps = [
+        _reading(versions),
+        _extraction(config, versions),
+        _bias_field(config, versions),
+        _normalisation(config),
+        _registration(config, versions),
+        _quality(),
+    ]
+    if model_id is not None:
+        steps.append(_prediction(config, versions, model_id))
+    return tuple(steps)
+
+
+def render_methods(
+    config: Config,
+    versions: Mapping[str, str],
+    preprocessing_id: str,
+    *,
+    n_scans: int,
+    n_failed: int = 0,
+    model_id: str | None = None,
+) -> str:
+    """Return ``methods.md``.
+
+    Parameters
+    ----------
+    config : Config
+    versions : mapping
+        Package name to version; ``brainstage`` and ``python`` among them.
+    preprocessing_id : str
+    n_scans, n_failed : int
+        Scans of the run, and how many of them a stage could not handle.
+    model_id : str, optional
+    """
+    steps = method_steps(config, versions, model_id=model_id)
+    return page_environment().get_template("methods.md.j2").render(
+        steps=steps,
+        references=references_of(steps),
+        versions=dict(sorted(versions.items())),
+        version=versions.get("brainstage", ""),
+        preprocessing_id=preprocessing_id,
+        n_scans=n_scans,
+        n_failed=n_failed,
+    )  # fmt: skip
+
+
+def references_of(steps: Sequence[MethodStep]) -> list[Reference]:
+    """Return every reference of some steps once, by author."""
+    references = {reference for step in steps for reference in step.references}
+    return sorted(references, key=lambda reference: reference.text)
+
+
+def _version(versions: Mapping[str, str], name: str) -> str:
+    return f" {versions[name]}" if name in versions else ""
+
+
+def _reading(versions: Mapping[str, str]) -> MethodStep:
+    return MethodStep(
+        title="Reading",
+        text=f"T1-weighted volumes were read from a BIDS dataset with nibabel{_version(versions, 'nibabel')}, each "
+        "file whole and to its checksum, and turned to RAS orientation without interpolation. Files that are "
+        "damaged, or whose header leaves left and right open, were refused and are listed as failed.",
+        references=(BIDS, NIBABEL),
+    )
+
+
+def _extraction(config: Config, versions: Mapping[str, str]) -> MethodStep:
+    method = config.brain_extraction.method
+    low, high = config.brain_extraction.volume_bounds_ml
+    names = {name: _version(versions, name) for name in ("deepbet", "antspyx")}
+    references = {"none": (), "ants": (ANTS,)}.get(method, (DEEPBET,))
+    return MethodStep(
+        title="Brain extraction",
+        text=f"{_EXTRACTION[method].format(**names)} Masks outside {low:g} to {high:g} ml count as failed.",
+        references=references,
+    )
+
+
+def _bias_field(config: Config, versions: Mapping[str, str]) -> MethodStep:
+    bias = config.bias_field
+    if bias.method == "none":
+        return MethodStep(title="Bias field", text="No bias field correction was applied.")
+    if bias.method == "ants":
+        text = (
+            f"Intensity non-uniformity was corrected with N4 as ANTs runs it "
+            f"(antspyx{_version(versions, 'antspyx')})."
+        )
+    else:
+        text = (
+            f"Intensity non-uniformity was corrected with the N4 algorithm, estimated inside the brain mask on a "
+            f"grid of {bias.grid_mm:g} mm ({bias.levels} levels of B-spline resolution, at most {bias.iterations} "
+            f"iterations each, tolerance {bias.tolerance:g}); the field was "
+            "evaluated on the native grid and divided out."
+        )
+    return MethodStep(title="Bias field", text=text, references=(N4,))
+
+
+def _normalisation(config: Config) -> MethodStep:
+    method = config.intensity.method
+    return MethodStep(
+        title="Intensity normalisation",
+        text=_NORMALISATION[method],
+        references=(WHITESTRIPE,) if method == "whitestripe" else (),
+    )
+
+
+def _registration(config: Config, versions: Mapping[str, str]) -> MethodStep:
+    deformation = (
+        ", refined by a symmetric diffeomorphic deformation (SyN),"
+        if config.registration.method == "syn"
+        else ""
+    )
+    return MethodStep(
+        title="Registration",
+        text="The brain was brought to the MNI152NLin2009aSym template, in the copy that nilearn"
+        f"{_version(versions, 'nilearn')} carries, by an affine transform{deformation} estimated with ANTs "
+        f"(antspyx{_version(versions, 'antspyx')}), and resampled once from native space to voxels of "
+        f"{config.registration.resolution_mm:g} mm.",
+        references=(ANTS, TEMPLATE, *((SYN,) if deformation else ())),
+    )
+
+
+def _quality() -> MethodStep:
+    return MethodStep(
+        title="Quality control",
+        text="Each scan was judged automatically by measures of its brain mask, registration, contrast, noise and "
+        "header against fixed bounds, with the verdict pass, warn or fail. "
+        "Predictions of scans that fail are withheld.",
+    )
+
+
+def _prediction(config: Config, versions: Mapping[str, str], model_id: str) -> MethodStep:
+    grid = config.network_grid
+    shape = " x ".join(str(n) for n in grid.shape)
+    tiers = config.prediction
+    return MethodStep(
+        title="Prediction",
+        text=f"The registered brain was resampled to {shape} voxels of {grid.spacing_mm:g} mm (background: "
+        f"{grid.background}) and given to a 3-D residual network (MONAI{_version(versions, 'monai')}, PyTorch"
+        f"{_version(versions, 'torch')}; model {model_id}). Probabilities are calibrated and come with a "
+        "class-conditional conformal prediction set. Confidence is called high above "
+        f"{tiers.high_confidence:g}, for review from {tiers.review_confidence:g}, and low below. "
+        "For research; not a diagnosis.",
+    )

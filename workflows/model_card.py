@@ -1,0 +1,72 @@
+"""The model card, filled from what was measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from brainstage.models.cross_validation import RANDOM_LABEL_DRAWS
+from brainstage.models.metrics import Estimate
+from brainstage.models.model_store import StoredModel
+from brainstage.models.splits import participant_classes
+from brainstage.workflows.cohort import Cohort
+from brainstage.workflows.model_evaluation import ModelEvaluation
+
+
+def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, options: object) -> str:
+    """Return ``MODEL_CARD.md``.
+
+    Parameters
+    ----------
+    options : TrainOptions
+        As training was called.
+    """
+    # Markdown is not HTML: select_autoescape leaves it alone, and a class name keeps its letters.
+    environment = Environment(
+        loader=PackageLoader("brainstage.workflows"),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    description = model.description
+    participants_of = Counter(participant_classes(cohort.labels, cohort.participants).values())
+    context: dict[str, Any] = {
+        "model": description,
+        "options": options,
+        "result": result,
+        "scans": len(cohort.scans),
+        "participants": len(set(cohort.participants)),
+        "participants_of": participants_of,
+        "left_out": cohort.left_out,
+        "pretrained": model.extractor.source.pretrained,
+        "measures": [name for name in result.network.measures if name != "ece"],
+        "chance_sentence": chance_sentence(result.network.measures["balanced_accuracy"], len(model.classes)),
+        "always_in_set": [
+            name for name, quantile in description.conformal.quantiles.items() if quantile is None
+        ],
+        "draws": RANDOM_LABEL_DRAWS,
+        "cell": cell,
+    }
+    return environment.get_template("model_card.md.j2").render(context)
+
+
+def cell(estimate: Estimate) -> str:
+    """Return an estimate for a table.
+
+    >>> cell(Estimate(value=0.5, low=0.4, high=0.61))
+    '0.50 (0.40 to 0.61)'
+    """
+    if estimate.value != estimate.value:
+        return "not defined"
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def chance_sentence(balanced_accuracy: Estimate, classes: int) -> str:
+    """Say in words whether the interval of the balanced accuracy lies above chance."""
+    if balanced_accuracy.low > 1 / classes:
+        return "The interval lies above chance."
+    return (
+        "The interval does not lie above chance: there is no evidence that the model tells the classes apart."
+    )

@@ -1,0 +1,92 @@
+"""Pictures of an evaluation: confusion matrix, ROC curves, calibration."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
+
+from brainstage.models.metrics import ECE_BINS, Evaluation
+
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+"""Okabe and Ito's palette, told apart with every kind of colour vision."""
+_SIZE_INCHES: Final = (4.6, 4.2)
+_DPI: Final = 130
+
+
+def confusion_figure(evaluation: Evaluation, classes: Sequence[str]) -> bytes:
+    """Return a PNG of the confusion matrix: counts, shaded by the part of each true class."""
+    counts = evaluation.confusion
+    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    axes = figure.subplots()
+    shades = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+    for row in range(len(classes)):
+        for column in range(len(classes)):
+            ink = "white" if parts[row, column] > 0.55 else "black"
+            text = f"{counts[row, column]}\n{parts[row, column]:.0%}"
+            axes.text(column, row, text, ha="center", va="center", color=ink)
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="true", title="Cross-validated predictions")
+    figure.colorbar(shades, ax=axes, shrink=0.8, label="part of the true class")
+    return _png(figure)
+
+
+def roc_figure(
+    probabilities: NDArray[np.float64],
+    targets: NDArray[np.int64],
+    evaluation: Evaluation,
+    classes: Sequence[str],
+) -> bytes:
+    """Return a PNG of each class's ROC curve against the rest."""
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
+    for index, name in enumerate(classes):
+        false_rate, true_rate, _ = roc_curve(targets == index, probabilities[:, index])
+        area = evaluation.measures[f"auc_{name}"]
+        label = f"{name}: AUC {area.value:.2f} ({area.low:.2f} to {area.high:.2f})"
+        axes.plot(false_rate, true_rate, color=COLOURS[index % len(COLOURS)], label=label)
+    axes.set(
+        xlabel="1 - specificity", ylabel="sensitivity", title="One class against the rest", aspect="equal"
+    )
+    axes.legend(loc="lower right", fontsize="small")
+    return _png(figure)
+
+
+def calibration_figure(
+    before: NDArray[np.float64], after: NDArray[np.float64], targets: NDArray[np.int64]
+) -> bytes:
+    """Return a PNG of accuracy against confidence, without and with temperature scaling."""
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
+    for probabilities, colour, label in (
+        (before, COLOURS[1], "uncalibrated"),
+        (after, COLOURS[0], "calibrated"),
+    ):
+        confidence = probabilities.max(axis=1)
+        correct = probabilities.argmax(axis=1) == targets
+        bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+        filled = np.unique(bins)
+        x = [float(confidence[bins == index].mean()) for index in filled]
+        y = [float(correct[bins == index].mean()) for index in filled]
+        sizes = [12 + 120 * float((bins == index).mean()) for index in filled]
+        axes.plot(x, y, color=colour, linewidth=1)
+        axes.scatter(x, y, s=sizes, color=colour, label=label)
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy", aspect="equal")
+    axes.set_title("Calibration (area: number of scans)")
+    axes.legend(loc="upper left", fontsize="small")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()

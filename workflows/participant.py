@@ -1,0 +1,329 @@
+"""One scan from its file to its report: a completed scan or a failure, never an exception."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from brainstage.pipeline.config import Config
+from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
+from brainstage.pipeline.errors import BrainstageError, OutputError
+from brainstage.pipeline.files import sha256_of_file, sha256_of_json, write_json, write_text
+from brainstage.pipeline.records import (
+    Completed,
+    Failure,
+    HeaderFindings,
+    SubjectOutcome,
+    T1wScan,
+)
+from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
+from brainstage.workflows.gate import FLAG_EXPLANATIONS, decide
+from brainstage.workflows.methods import method_steps
+from brainstage.workflows.pages import RunInfo
+from brainstage.workflows.prediction import prediction_stage, read_prediction
+from brainstage.workflows.qc_table import Reason, qc_reasons_of, qc_rows_of
+from brainstage.workflows.report import ScanReport, render_scan_report
+from brainstage.workflows.stages import (
+    figures_stage,
+    preprocessing_content,
+    preprocessing_id,
+    preprocessing_stages,
+    read_figures,
+    read_qc,
+)
+
+REPORT_VERSION: Final = "1"
+TOOLS: Final = (
+    "brainstage",
+    "antspyx",
+    "SimpleITK",
+    "nibabel",
+    "nilearn",
+    "deepbet",
+    "monai",
+    "torch",
+    "numpy",
+    "scipy",
+)
+REMEDIES: Final = {
+    "ingest": "Look at the file with any viewer; copy, download or convert it again.",
+    "brain_extraction": "Look at the scan: is it a T1w image of a whole head, the right way up? A stripped scan needs "
+    "a background of one value.",
+    "registration": "Look at the brain mask and the orientation of the scan.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What every scan of a run shares; sent to every worker.
+
+    Attributes
+    ----------
+    out_dir : Path
+    config : Config
+    model_dir : Path or None
+    model_id : str or None
+        Of that model.
+    retry_failed, reports_only : bool
+    started : str
+        When the run began, for the reports.
+    command : str
+        The command line without paths, for the reports.
+    """
+
+    out_dir: Path
+    config: Config
+    model_dir: Path | None = None
+    model_id: str | None = None
+    retry_failed: bool = False
+    reports_only: bool = False
+    started: str = ""
+    command: str = ""
+
+    @property
+    def preprocessing_id(self) -> str:
+        """Hash of everything that changes a voxel."""
+        return preprocessing_id(preprocessing_content(self.config.preprocessing))
+
+    def files(self, scan: T1wScan) -> ScanFiles:
+        """Return where everything about a scan lies."""
+        label = RESOLUTION_LABELS[self.config.registration.resolution_mm]
+        return ScanFiles(out_dir=self.out_dir, entities=scan.entities, resolution=label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanTask:
+    """One scan of a run.
+
+    Attributes
+    ----------
+    expected_sha256 : str or None
+        What the manifest says the file's hash is.
+    """
+
+    scan: T1wScan
+    context: RunContext
+    expected_sha256: str | None = None
+    on_stage: Callable[[str, str, float, bool], None] | None = field(default=None, compare=False)
+
+
+def process_scan(task: ScanTask) -> SubjectOutcome:
+    """Bring a scan through its stages and write its report.
+
+    Raises
+    ------
+    OutputError
+        When nothing can be written; everything else becomes a :class:`Failure`.
+    """
+    scan, context = task.scan, task.context
+    files = context.files(scan)
+    unfit = _unfit(task, files)
+    if unfit is not None:
+        record_failure(unfit, files)
+        write_report(unfit, context, changed=True)
+        return unfit
+    result = _run_stages(task, files)
+    if isinstance(result, Failure):
+        outcome: SubjectOutcome = replace(result, preprocessing_id=context.preprocessing_id)
+        write_report(outcome, context, changed=True)
+        return outcome
+    outcome = _completed(scan, context, files, result)
+    write_report(outcome, context, changed=result.changed)
+    return outcome
+
+
+def finished_outcome(task: ScanTask) -> SubjectOutcome | None:
+    """Return the outcome of a scan that needs no computing, with its report in place; None for any other."""
+    if task.context.reports_only or _unfit(task, task.context.files(task.scan)) is not None:
+        return None
+    files = task.context.files(task.scan)
+    result = _run_stages(task, files, only=frozenset())
+    if isinstance(result, Failure):
+        recorded = read_failure(files, task.scan)
+        if recorded is None or (recorded.stage, recorded.message) != (result.stage, result.message):
+            return None
+        outcome: SubjectOutcome = replace(result, preprocessing_id=task.context.preprocessing_id)
+    else:
+        outcome = _completed(task.scan, task.context, files, result)
+    write_report(outcome, task.context, changed=False)
+    return outcome
+
+
+def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
+    """Return what an earlier run found for a scan; None when it never got that far."""
+    files = context.files(scan)
+    failure = read_failure(files, scan)
+    if failure is not None:
+        return replace(failure, preprocessing_id=context.preprocessing_id)
+    if not files.qc_json.is_file() or not files.template_t1w.is_file():
+        return None
+    prediction = read_prediction(files) if context.model_id else None
+    if prediction is not None and prediction.model_id != context.model_id:
+        prediction = None
+    return Completed(
+        scan=scan,
+        qc=read_qc(files.qc_json),
+        prediction=prediction,
+        preprocessing_id=context.preprocessing_id,
+    )
+
+
+def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool) -> None:
+    """Write a scan's report, unless nothing that it shows has changed since the last one."""
+    files = context.files(outcome.scan)
+    decision = decide(outcome)
+    shown = {
+        "version": REPORT_VERSION,
+        "status": decision.status,
+        "flags": decision.flags,
+        "model": context.model_id,
+        "config": context.config.model_dump(mode="json"),
+        "failure": outcome.message if isinstance(outcome, Failure) else None,
+    }
+    key = sha256_of_json(shown)
+    marker = files.state / "report.json"
+    if not changed and files.report.is_file() and _read_json(marker).get("key") == key:
+        return
+    write_text(files.report, render_scan_report(_scan_report(outcome, context, files)))
+    write_json(marker, {"key": key})
+
+
+@cache
+def tool_versions() -> dict[str, str]:
+    """Return the versions of everything that takes part, by package name."""
+    found = {"python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def source_sha256(scan: T1wScan, files: ScanFiles) -> str:
+    """Return the hash of a scan's file; computed again only when its size or time has changed.
+
+    Raises
+    ------
+    InputMissingError
+        When the file cannot be read.
+    """
+    marker = files.state / "source.json"
+    known = _read_json(marker)
+    try:
+        status = scan.path.stat()
+    except OSError:
+        return sha256_of_file(scan.path)
+    stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    if {name: known.get(name) for name in stamp} == stamp:
+        return str(known["sha256"])
+    sha256 = sha256_of_file(scan.path)
+    write_json(marker, stamp | {"sha256": sha256})
+    return sha256
+
+
+def _unfit(task: ScanTask, files: ScanFiles) -> Failure | None:
+    """Say why a scan cannot even be begun."""
+    scan = task.scan
+    if scan.fault:
+        return Failure(scan=scan, stage="ingest", error="InputMissingError", message=scan.fault)
+    try:
+        sha256 = source_sha256(scan, files)
+    except OutputError:
+        raise
+    except BrainstageError as error:
+        return Failure(scan=scan, stage="ingest", error=type(error).__name__, message=error.message)
+    if task.expected_sha256 and sha256 != task.expected_sha256:
+        return Failure(
+            scan=scan,
+            stage="ingest",
+            error="ManifestError",
+            message=f"the file's sha256 begins with {sha256[:12]}, the manifest says {task.expected_sha256[:12]}: "
+            "it was altered or replaced since the manifest was made",
+        )
+    return None
+
+
+def _run_stages(
+    task: ScanTask, files: ScanFiles, only: frozenset[str] | None = None
+) -> ChainResult | Failure:
+    context = task.context
+    stages = [*preprocessing_stages(context.config), figures_stage()]
+    if context.model_dir is not None and context.model_id is not None:
+        stages.append(prediction_stage(context.model_dir, context.model_id, context.config.prediction, files))
+    options = ChainOptions(
+        retry_failed=context.retry_failed,
+        redo=frozenset({"figures"}) if context.reports_only else frozenset(),
+        only=frozenset({"figures"}) if context.reports_only else only,
+        tool_versions=tool_versions(),
+        on_stage=task.on_stage or (lambda *_: None),
+    )
+    return run_chain(stages, task.scan, source_sha256(task.scan, files), files, options)
+
+
+def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: ChainResult) -> Completed:
+    prediction = read_prediction(files) if context.model_id else None
+    return Completed(
+        scan=scan,
+        qc=read_qc(files.qc_json),
+        prediction=prediction,
+        preprocessing_id=context.preprocessing_id,
+        provenance=result.provenance,
+    )
+
+
+def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles) -> ScanReport:
+    decision = decide(outcome)
+    findings = _findings(files)
+    completed = isinstance(outcome, Completed)
+    config = context.config
+    return ScanReport(
+        outcome=outcome,
+        prediction_status=decision.status,
+        run=RunInfo(
+            version=version("brainstage"),
+            date=context.started,
+            options=context.command,
+            preprocessing_id=outcome.preprocessing_id,
+            seeds={"preprocessing": config.seed},
+            tool_versions=tool_versions(),
+        ),
+        figures=read_figures(files) if completed else {},
+        findings=findings,
+        qc_rows=qc_rows_of(outcome.qc, config.quality) if isinstance(outcome, Completed) else (),
+        qc_reasons=qc_reasons_of(outcome.qc, findings) if isinstance(outcome, Completed) else (),
+        prediction_reasons=tuple(
+            Reason(code=code, explanation=FLAG_EXPLANATIONS[code]) for code in decision.flags
+        ),
+        remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
+        methods=method_steps(config, tool_versions(), model_id=context.model_id) if completed else (),
+        tiers=config.prediction,
+    )
+
+
+def _findings(files: ScanFiles) -> HeaderFindings | None:
+    content = _read_json(files.state / "header_findings.json")
+    if not content:
+        return None
+    return HeaderFindings(
+        shape=tuple(content["shape"]),
+        spacing_mm=tuple(content["spacing_mm"]),
+        axcodes=content["axcodes"],
+        affine_source=content["affine_source"],
+        warnings=tuple(content["warnings"]),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a small file of ours; empty when it is absent or cannot be understood."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,94 @@
+"""The last stage of a scan: a stored model looks at it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from brainstage.pipeline.config import NetworkGridConfig, PredictionConfig
+from brainstage.pipeline.derivatives import ScanFiles
+from brainstage.pipeline.files import write_json
+from brainstage.pipeline.records import AssessedBrain, Prediction
+from brainstage.pipeline.stage import Stage
+
+if TYPE_CHECKING:
+    from brainstage.models.model_store import StoredModel
+
+STAGE_VERSION: Final = "1"
+
+
+@cache
+def model_of(model_dir: Path) -> StoredModel:
+    """Return the model of a directory; read once per process."""
+    from brainstage.models.model_store import load_model  # heavy: torch
+
+    return load_model(model_dir)
+
+
+def prediction_stage(model_dir: Path, model_id: str, tiers: PredictionConfig, files: ScanFiles) -> Stage:
+    """Return the stage that predicts.
+
+    Parameters
+    ----------
+    model_dir : Path
+    model_id : str
+        The model's content hash: another model means another key.
+    tiers : PredictionConfig
+        Bounds of the tiers of confidence.
+    files : ScanFiles
+        Of the scan; its features are cached there.
+    """
+    return Stage(
+        name="prediction",
+        version=STAGE_VERSION,
+        parameters={"model_id": model_id, "tiers": tiers.model_dump(mode="json")},
+        reads=("registration",),
+        run=lambda assessed: _predicted(assessed, model_of(model_dir), tiers, files),
+        save=_save,
+        load=lambda assessed, files: replace(assessed, prediction=read_prediction(files)),
+    )
+
+
+def tier_of(confidence: float, tiers: PredictionConfig) -> str:
+    """Return the tier of a confidence.
+
+    >>> tier_of(0.7, PredictionConfig())
+    'review'
+    """
+    if confidence > tiers.high_confidence:
+        return "high"
+    return "review" if confidence >= tiers.review_confidence else "low"
+
+
+def read_prediction(files: ScanFiles) -> Prediction | None:
+    """Return the prediction kept for a scan, None when there is none."""
+    try:
+        content = json.loads((files.state / "prediction_result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Prediction(**content | {"prediction_set": tuple(content["prediction_set"])})
+
+
+def _predicted(
+    assessed: AssessedBrain, model: StoredModel, tiers: PredictionConfig, files: ScanFiles
+) -> AssessedBrain:
+    # Heavy: torch.
+    from brainstage.preprocessing.network_grid import network_input
+    from brainstage.workflows.features import cached_features, network_input_key
+
+    registered = assessed.registered
+    grid: dict[str, Any] = model.network_grid
+    image = network_input(registered.brain, registered.brain_mask, NetworkGridConfig.model_validate(grid))
+    features = cached_features(model.extractor, files, image, network_input_key(files, grid))
+    prediction = model.predict(features, image)
+    return replace(assessed, prediction=replace(prediction, tier=tier_of(prediction.confidence, tiers)))
+
+
+def _save(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:
+    if assessed.prediction is None:
+        return []
+    return [write_json(files.state / "prediction_result.json", asdict(assessed.prediction))]

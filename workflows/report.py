@@ -1,0 +1,180 @@
+"""One self-contained page per scan: the verdict in words, pictures, measures, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, Final
+
+from brainstage.pipeline.config import PredictionConfig
+from brainstage.pipeline.records import (
+    Failure,
+    HeaderFindings,
+    Prediction,
+    PredictionStatus,
+    Provenance,
+    SubjectOutcome,
+)
+from brainstage.workflows.methods import MethodStep, references_of
+from brainstage.workflows.pages import RunInfo, page_environment
+from brainstage.workflows.qc_table import QcRow, Reason, bounds_text, gauge_of
+from brainstage.workflows.verdict import shown_prediction, verdict_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureText:
+    """Title, caption that says what to look for, and alternative text of a figure."""
+
+    title: str
+    caption: str
+    alt: str
+
+
+FIGURE_TEXTS: Final[Mapping[str, FigureText]] = {
+    "mask": FigureText(
+        title="Brain mask",
+        caption="The outline (orange) of the mask on the scan as it was read. It should follow the brain's surface: "
+        "look for cortex outside it, above all at the temporal poles, the vertex and the cerebellum, and for eyes, "
+        "dura or neck inside it. Tissue further from the mask is left out so that no face is shown. The person's left "
+        "is on the left; numbers are voxel indices of the RAS volume.",
+        alt="Axial, coronal and sagittal slices of the native scan with the outline of the brain mask.",
+    ),
+    "registration": FigureText(
+        title="Registration to the template",
+        caption="The registered brain under the outline (orange) and the white-matter border (blue) of "
+        "the MNI152NLin2009aSym template. Outline, ventricles and the deep grey matter should agree; an affine "
+        "registration cannot match single gyri. Numbers are template coordinates in mm.",
+        alt="Axial, coronal and sagittal slices of the registered brain with the edges of the template.",
+    ),
+    "bias_field": FigureText(
+        title="Bias field",
+        caption="The brain before and after correction, and the field that was divided out, relative to its median. "
+        "White matter should have one shade after correction; the field should be smooth and show no anatomy.",
+        alt="Slices of the brain before and after bias field correction, and the estimated field in colour.",
+    ),
+    "histogram": FigureText(
+        title="Intensities inside the mask",
+        caption="Left, before and after bias correction; right, after normalisation. Grey and white matter should "
+        "form two peaks that are sharper after correction. One peak alone points to a wrong contrast, strong noise or "
+        "motion.",
+        alt="Histograms of the intensities inside the brain mask before and after correction, and normalised.",
+    ),
+}
+"""Figure to its words; also the order on the page."""
+
+_MAX_PARAMETER_CHARACTERS: Final = 48
+_HASH_CHARACTERS: Final = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanReport:
+    """Everything a scan's page is made of. Nothing in it is an absolute path.
+
+    Attributes
+    ----------
+    outcome : Completed or Failure
+    prediction_status : PredictionStatus
+        ``failed`` for a failure and only then.
+    figures : mapping
+        Name to PNG, as :func:`brainstage.workflows.figures.scan_figures` returns them; may be empty.
+    findings : HeaderFindings or None
+    qc_rows : tuple of QcRow
+    qc_reasons : tuple of Reason
+        Why quality control warns or fails.
+    prediction_reasons : tuple of Reason
+        Why a prediction is flagged, besides quality control.
+    remedy : str
+        What to do about a failure, beyond its message.
+    methods : tuple of MethodStep
+    coverage : float
+        Of the conformal set.
+    tiers : PredictionConfig
+    cohort_page : str
+        Relative name of the cohort page; empty for none.
+    """
+
+    outcome: SubjectOutcome
+    prediction_status: PredictionStatus
+    run: RunInfo
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+    findings: HeaderFindings | None = None
+    qc_rows: tuple[QcRow, ...] = ()
+    qc_reasons: tuple[Reason, ...] = ()
+    prediction_reasons: tuple[Reason, ...] = ()
+    remedy: str = ""
+    methods: tuple[MethodStep, ...] = ()
+    coverage: float = 0.9
+    tiers: PredictionConfig = field(default_factory=PredictionConfig)
+    cohort_page: str = "cohort.html"
+
+    def __post_init__(self) -> None:
+        failed = isinstance(self.outcome, Failure)
+        if failed != (self.prediction_status is PredictionStatus.FAILED):
+            raise ValueError(
+                f"a {type(self.outcome).__name__} cannot have the status {self.prediction_status}"
+            )
+        spoken = self.prediction_status in (PredictionStatus.REPORTED, PredictionStatus.FLAGGED)
+        if spoken and (isinstance(self.outcome, Failure) or self.outcome.prediction is None):
+            raise ValueError(f"the status {self.prediction_status} needs a prediction")
+
+    @property
+    def shown_prediction(self) -> Prediction | None:
+        """The prediction where it may be seen: None when withheld, failed or without a model."""
+        return shown_prediction(self.outcome, self.prediction_status)
+
+
+def render_scan_report(report: ScanReport) -> str:
+    """Return the page of one scan: one HTML file that needs no other, no script and no network."""
+    outcome = report.outcome
+    figures = [
+        (name, texts, report.figures[name]) for name, texts in FIGURE_TEXTS.items() if name in report.figures
+    ]
+    return page_environment().get_template("scan.html.j2").render(
+        report=report,
+        run=report.run,
+        scan=outcome.scan,
+        failure=outcome if isinstance(outcome, Failure) else None,
+        qc=None if isinstance(outcome, Failure) else outcome.qc.verdict,
+        prediction=report.shown_prediction,
+        verdict=verdict_of(
+            outcome,
+            report.prediction_status,
+            reasons=report.qc_reasons,
+            remedy=report.remedy,
+            coverage=report.coverage,
+            tiers=report.tiers,
+        ),
+        figures=figures,
+        qc_rows=[(row, bounds_text(row), gauge_of(row)) for row in report.qc_rows],
+        provenance=[(entry, key_parameters(entry)) for entry in outcome.provenance],
+        total_seconds=sum(entry.seconds for entry in outcome.provenance),
+        references=references_of(report.methods),
+    )  # fmt: skip
+
+
+def key_parameters(entry: Provenance) -> str:
+    """Return a stage's parameters on one line; long values and hashes are shortened, paths lose their folders."""
+    return "; ".join(f"{name} = {_parameter_text(value)}" for name, value in _flat(entry.parameters))
+
+
+def _flat(parameters: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in parameters.items():
+        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return pairs
+
+
+def _parameter_text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_parameter_text(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value)
+    if text.startswith("/"):
+        text = PurePosixPath(text).name
+    elif PureWindowsPath(text).is_absolute():
+        text = PureWindowsPath(text).name
+    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
+        return f"{text[:_HASH_CHARACTERS]}…"
+    return text if len(text) <= _MAX_PARAMETER_CHARACTERS else f"{text[:_MAX_PARAMETER_CHARACTERS]}…"

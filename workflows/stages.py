@@ -1,0 +1,294 @@
+"""The stages of a scan, in order: what each computes, from what, and how its result is kept.
+
+The mathematics is in :mod:`brainstage.preprocessing`; here it meets the disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from brainstage.pipeline.config import Config, PreprocessingConfig, QualityBounds
+from brainstage.pipeline.derivatives import TEMPLATE_SPACE, ScanFiles, sidecar_of
+from brainstage.pipeline.files import sha256_of_json, write_bytes, write_json
+from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
+from brainstage.pipeline.records import (
+    AssessedBrain,
+    CorrectedBrain,
+    IngestedHead,
+    Normalisation,
+    NormalisedBrain,
+    QcReport,
+    QcStatus,
+    QcVerdict,
+    RegisteredBrain,
+    StrippedBrain,
+    T1wScan,
+)
+from brainstage.pipeline.stage import Stage
+from brainstage.preprocessing import (
+    bias_field,
+    brain_extraction,
+    ingest,
+    intensity,
+    network_grid,
+    quality,
+    registration,
+    template,
+    transforms,
+)
+
+FIGURES_VERSION: Final = "1"
+FIGURES: Final = ("mask", "registration", "bias_field", "histogram", "montage")
+
+_HEAD: Final = ("ingest",)
+_NATIVE: Final = ("ingest", "brain_extraction", "bias_field", "intensity")
+_ALL: Final = (*_NATIVE, "registration")
+
+
+def preprocessing_content(config: PreprocessingConfig) -> dict[str, Any]:
+    """Return everything in the preprocessing that changes a voxel, as plain values."""
+    content: dict[str, Any] = config.model_dump(mode="json")
+    content["stage_versions"] = {
+        "ingest": ingest.STAGE_VERSION,
+        "brain_extraction": brain_extraction.STAGE_VERSION,
+        "bias_field": bias_field.STAGE_VERSION,
+        "intensity": intensity.STAGE_VERSION,
+        "registration": registration.STAGE_VERSION,
+        "network_grid": network_grid.STAGE_VERSION,
+    }
+    content["brain_extraction_weights"] = brain_extraction.deepbet_sha256()
+    content["template"] = {"name": TEMPLATE_SPACE, "sha256": template.template_sha256()}
+    return content
+
+
+def preprocessing_id(content: Mapping[str, Any]) -> str:
+    """Return the hash of :func:`preprocessing_content`, 16 hexadecimal digits."""
+    return sha256_of_json(content)[:16]
+
+
+def preprocessing_stages(config: Config) -> tuple[Stage, ...]:
+    """Return the stages from a T1w file to a judged brain in template space, in order."""
+    settings = config.preprocessing
+    identifier = preprocessing_id(preprocessing_content(settings))
+    return (
+        Stage(
+            name="ingest",
+            version=ingest.STAGE_VERSION,
+            parameters=settings.ingest.model_dump(mode="json"),
+            reads=(),
+            run=lambda scan: ingest.ingest(scan.path, settings.ingest),
+            save=_save_ingested,
+            load=lambda scan, _: _ingested_again(scan, settings),
+        ),
+        Stage(
+            name="brain_extraction",
+            version=brain_extraction.STAGE_VERSION,
+            parameters=settings.brain_extraction.model_dump(mode="json")
+            | {"weights": brain_extraction.deepbet_sha256()},
+            reads=_HEAD,
+            run=lambda ingested: brain_extraction.extract_brain(ingested, settings.brain_extraction),
+            save=_save_stripped,
+            load=_load_stripped,
+        ),
+        Stage(
+            name="bias_field",
+            version=bias_field.STAGE_VERSION,
+            parameters=settings.bias_field.model_dump(mode="json") | {"seed": config.seed},
+            reads=("ingest", "brain_extraction"),
+            run=lambda stripped: bias_field.correct_bias(stripped, settings.bias_field, config.seed),
+            save=_save_corrected,
+            load=_load_corrected,
+        ),
+        Stage(
+            name="intensity",
+            version=intensity.STAGE_VERSION,
+            parameters=settings.intensity.model_dump(mode="json"),
+            reads=("brain_extraction", "bias_field"),
+            run=lambda corrected: intensity.normalise(corrected, settings.intensity),
+            save=_save_normalised,
+            load=_load_normalised,
+        ),
+        Stage(
+            name="registration",
+            version=registration.STAGE_VERSION,
+            parameters=settings.registration.model_dump(mode="json")
+            | {"seed": config.seed, "template": template.template_sha256()},
+            reads=("brain_extraction", "bias_field", "intensity"),
+            run=lambda normalised: registration.register(normalised, settings.registration, config.seed),
+            save=partial(_save_registered, identifier=identifier),
+            load=_load_registered,
+        ),
+        Stage(
+            name="quality",
+            version=quality.STAGE_VERSION,
+            parameters={"bounds": {name: bounds.model_dump() for name, bounds in config.quality.items()}},
+            reads=_ALL,
+            run=lambda registered: _assessed(registered, config.quality),
+            save=_save_assessed,
+            load=_load_assessed,
+        ),
+    )
+
+
+def figures_stage() -> Stage:
+    """Return the stage that draws the pictures of the report."""
+    return Stage(
+        name="figures",
+        version=FIGURES_VERSION,
+        parameters={},
+        reads=_ALL,
+        run=lambda assessed: assessed,
+        save=_save_figures,
+        load=lambda assessed, _: assessed,
+    )
+
+
+def read_qc(path: Path) -> QcReport:
+    """Read a ``*_desc-qc.json``."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    verdict = QcVerdict(status=QcStatus(content.pop("qc_status")), reasons=tuple(content.pop("qc_reasons")))
+    return QcReport(measures=content, verdict=verdict)
+
+
+def read_figures(files: ScanFiles) -> dict[str, bytes]:
+    """Return the pictures of a scan by name; those that are there."""
+    paths = {name: files.figure(name) for name in FIGURES}
+    return {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+
+
+def _save_ingested(ingested: IngestedHead, files: ScanFiles) -> Sequence[Path]:
+    # The head itself is read again from its source when it is needed: that takes 0.2 s and no space.
+    findings = ingested.findings
+    content = {
+        "shape": list(findings.shape),
+        "spacing_mm": list(findings.spacing_mm),
+        "axcodes": findings.axcodes,
+        "affine_source": findings.affine_source,
+        "warnings": list(findings.warnings),
+        "ras_voxel_to_ras": ingested.head.voxel_to_ras.tolist(),
+    }
+    return [write_json(files.state / "header_findings.json", content)]
+
+
+def _ingested_again(scan: T1wScan, settings: PreprocessingConfig) -> IngestedHead:
+    return ingest.ingest(scan.path, settings.ingest)
+
+
+def _save_stripped(stripped: StrippedBrain, files: ScanFiles) -> Sequence[Path]:
+    sidecar = {
+        "Type": "Brain",
+        "RawSources": [],
+        "Description": "Brain mask, native space, RAS",
+        "BrainExtractionMethod": stripped.method,
+        "SkullStrippedInput": stripped.skull_stripped_input,
+        "BrainVolume_ml": round(stripped.brain_mask.volume_ml, 3),
+    }
+    mask = write_mask(files.native_mask, stripped.brain_mask)
+    return [mask, write_json(sidecar_of(mask), sidecar)]
+
+
+def _load_stripped(ingested: IngestedHead, files: ScanFiles) -> StrippedBrain:
+    sidecar = _read_json(sidecar_of(files.native_mask))
+    return StrippedBrain(
+        head=ingested.head,
+        findings=ingested.findings,
+        brain_mask=read_mask(files.native_mask),
+        method=sidecar["BrainExtractionMethod"],
+        skull_stripped_input=sidecar["SkullStrippedInput"],
+    )
+
+
+def _save_corrected(corrected: CorrectedBrain, files: ScanFiles) -> Sequence[Path]:
+    sidecar = {
+        "SkullStripped": corrected.stripped.skull_stripped_input,
+        "Description": "Bias-corrected head, native space, RAS",
+        "BiasFieldRange": corrected.field_range,
+    }
+    volume = write_volume(files.native_t1w, corrected.head)
+    return [volume, write_json(sidecar_of(volume), sidecar)]
+
+
+def _load_corrected(stripped: StrippedBrain, files: ScanFiles) -> CorrectedBrain:
+    return CorrectedBrain(
+        head=read_volume(files.native_t1w),
+        brain_mask=stripped.brain_mask,
+        stripped=stripped,
+        field_range=_read_json(sidecar_of(files.native_t1w))["BiasFieldRange"],
+    )
+
+
+def _save_normalised(normalised: NormalisedBrain, files: ScanFiles) -> Sequence[Path]:
+    # Two numbers; the normalised volume follows from them and from what is on disk already.
+    return [write_json(files.state / "normalisation.json", vars(normalised.normalisation))]
+
+
+def _load_normalised(corrected: CorrectedBrain, files: ScanFiles) -> NormalisedBrain:
+    fitted = Normalisation(**_read_json(files.state / "normalisation.json"))
+    return intensity.apply_normalisation(corrected, fitted)
+
+
+def _save_registered(registered: RegisteredBrain, files: ScanFiles, *, identifier: str) -> Sequence[Path]:
+    sidecar = {
+        "SkullStripped": True,
+        "SpatialReference": {"Template": TEMPLATE_SPACE, "Resolution_mm": registered.brain.spacing_mm[0]},
+        "Description": "Skull-stripped, bias-corrected, intensity-normalised brain in template space",
+        "IntensityNormalisation": vars(registered.normalised.normalisation),
+        "NativeToTemplate_ras_mm": registered.native_to_template.tolist(),
+        "PreprocessingId": identifier,
+    }
+    volume = write_volume(files.template_t1w, registered.brain)
+    written = [
+        volume,
+        write_json(sidecar_of(volume), sidecar),
+        write_mask(files.template_mask, registered.brain_mask),
+        transforms.write_transform(
+            files.native_to_template,
+            transforms.to_template_transform(registered.native_to_template, registered.deformation),
+        ),
+    ]
+    if registered.deformation is not None:
+        inverse = transforms.to_native_transform(registered.native_to_template, registered.deformation)
+        written.append(transforms.write_transform(files.template_to_native, inverse))
+    return written
+
+
+def _load_registered(normalised: NormalisedBrain, files: ScanFiles) -> RegisteredBrain:
+    return RegisteredBrain(
+        brain=read_volume(files.template_t1w),
+        brain_mask=read_mask(files.template_mask),
+        native_to_template=_read_json(sidecar_of(files.template_t1w))["NativeToTemplate_ras_mm"],
+        normalised=normalised,
+    )
+
+
+def _assessed(registered: RegisteredBrain, overrides: Mapping[str, QualityBounds]) -> AssessedBrain:
+    return AssessedBrain(registered=registered, qc=quality.assess(registered, overrides))
+
+
+def _save_assessed(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:
+    verdict = assessed.qc.verdict
+    content = dict(assessed.qc.measures) | {
+        "qc_status": str(verdict.status),
+        "qc_reasons": list(verdict.reasons),
+    }
+    return [write_json(files.qc_json, content)]
+
+
+def _load_assessed(registered: RegisteredBrain, files: ScanFiles) -> AssessedBrain:
+    return AssessedBrain(registered=registered, qc=read_qc(files.qc_json))
+
+
+def _save_figures(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:
+    from brainstage.workflows.figures import scan_figures  # heavy: matplotlib
+
+    pictures = scan_figures(assessed.registered)
+    return [write_bytes(files.figure(name), picture) for name, picture in pictures.items()]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

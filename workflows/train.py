@@ -1,0 +1,302 @@
+"""From a finished run to a model directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from brainstage.models.baseline import mean_baseline
+from brainstage.models.bundle import write_bundle
+from brainstage.models.calibration import fit_temperature
+from brainstage.models.conformal import LEVEL, class_quantiles
+from brainstage.models.cross_validation import (
+    cross_validate_baseline,
+    cross_validate_heads,
+    cross_validate_novelty,
+    random_label_control,
+)
+from brainstage.models.features import FeatureExtractor, choose_device
+from brainstage.models.metrics import Estimate
+from brainstage.models.model_directory import replaced_directory, require_replaceable
+from brainstage.models.model_store import (
+    BackboneDescription,
+    ConformalDescription,
+    ModelDescription,
+    StoredModel,
+    TierBounds,
+    write_model,
+)
+from brainstage.models.novelty import novelty_threshold
+from brainstage.models.splits import fold_of_scans
+from brainstage.models.training import HeadOptions, LogRow
+from brainstage.models.weights import MED3D_ASSETS, load_weights
+from brainstage.pipeline.errors import BrainstageError, UsageError
+from brainstage.pipeline.files import write_text
+from brainstage.workflows.cohort import Cohort, LabelledScan, read_cohort
+from brainstage.workflows.features import TrainingArrays, training_arrays
+from brainstage.workflows.model_card import render_card
+from brainstage.workflows.model_evaluation import ModelEvaluation, OutOfFold, evaluate_model, write_evaluation
+
+MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
+IMBALANCE: Final = ("none", "weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How to train; the options of ``brainstage train``.
+
+    Attributes
+    ----------
+    classes : tuple of str or None
+        In the order of the probabilities; None takes every label present.
+    label_column : str
+        Column of the run's ``data_manifest.csv``.
+    weights : str
+        ``med3d-resnet10`` (18, 34, 50), a path, or ``random``.
+    imbalance : str
+        ``none``, or ``weights``: every class counts the same.
+    folds, epochs, patience, seed : int
+    device : str
+        ``auto``, ``cpu`` or ``cuda``, for the network.
+    tiers : TierBounds
+        Bounds of the tiers of confidence.
+
+    Raises
+    ------
+    UsageError
+        For a value that is not allowed.
+    """
+
+    classes: tuple[str, ...] | None = None
+    label_column: str = "diagnosis"
+    weights: str = "med3d-resnet10"
+    imbalance: str = "weights"
+    folds: int = 5
+    epochs: int = 300
+    patience: int = 30
+    seed: int = 0
+    device: str = "auto"
+    tiers: TierBounds = field(default_factory=TierBounds)
+
+    def __post_init__(self) -> None:
+        if self.imbalance not in IMBALANCE:
+            raise UsageError(f"--imbalance {self.imbalance!r} is unknown: known are {', '.join(IMBALANCE)}")
+        for name in ("epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"--seed {self.seed}: 0 to {2**31 - 1} are allowed")
+
+    @property
+    def head(self) -> HeadOptions:
+        """What concerns the head alone."""
+        return HeadOptions(
+            imbalance=self.imbalance, epochs=self.epochs, patience=self.patience, seed=self.seed
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training came to.
+
+    Attributes
+    ----------
+    model_dir : Path
+    model_id : str
+    balanced_accuracy : Estimate
+        Cross-validated by participant.
+    warnings : tuple of str
+        Signs of leakage.
+    """
+
+    model_dir: Path
+    model_id: str
+    balanced_accuracy: Estimate
+    warnings: tuple[str, ...]
+
+
+def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[str], None]) -> TrainResult:
+    """Train a model on the scans of a finished run and write its directory, whole or not at all.
+
+    Parameters
+    ----------
+    out_dir : Path
+        The output directory of ``brainstage run``.
+    model_dir : Path
+        Absent, empty, or an earlier model, which is replaced.
+    options : TrainOptions
+    say : callable
+        Gets one sentence for each finished step.
+
+    Raises
+    ------
+    InputMissingError, ManifestError, UsageError
+        When the run or its labels cannot be trained on.
+    WeightsMissingError, WeightsError
+        When the pretrained weights are absent or altered.
+    OutputError
+        When `model_dir` holds something else, or cannot be written.
+    """
+    require_replaceable(model_dir)
+    cohort = read_cohort(out_dir, options.label_column, options.classes)
+    folds = fold_of_scans(cohort.labels, cohort.participants, folds=options.folds, seed=options.seed)
+    _say_cohort(cohort, say)
+    extractor = _extractor(options, say)
+    arrays = _all_arrays(extractor, cohort.scans, cohort, say)
+    test_arrays = _all_arrays(extractor, cohort.test_scans, cohort, say)
+    model, found, log = fit(extractor, arrays, cohort, folds, options)
+    say(f"trained {options.folds} folds, each with its controls")
+    test = model.probabilities(np.stack([a.features for a in test_arrays])) if test_arrays else None
+    result = evaluate_model(found, cohort, test, seed=options.seed)
+    with replaced_directory(model_dir) as folder:
+        write_model(folder, model)
+        write_evaluation(folder, found, result, cohort, log)
+        write_bundle(folder / "bundle", model)
+        write_text(folder / "MODEL_CARD.md", render_card(model, result, cohort, options))
+    _say_result(result, model, model_dir, say)
+    return TrainResult(
+        model_dir=model_dir,
+        model_id=model.model_id,
+        balanced_accuracy=result.network.measures["balanced_accuracy"],
+        warnings=result.warnings,
+    )
+
+
+def fit(
+    extractor: FeatureExtractor,
+    arrays: Sequence[TrainingArrays],
+    cohort: Cohort,
+    folds: np.ndarray[tuple[int], np.dtype[np.int64]],
+    options: TrainOptions,
+) -> tuple[StoredModel, OutOfFold, tuple[LogRow, ...]]:
+    """Fit everything of a model in the given folds.
+
+    Returns
+    -------
+    StoredModel
+    OutOfFold
+        What the folds say about the scans they did not see.
+    tuple of LogRow
+    """
+    classes = len(cohort.classes)
+    targets = np.array([cohort.classes.index(label) for label in cohort.labels], dtype=np.int64)
+    features = np.stack([a.features for a in arrays])
+    mask_features = np.stack([a.mask_features for a in arrays])
+    voxels, inside = np.stack([a.voxels for a in arrays]), np.stack([a.inside for a in arrays])
+    heads = cross_validate_heads(
+        features, targets, cohort.participants, folds, classes=classes, options=options.head
+    )
+    outlines = cross_validate_heads(
+        mask_features, targets, cohort.participants, folds, classes=classes, options=options.head
+    )
+    baseline_logits, baselines = cross_validate_baseline(
+        voxels, inside, targets, folds, classes=classes, imbalance=options.imbalance
+    )
+    novelty_scores, novelty = cross_validate_novelty(features, folds)
+    found = OutOfFold(
+        targets=targets,
+        folds=folds,
+        logits=heads.logits,
+        baseline_logits=baseline_logits,
+        mask_logits=outlines.logits,
+        novelty=novelty_scores,
+        random_labels=random_label_control(
+            features,
+            cohort.labels,
+            cohort.participants,
+            cohort.classes,
+            folds=options.folds,
+            options=options.head,
+        ),
+    )
+    description = _describe(extractor, found, cohort, options)
+    model = StoredModel(description, extractor, heads.heads, novelty, mean_baseline(baselines))
+    return model, found, heads.log
+
+
+def _describe(
+    extractor: FeatureExtractor, found: OutOfFold, cohort: Cohort, options: TrainOptions
+) -> ModelDescription:
+    source = extractor.source
+    quantiles = class_quantiles(found.probabilities, found.targets, LEVEL)
+    return ModelDescription(
+        classes=cohort.classes,
+        label_column=options.label_column,
+        backbone=BackboneDescription(
+            kind=source.kind,
+            architecture=source.architecture,
+            sha256=source.sha256,
+            words=source.words,
+            feature_id=extractor.feature_id,
+        ),
+        folds=options.folds,
+        network_grid=cohort.network_grid,
+        preprocessing_id=cohort.preprocessing_id,
+        preprocessing_content=dict(cohort.preprocessing_content),
+        temperature=fit_temperature(found.logits, found.targets),
+        conformal=ConformalDescription(
+            level=LEVEL,
+            quantiles={
+                name: None if np.isinf(quantile) else quantile
+                for name, quantile in zip(cohort.classes, quantiles, strict=True)
+            },
+        ),
+        novelty_threshold=novelty_threshold(found.novelty),
+        tiers=options.tiers,
+        seed=options.seed,
+        pretraining_cohorts=MED3D_COHORTS if source.kind in MED3D_ASSETS else (),
+    )
+
+
+def _extractor(options: TrainOptions, say: Callable[[str], None]) -> FeatureExtractor:
+    device = choose_device(options.device)
+    loaded = load_weights(options.weights, seed=options.seed)
+    say(f"weights: {loaded.source.words}" + (f" ({loaded.report})" if loaded.report else ""))
+    return FeatureExtractor(loaded.network, loaded.source, device)
+
+
+def _all_arrays(
+    extractor: FeatureExtractor,
+    scans: Sequence[LabelledScan],
+    cohort: Cohort,
+    say: Callable[[str], None],
+) -> list[TrainingArrays]:
+    arrays = []
+    for scan in scans:
+        try:
+            arrays.append(training_arrays(extractor, scan.files, cohort.network_grid))
+        except BrainstageError as error:
+            error.scan = error.scan or scan.files.key
+            raise
+    if scans:
+        say(f"features of {len(scans)} scans, {len(arrays[0].features)} each")
+    return arrays
+
+
+def _say_cohort(cohort: Cohort, say: Callable[[str], None]) -> None:
+    counts = ", ".join(f"{cohort.labels.count(name)} {name}" for name in cohort.classes)
+    say(f"{len(cohort.scans)} scans of {len(set(cohort.participants))} participants: {counts}")
+    for reason, keys in cohort.left_out.items():
+        shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+        say(f"left out, {reason}: {len(keys)} ({shown})")
+
+
+def _say_result(
+    result: ModelEvaluation, model: StoredModel, model_dir: Path, say: Callable[[str], None]
+) -> None:
+    chance = 1 / len(model.classes)
+    say(
+        f"cross-validated balanced accuracy {result.network.measures['balanced_accuracy']}, chance {chance:.2f}; "
+        f"voxel baseline {result.baseline.measures['balanced_accuracy'].value:.2f}, "
+        f"mask only {result.mask_only.measures['balanced_accuracy'].value:.2f}, "
+        f"random labels {result.random_labels.measures['balanced_accuracy'].value:.2f}"
+    )
+    for warning in result.warnings:
+        say(f"leakage warning: {warning}")
+    say(
+        f"model {model.model_id} written to {model_dir}; read its MODEL_CARD.md. Research use only, not a diagnosis."
+    )
