@@ -178,6 +178,6 @@ def leakage_warnings(accuracy: Estimate, random_balanced_accuracy: Estimate, cla
     if random_balanced_accuracy.low > 1 / classes:
         found.append(
             f"random labels reach a balanced accuracy of {random_balanced_accuracy}, above the chance level "
-            f"{1 / classes:.2f}: the same person may be in the table under two names"
+            f"{1 / classes:.2f}: scans of one person may be on two sides, or it was luck, which a second --seed tells"
         )
     return tuple(found)

@@ -25,8 +25,8 @@ POOLING: Final[Mapping[str, tuple[int, int, int]]] = MappingProxyType(
 """Stage to the coarse grid its map is averaged over.
 
 Atrophy has a place, and an average over the whole brain dilutes it; the cells of ``layer2`` are about 5 cm wide, a
-lobe. The deeper stages see half the brain from every voxel and say what, not where. On 48 real brains with simulated
-atrophy this did as well as grids with three times the features.
+lobe. The deeper stages see half the brain from every voxel and say what, not where. With random weights, on 48
+real brains with simulated atrophy, this did as well as grids with three times the features.
 """
 POOLING_VERSION: Final = 1
 

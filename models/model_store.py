@@ -28,7 +28,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 
-from brainstage.models.baseline import LinearBaseline, block_voxels
+from brainstage.models.baseline import LinearBaseline, block_voxels, mean_baseline
 from brainstage.models.calibration import calibrated
 from brainstage.models.conformal import set_members
 from brainstage.models.features import FeatureExtractor
@@ -85,7 +85,10 @@ class TierBounds(_Part):
 
 
 class ModelDescription(_Part):
-    """``model.json``: all of a model but its weights."""
+    """``model.json``: all of a model but its weights.
+
+    `fold_of_training_scan` leads from the sha256 of a training scan's file to the fold that held it out.
+    """
 
     schema_version: Literal[1] = 1
     model_id: str = ""
@@ -103,6 +106,7 @@ class ModelDescription(_Part):
     tiers: TierBounds = TierBounds()
     seed: int
     pretraining_cohorts: tuple[str, ...] = ()
+    fold_of_training_scan: dict[str, int] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 
@@ -115,9 +119,8 @@ class StoredModel:
     description : ModelDescription
         `model_id`, `versions` and `files` are filled in here.
     extractor : FeatureExtractor
-    heads, novelty : sequence
+    heads, novelty, baselines : sequence
         One for each fold.
-    baseline : LinearBaseline
     """
 
     def __init__(
@@ -126,12 +129,12 @@ class StoredModel:
         extractor: FeatureExtractor,
         heads: Sequence[LinearHead],
         novelty: Sequence[NoveltyModel],
-        baseline: LinearBaseline,
+        baselines: Sequence[LinearBaseline],
     ) -> None:
         self.extractor = extractor
         self.heads = tuple(heads)
         self.novelty = tuple(novelty)
-        self.baseline = baseline
+        self.baselines = tuple(baselines)
         self._described = description
 
     @cached_property
@@ -140,7 +143,12 @@ class StoredModel:
         files = {BACKBONE_FILE: state_bytes(self.extractor.network.state_dict())}
         for fold, (head, novelty) in enumerate(zip(self.heads, self.novelty, strict=True)):
             files[f"fold-{fold}.safetensors"] = save_arrays(_fold_arrays(head, novelty))
-        files[BASELINE_FILE] = save_arrays({"weight": self.baseline.weight, "bias": self.baseline.bias})
+        files[BASELINE_FILE] = save_arrays(
+            {
+                "weight": np.stack([baseline.weight for baseline in self.baselines]),
+                "bias": np.stack([baseline.bias for baseline in self.baselines]),
+            }
+        )
         return files
 
     @cached_property
@@ -210,16 +218,40 @@ class StoredModel:
         """Return the features (F,) float32 of one scan."""
         return self.extractor.features(network_input)
 
-    def ensemble_logits(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the mean over folds of the uncalibrated logits (N, C) of features (N, F)."""
-        return np.asarray(np.mean([head.logits(features) for head in self.heads], axis=0))
+    def folds_for(self, source_sha256: str | None) -> tuple[int, ...]:
+        """Return the folds that may judge a scan: all, or the one that did not learn from it.
 
-    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        Parameters
+        ----------
+        source_sha256 : str or None
+            Hash of the scan's file.
+        """
+        fold = self._described.fold_of_training_scan.get(source_sha256 or "")
+        return tuple(range(len(self.heads))) if fold is None else (fold,)
+
+    def ensemble_logits(
+        self, features: NDArray[np.float32], folds: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
+        """Return the mean over `folds`, or all, of the uncalibrated logits (N, C) of features (N, F)."""
+        chosen = range(len(self.heads)) if folds is None else folds
+        return np.asarray(np.mean([self.heads[fold].logits(features) for fold in chosen], axis=0))
+
+    def probabilities(
+        self, features: NDArray[np.float32], folds: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
         """Return calibrated probabilities (N, C) of features (N, F)."""
-        return calibrated(self.ensemble_logits(features), self._described.temperature)
+        return calibrated(self.ensemble_logits(features, folds), self._described.temperature)
 
-    def predict(self, features: NDArray[np.float32], network_input: NetworkInput) -> Prediction:
-        """Return what the fold ensemble says about one scan.
+    def predict(
+        self,
+        features: NDArray[np.float32],
+        network_input: NetworkInput,
+        source_sha256: str | None = None,
+    ) -> Prediction:
+        """Return what the model says about one scan.
+
+        The folds answer together, except about a scan that the model was trained on: there the one fold answers
+        that did not learn from it, so that no prediction is a memory.
 
         Parameters
         ----------
@@ -227,6 +259,8 @@ class StoredModel:
             From :meth:`features`, or the same cached.
         network_input : NetworkInput
             For the baseline.
+        source_sha256 : str, optional
+            Hash of the scan's file.
 
         Raises
         ------
@@ -234,22 +268,25 @@ class StoredModel:
             When the features or the grid are not those of this model.
         """
         voxels, _ = block_voxels(network_input)
-        expected = self.heads[0].mean.shape, self.baseline.weight.shape[1:]
+        expected = self.heads[0].mean.shape, self.baselines[0].weight.shape[1:]
         if (features.shape, voxels.shape) != expected:
             raise InferenceError(
                 f"features {features.shape} and voxels {voxels.shape} do not fit the model's {expected[0]} and "
                 f"{expected[1]}: the network grid or the weights are others"
             )
-        probabilities = self.probabilities(features[None])[0]
+        folds = self.folds_for(source_sha256)
+        probabilities = self.probabilities(features[None], folds)[0]
         members = set_members(probabilities, _quantiles(self._described))
+        baseline = mean_baseline([self.baselines[fold] for fold in folds]).logits(voxels[None])[0]
         return Prediction(
             probabilities=dict(zip(self.classes, map(float, probabilities), strict=True)),
             prediction_set=tuple(name for name, member in zip(self.classes, members, strict=True) if member),
-            ood_score=float(np.mean([model.scores(features[None])[0] for model in self.novelty])),
+            ood_score=float(np.mean([self.novelty[fold].scores(features[None])[0] for fold in folds])),
             ood_threshold=self._described.novelty_threshold,
             tier=self._described.tiers.tier(float(probabilities.max())),
-            baseline_label=self.classes[int(self.baseline.logits(voxels[None])[0].argmax())],
+            baseline_label=self.classes[int(baseline.argmax())],
             model_id=self.model_id,
+            seen_in_training=len(folds) < len(self.heads),
         )
 
 
@@ -278,7 +315,11 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
         network = build_med3d(description.backbone.architecture)
         fill_network(network, load_tensors(contents[BACKBONE_FILE]), BACKBONE_FILE)
         folds = [load_arrays(contents[f"fold-{fold}.safetensors"]) for fold in range(description.folds)]
-        baseline = LinearBaseline(**load_arrays(contents[BASELINE_FILE]))
+        stacked = load_arrays(contents[BASELINE_FILE])
+        baselines = [
+            LinearBaseline(weight=weight, bias=bias)
+            for weight, bias in zip(stacked["weight"], stacked["bias"], strict=True)
+        ]
         heads, novelty = zip(*map(_fold_models, folds), strict=True)
     except (KeyError, TypeError, ValueError, SafetensorError, WeightsError) as error:
         raise ModelError(
@@ -291,7 +332,7 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
             f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose features are "
             "pooled otherwise: train the model again"
         )
-    return StoredModel(description, extractor, heads, novelty, baseline)
+    return StoredModel(description, extractor, heads, novelty, baselines)
 
 
 def read_description(path: Path) -> ModelDescription:

@@ -14,8 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from brainstage.models.splits import inner_validation
 
-LEARNING_RATE: Final = 0.02
-"""The leading component has unit variance, so weights of order 1 are reached in some fifty steps."""
+LEARNING_RATE: Final = 0.1
+"""The leading component has unit variance: weights of order 1 are reached in some tens of steps."""
+STEP_FLOOR: Final = 0.1
+"""AdamW's epsilon. At its usual 1e-8 every component takes steps of one size, and the many that hold noise are
+fitted as fast as the few that hold signal; with this floor a step follows the gradient. Right predictions of three
+planted classes rose from 69 to 86 %."""
 WEIGHT_DECAY: Final = 0.05
 SCALE_FLOOR: Final = 0.1
 """Features that hardly vary in training are scaled by this part of the median deviation, not blown up."""
@@ -139,14 +143,15 @@ def rotate(features: NDArray[np.float32]) -> Rotation:
     values, vectors = np.linalg.eigh((standardised @ standardised.T).astype(np.float64))
     values, vectors = values[::-1], vectors[:, ::-1]
     kept = values > _NEGLIGIBLE * max(float(values[0]), _NEGLIGIBLE)
-    lengths = np.sqrt(values[kept])
+    # eigh gives columns in Fortran order, in which the many small products of training take 25 times as long
+    vectors, lengths = np.ascontiguousarray(vectors[:, kept]), np.sqrt(values[kept])
     factor = float(np.sqrt(len(features)) / lengths[0]) if kept.any() else 1.0
     return Rotation(
         mean=mean,
         scale=scale,
         standardised=standardised,
-        combinations=(factor * vectors[:, kept] / lengths).astype(np.float32),
-        scores=(factor * vectors[:, kept] * lengths).astype(np.float32),
+        combinations=(factor * vectors / lengths).astype(np.float32),
+        scores=(factor * vectors * lengths).astype(np.float32),
         factor=factor,
     )
 
@@ -243,7 +248,9 @@ def _steps_of(
     weight = torch.zeros(classes, scores.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     decayed = {"params": [weight], "weight_decay": WEIGHT_DECAY}
-    optimiser = torch.optim.AdamW([decayed, {"params": [bias], "weight_decay": 0.0}], lr=LEARNING_RATE)
+    optimiser = torch.optim.AdamW(
+        [decayed, {"params": [bias], "weight_decay": 0.0}], lr=LEARNING_RATE, eps=STEP_FLOOR
+    )
     steps: _Steps = []
     best, since_best = float("inf"), 0
     for _ in range(epochs):

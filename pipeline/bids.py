@@ -157,11 +157,12 @@ def read_participants(path: Path, key_column: str) -> dict[str, dict[str, str]]:
         return {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
+            reader = csv.DictReader(stream, delimiter="\t")
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path.name} cannot be read as a tab-separated UTF-8 table: {error}") from error
     table: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         key = (row.get(key_column) or "").strip()
         if not key:
             raise ManifestError(

@@ -246,14 +246,14 @@ _SECTION_OF: Final[dict[str, type[BaseModel]]] = {
     name: annotation
     for name, info in Config.model_fields.items()
     if isinstance(annotation := info.annotation, type) and issubclass(annotation, BaseModel)
-}
+} | {"quality": QualityBounds}
 
 
 def _fault(fault: Mapping[str, Any]) -> str:
     where = [str(part) for part in fault["loc"]]
     dotted = ".".join(where)
     if fault["type"] == "extra_forbidden":
-        model: type[BaseModel] = _SECTION_OF.get(where[0], Config) if len(where) > 1 else Config
+        model = _SECTION_OF.get(where[0], Config) if len(where) > 1 else Config
         known = list(model.model_fields)
         close = difflib.get_close_matches(where[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"

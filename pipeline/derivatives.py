@@ -92,7 +92,7 @@ class ScanFiles:
     @property
     def qc_json(self) -> Path:
         """QC measures and verdict."""
-        return self._anat("qc.json", desc="qc")
+        return self.anat / f"{format_entities(self.entities, desc='qc')}.json"
 
     def figure(self, name: str) -> Path:
         """Return the path of a picture of the report, such as ``bias_field``; a BIDS label has no underscore."""
@@ -151,7 +151,7 @@ def write_dataset_description(out_dir: Path, bids_dir: Path, source: Mapping[str
     write_json(out_dir / "dataset_description.json", description)
     write_text(
         out_dir / ".bidsignore",
-        f"{STATE_FOLDER}/\nlogs/\n*.html\nmethods.md\n*.csv\n**/figures/\n*_qc.json\n*_xfm.h5\n",
+        f"{STATE_FOLDER}/\nlogs/\n*.html\nmethods.md\n*.csv\n**/figures/\n*_desc-qc.json\n*_xfm.h5\n",
     )
 
 

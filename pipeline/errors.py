@@ -16,7 +16,8 @@
     |     `- IntensityError          what its voxels hold
     |- ToolError (RuntimeError)      the installation
     |  |- ToolNotFoundError
-    |  |- WeightsError               pretrained weights: absent, altered, of another network
+    |  |- WeightsError               pretrained weights: altered, of another network
+    |  |  `- WeightsMissingError     nowhere to be found
     |  `- DeviceError
     |- StageError                    a stage ran and its result cannot be used
     |  |- BrainExtractionError

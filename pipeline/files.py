@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def publish(path: Path, write: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise output_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where the folder itself cannot be written, there is nothing to remove, and the first error is the one to tell.
+        with suppress(OSError):
+            temporary.unlink()
     return path
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 from brainstage.pipeline.bids import MISSING, Dataset, number_or_none
 from brainstage.pipeline.entities import prefixed_label
@@ -79,15 +79,14 @@ def read_manifest(path: Path) -> list[ManifestRow]:
         With every fault found, each with its line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputMissingError(f"manifest {path.name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ManifestError(
             f"manifest {path.name} is not UTF-8: {error.reason} at byte {error.start}"
         ) from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    header = reader.fieldnames or []
+    header, table = _table(text, path.name)
     missing = [name for name in _REQUIRED if name not in header]
     if missing:
         raise ManifestError(
@@ -96,7 +95,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     faults: list[str] = []
     rows: list[ManifestRow] = []
     seen: dict[str, int] = {}
-    for number, cells in enumerate(reader, start=2):
+    for number, cells in table:
         found = _faults_of(cells, seen, number)
         faults += [f"line {number}: {fault}" for fault in found]
         if not found:
@@ -124,12 +123,10 @@ def csv_text(columns: Sequence[str], records: Iterable[Mapping[str, object]]) ->
     >>> csv_text(["a", "b"], [{"a": "=1+1", "b": -0.5}])
     "a,b\n'=1+1,-0.5\n"
     """
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(columns), lineterminator="\n", extrasaction="raise")
-    writer.writeheader()
-    for record in records:
-        writer.writerow({name: _cell(record.get(name)) for name in columns})
-    return buffer.getvalue()
+    # The csv module's writer leaves a lone carriage return bare, which readers take for the end of the line.
+    lines = [[_cell(name) for name in columns]]
+    lines += [[_cell(record.get(name)) for name in columns] for record in records]
+    return "".join(",".join(_enclosed(str(cell)) for cell in line) + "\n" for line in lines)
 
 
 def rows_of(dataset: Dataset, sha256: Mapping[str, str]) -> list[ManifestRow]:
@@ -212,6 +209,17 @@ def _overlaid(scan: T1wScan, row: ManifestRow) -> T1wScan:
     )
 
 
+def _table(text: str, name: str) -> tuple[list[str], list[tuple[int, dict[Any, str | None]]]]:
+    """Return the header, and each row with the line that it ends on."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        header = [_unquoted(column) for column in reader.fieldnames or []]
+        reader.fieldnames = header
+        return header, [(reader.line_num, dict(cells)) for cells in reader]
+    except csv.Error as error:
+        raise ManifestError(f"manifest {name} cannot be read as a table: {error}") from error
+
+
 def _faults_of(cells: Mapping[str | None, str | None], seen: dict[str, int], number: int) -> list[str]:
     value = {name: (cells.get(name) or "").strip() for name in COLUMNS}
     faults = []
@@ -225,17 +233,17 @@ def _faults_of(cells: Mapping[str | None, str | None], seen: dict[str, int], num
     elif value["t1w_path"] in seen:
         faults.append(f"t1w_path {value['t1w_path']} stands already in line {seen[value['t1w_path']]}")
     seen.setdefault(value["t1w_path"], number)
-    if value["sha256"] and not _SHA256.fullmatch(value["sha256"]):
+    if value["sha256"] not in MISSING and not _SHA256.fullmatch(value["sha256"]):
         faults.append(f"sha256 {value['sha256'][:16]!r} is not 64 lower-case hexadecimal digits")
     if value["age"] not in MISSING and number_or_none(value["age"]) is None:
         faults.append(f"age {value['age']!r} is not a number of years")
-    if value["split"] not in _SPLITS:
+    if value["split"] not in {*_SPLITS, *MISSING}:
         faults.append(f"split {value['split']!r} is not train, test or empty")
     return faults
 
 
 def _row(cells: Mapping[str, str | None]) -> ManifestRow:
-    text = {name: (value or "").strip() for name, value in cells.items()}
+    text = {name: _unquoted((value or "").strip()) for name, value in cells.items()}
     known = {name: value for name, value in text.items() if value not in MISSING}
     return ManifestRow(
         participant_id=prefixed_label(text["participant_id"], "sub"),
@@ -259,6 +267,20 @@ def _cell(value: object) -> object:
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
+    if isinstance(value, str) and _like_formula(value):
         return f"'{value}"
     return value
+
+
+def _like_formula(text: str) -> bool:
+    plain_number = text == text.strip() and number_or_none(text) is not None
+    return text.lstrip("'").startswith(_FORMULA_STARTS) and not plain_number
+
+
+def _unquoted(text: str) -> str:
+    """Return what :func:`_cell` was given."""
+    return text[1:] if text.startswith("'") and _like_formula(text) else text
+
+
+def _enclosed(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\r\n') else text

@@ -216,12 +216,18 @@ def _read_data(stream: IO[bytes], header: nib.Nifti1Header, shape: tuple[int, in
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or not 0 <= offset <= MAX_DATA_BYTES:
         raise ImageError(f"the header says that voxels begin at byte {offset}")
-    start = max(int(offset), int(header["sizeof_hdr"]))
-    wanted = start + int(np.prod(shape)) * dtype.itemsize
-    already = int(header["sizeof_hdr"])
-    content = _read_bounded(stream, wanted - already)
-    data = np.frombuffer(content, dtype=dtype, count=int(np.prod(shape)), offset=start - already)
-    return data.reshape(shape, order="F")
+    _skip(stream, int(offset) - int(header["sizeof_hdr"]))
+    content = _read_bounded(stream, int(np.prod(shape)) * dtype.itemsize)
+    return np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
+
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    """Read past what stands between header and voxels, and keep none of it."""
+    while count > 0:
+        chunk = stream.read(min(_SLACK_BYTES, count))
+        if not chunk:
+            raise ImageError("the file is truncated: it ends before its voxels. Copy or download it again")
+        count -= len(chunk)
 
 
 def _checked_dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
@@ -283,6 +289,8 @@ def _checked_geometry(
     sform = _usable(to_mm @ header.get_sform()) if int(header["sform_code"]) > 0 else None
     qform = None
     if int(header["qform_code"]) > 0:
+        # The handedness is -1 or 1; the standard reads anything else, mostly 0, as 1.
+        header["pixdim"][0] = -1.0 if header["pixdim"][0] < 0 else 1.0
         try:
             qform = _usable(to_mm @ header.get_qform())
         except (ValueError, HeaderDataError):
@@ -291,5 +299,9 @@ def _checked_geometry(
 
 
 def _usable(matrix: NDArray[np.float64]) -> Affine | None:
-    good = np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:3, :3])) > 1e-6
+    if not np.isfinite(matrix).all():
+        return None
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    # Relative to the voxel: a wrong unit is for the caller to name.
+    good = (lengths > 0).all() and abs(np.linalg.det(matrix[:3, :3] / lengths)) > 1e-6
     return matrix if good else None

@@ -331,6 +331,8 @@ class Prediction:
     baseline_label : str or None
         What the linear baseline says.
     model_id : str
+    seen_in_training : bool
+        The model was trained on this scan; what is said here comes from the fold that did not see it.
     """
 
     probabilities: dict[str, float]
@@ -340,6 +342,7 @@ class Prediction:
     tier: str
     baseline_label: str | None
     model_id: str
+    seen_in_training: bool = False
 
     def __post_init__(self) -> None:
         values = np.array(list(self.probabilities.values()))

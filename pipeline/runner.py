@@ -99,7 +99,9 @@ def run_chain(
     for stage in stages:
         inputs = {"source": source_sha256} if not stage.reads else {}
         for name in stage.reads:
-            inputs |= markers[name].sha256_by_path
+            # The key as well as the bytes: a state is not always whole in the files (an ingested head is read
+            # again from its source), so other voxels may leave the same files.
+            inputs |= {f"stage {name}": markers[name].key} | markers[name].sha256_by_path
         key = content_key(stage, inputs)
         earlier = None if options.retry_failed else read_failure(files, scan, (stage.name, key))
         if earlier is not None:
@@ -251,5 +253,5 @@ def read_failure(files: ScanFiles, scan: T1wScan, wanted: tuple[str, str] | None
             message=content["message"],
             defect=content["defect"],
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -20,7 +20,6 @@ from brainstage.pipeline.errors import BiasFieldError
 from brainstage.pipeline.records import CorrectedBrain, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Volume
 from brainstage.preprocessing.ants_tools import n4_field
-from brainstage.preprocessing.resampling import resampled, resampled_mask
 
 STAGE_VERSION: Final = "1"
 
@@ -74,19 +73,23 @@ def fast_n4_field(head: Volume, brain_mask: BrainMask, config: BiasFieldConfig) 
     BiasFieldError
         When fewer than 500 voxels of the estimation grid lie inside the mask.
     """
-    coarse_grid = head.grid.rescaled(config.grid_mm)
-    coarse, mask = resampled(head, coarse_grid), resampled_mask(brain_mask, coarse_grid)
-    usable = mask.data & (coarse.data > 0)
-    index = np.argwhere(usable)
+    # Every n-th voxel as it is, not the mean of its surroundings: a mean over 4 mm mixes grey and white matter,
+    # and what it blurs the spline then takes for field.
+    strides = [max(1, round(config.grid_mm / spacing)) for spacing in head.spacing_mm]
+    sampled = tuple(slice(stride // 2, None, stride) for stride in strides)
+    usable = brain_mask.data[sampled] & (head.data[sampled] > 0)
+    offsets = np.array([stride // 2 for stride in strides])
+    index: NDArray[np.intp] = np.argwhere(usable) * np.array(strides) + offsets
     if len(index) < MIN_VOXELS:
         raise BiasFieldError(
-            f"only {len(index)} voxels of {config.grid_mm:g} mm lie inside the brain mask; "
+            f"only {len(index)} voxels of about {config.grid_mm:g} mm lie inside the brain mask; "
             f"at least {MIN_VOXELS} are needed to estimate a bias field"
         )
     # The spline's domain is the box of the mask: everything it can bend serves the brain.
     domain = _Domain.around(index)
-    levels = estimate_log_field(np.log(coarse.data[usable].astype(np.float64)), domain.unit(index), config)
-    axes = [domain.unit_axis(_coarse_index(head, coarse_grid.voxel_to_ras, axis), axis) for axis in range(3)]
+    log_intensity = np.log(head.data[sampled][usable].astype(np.float64))
+    levels = estimate_log_field(log_intensity, domain.unit(index), config)
+    axes = [domain.unit_axis(np.arange(n, dtype=np.float64), axis) for axis, n in enumerate(head.shape)]
     return np.exp(sum(evaluate_on_axes(level, axes) for level in levels)).astype(np.float32)
 
 
@@ -220,13 +223,6 @@ class _Approximation:
     def coefficients(self, values: Float) -> Float:
         result: Float = (self.cubed @ (values / self.per_point)) / self.per_knot
         return result
-
-
-def _coarse_index(head: Volume, coarse_voxel_to_ras: Float, axis: int) -> Float:
-    """Return where the head's voxels along one axis lie in the coarse grid, which has the same axes."""
-    index_to_index = np.linalg.inv(coarse_voxel_to_ras) @ head.voxel_to_ras
-    result: Float = np.arange(head.shape[axis]) * index_to_index[axis, axis] + index_to_index[axis, 3]
-    return result
 
 
 def _cubic_weights(fraction: Float) -> Float:

@@ -28,6 +28,7 @@ STRIPPED_VOLUME_ML: Final = (600.0, 2200.0)
 """What is left when a skull is off. An adult's whole head, neck cut, fills 2.5 to 6 litres."""
 MIN_CONSTANT_BORDER: Final = 0.90
 """Share of the outermost voxels that hold one value when the background was set to it."""
+FAINT: Final = 0.02
 MIN_LARGEST_SHARE: Final = 0.90
 """A stripped brain is one piece; crumbs may be left."""
 
@@ -75,7 +76,9 @@ def stripped_foreground(head: Volume) -> BrainMask | None:
     background = _border_value(head.data)
     if background is None:
         return None
-    inside = head.data != background
+    contrast = np.abs(head.data - background)
+    # Interpolation leaves a faint rim around a stripped brain; it is no part of it.
+    inside = contrast > FAINT * np.percentile(contrast, 99)
     voxel_ml = head.grid.voxel_volume_mm3 / 1000.0
     if not STRIPPED_VOLUME_ML[0] * 0.5 <= inside.sum() * voxel_ml <= STRIPPED_VOLUME_ML[1]:
         return None
@@ -118,7 +121,7 @@ def deepbet_sha256() -> str:
     """Return the hash over deepbet's two weight files, part of the ``preprocessing_id``."""
     try:
         return "+".join(sha256_of_file(path)[:16] for path in _deepbet_weights())
-    except OSError as error:
+    except InputMissingError as error:
         raise ToolNotFoundError(
             "deepbet's weights are missing; install deepbet again (1.0.2 or newer)"
         ) from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from brainstage.pipeline.config import IngestConfig
 from brainstage.pipeline.errors import GeometryError, IntensityError
-from brainstage.pipeline.nifti import RawNifti, read_raw
+from brainstage.pipeline.nifti import MAX_VOXELS, RawNifti, read_raw
 from brainstage.pipeline.records import HeaderFindings, IngestedHead
 from brainstage.pipeline.volume import Affine, Grid, Volume, axcodes_of, spacing_of
 from brainstage.preprocessing.resampling import resampled
@@ -203,8 +203,14 @@ def _without_shear(volume: Volume, warnings: list[str]) -> Volume:
     if cosines.max() <= SHEAR_TOLERANCE:
         return Volume(data=volume.data, voxel_to_ras=matrix)
     degrees = float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
+    straight = _enclosing(volume.grid, matrix)
+    if np.prod(straight.shape, dtype=np.float64) > MAX_VOXELS:
+        raise GeometryError(
+            f"the axes are {degrees:.1f} degrees off a right angle; to straighten them takes {_by(straight.shape, 'd')} "
+            f"voxels, at most {MAX_VOXELS} are made. Correct the header"
+        )
     warnings.append(f"sheared: the axes are {degrees:.1f} degrees off a right angle; the image was resampled")
-    return resampled(volume, _enclosing(volume.grid, matrix))
+    return resampled(volume, straight)
 
 
 def _enclosing(grid: Grid, matrix: Affine) -> Grid:

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -96,6 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.IO_ERROR)
+    except Exception:  # noqa: BLE001 - the last resort: whoever reports it needs the whole story
+        traceback.print_exc()
+        sys.stderr.write("brainstage: a defect of brainstage, please report it with the lines above\n")
+        return int(ExitCode.DEFECT)
 
 
 def _hyphenated(token: str) -> str:
@@ -374,16 +379,18 @@ def _shown_command(options: argparse.Namespace) -> str:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _amount(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, ScanFiles
 from brainstage.pipeline.entities import entities_of, parse_name, validate_name
 from brainstage.pipeline.errors import InputMissingError, ManifestError, UsageError
@@ -105,9 +106,9 @@ def read_cohort(out_dir: Path, label_column: str, classes: Sequence[str] | None)
     chosen = _chosen_classes(sorted({label for label in labels if label}), classes, label_column)
     left_out: dict[str, list[str]] = defaultdict(list)
     kept: list[LabelledScan] = []
-    resolution = preprocessing["content"]["resolution"]
+    resolution = RESOLUTION_LABELS[preprocessing["content"]["registration"]["resolution_mm"]]
     for row, label in zip(rows, labels, strict=True):
-        files = _files(row, out_dir, str(RESOLUTION_LABELS.get(resolution, resolution)))
+        files = _files(row, out_dir, resolution)
         reason = _objection(files, label, chosen)
         if reason is None and label is not None:
             kept.append(LabelledScan(row=row, files=files, label=label))
@@ -153,7 +154,9 @@ def _require_run(path: Path, out_dir: Path, read: Any) -> Any:  # noqa: ANN401 -
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if {"network_grid", "resolution"} <= content["content"].keys() and "id" in content:
+        resolution_mm = content["content"]["registration"]["resolution_mm"]
+        if {"id", "content"} <= content.keys() and resolution_mm in RESOLUTION_LABELS:
+            NetworkGridConfig.model_validate(content["content"]["network_grid"])
             return dict(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # said below

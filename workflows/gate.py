@@ -10,10 +10,14 @@ from brainstage.pipeline.records import Completed, Failure, PredictionStatus, Qc
 OUT_OF_DISTRIBUTION: Final = "out_of_distribution"
 BASELINE_DISAGREES: Final = "baseline_disagrees"
 
+SEEN_IN_TRAINING: Final = "seen_in_training"
+
 FLAG_EXPLANATIONS: Final = {
     OUT_OF_DISTRIBUTION: "The scan is unlike the scans that the model was trained on (novelty score above the "
     "threshold that 5 % of the training scans exceed).",
     BASELINE_DISAGREES: "The linear baseline, trained on the same scans, says another class than the network.",
+    SEEN_IN_TRAINING: "The model was trained on this scan. What is said here comes from the one fold that did not "
+    "see it, as in cross-validation; this alone flags nothing.",
 }
 """Reason code to the sentence that explains it."""
 
@@ -27,10 +31,18 @@ class Decision:
     status : PredictionStatus
     flags : tuple of str
         Why a prediction is flagged, besides what quality control says.
+    notes : tuple of str
+        What a reader should know, without it being a reason for doubt.
     """
 
     status: PredictionStatus
     flags: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Flags and notes, for ``qc_reasons``."""
+        return (*self.flags, *self.notes)
 
     @property
     def shows_probabilities(self) -> bool:
@@ -51,9 +63,10 @@ def decide(outcome: SubjectOutcome) -> Decision:
     flags = _flags(outcome)
     if outcome.qc.verdict.status is QcStatus.FAIL:
         return Decision(status=PredictionStatus.WITHHELD)
+    notes = (SEEN_IN_TRAINING,) if outcome.prediction.seen_in_training else ()
     if flags or outcome.qc.verdict.status is QcStatus.WARN:
-        return Decision(status=PredictionStatus.FLAGGED, flags=flags)
-    return Decision(status=PredictionStatus.REPORTED)
+        return Decision(status=PredictionStatus.FLAGGED, flags=flags, notes=notes)
+    return Decision(status=PredictionStatus.REPORTED, notes=notes)
 
 
 def _flags(outcome: Completed) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ from brainstage.pipeline.entities import prefixed_label
 from brainstage.pipeline.files import write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
 from brainstage.pipeline.records import Failure, QcStatus, SubjectOutcome
-from brainstage.workflows.gate import decide
+from brainstage.workflows.cohort_page import CohortScan, render_cohort
+from brainstage.workflows.gate import FLAG_EXPLANATIONS, decide
 from brainstage.workflows.methods import render_methods
-from brainstage.workflows.participant import RunContext, tool_versions
+from brainstage.workflows.participant import RunContext, run_info, tool_versions
 from brainstage.workflows.stages import preprocessing_content
 
 IDENTITY_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path")
@@ -63,7 +64,7 @@ def write_group(
     write_manifest(out_dir / "data_manifest.csv", rows_of(dataset, _known_hashes(outcomes, context)))
     write_text(out_dir / "predictions.csv", predictions_csv(outcomes, context, classes))
     write_text(out_dir / "qc.csv", qc_csv(outcomes))
-    _write_pages(outcomes, context)
+    _write_pages(dataset, outcomes, context)
 
 
 def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, classes: Sequence[str]) -> str:
@@ -105,7 +106,7 @@ def _prediction_row(outcome: SubjectOutcome, context: RunContext) -> dict[str, o
     if isinstance(outcome, Failure):
         return row | {"qc_status": str(QcStatus.FAIL), "qc_reasons": "failed", "error": error_text(outcome)}
     verdict = outcome.qc.verdict
-    row |= {"qc_status": str(verdict.status), "qc_reasons": ";".join((*verdict.reasons, *decision.flags))}
+    row |= {"qc_status": str(verdict.status), "qc_reasons": ";".join((*verdict.reasons, *decision.codes))}
     prediction = outcome.prediction
     if prediction is None:
         return row
@@ -163,7 +164,7 @@ def _source_record(files: ScanFiles) -> Mapping[str, Any]:
     return content if isinstance(content, dict) and "sha256" in content else {}
 
 
-def _write_pages(outcomes: Sequence[SubjectOutcome], context: RunContext) -> None:
+def _write_pages(dataset: Dataset, outcomes: Sequence[SubjectOutcome], context: RunContext) -> None:
     failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
     methods = render_methods(
         context.config,
@@ -174,3 +175,21 @@ def _write_pages(outcomes: Sequence[SubjectOutcome], context: RunContext) -> Non
         model_id=context.model_id,
     )
     write_text(context.out_dir / "methods.md", methods)
+    page = render_cohort(
+        [_cohort_scan(outcome, context) for outcome in outcomes],
+        run_info(context),
+        title=f"T1w scans of {dataset.description.get('Name') or 'a BIDS dataset'}",
+        explanations=FLAG_EXPLANATIONS,
+    )
+    write_text(context.out_dir / "cohort.html", page)
+
+
+def _cohort_scan(outcome: SubjectOutcome, context: RunContext) -> CohortScan:
+    files = context.files(outcome.scan)
+    picture = files.figure("montage")
+    return CohortScan(
+        outcome=outcome,
+        prediction_status=decide(outcome).status,
+        report=files.report.name,
+        thumbnail=picture.read_bytes() if not isinstance(outcome, Failure) and picture.is_file() else None,
+    )

@@ -181,7 +181,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
     shown = {
         "version": REPORT_VERSION,
         "status": decision.status,
-        "flags": decision.flags,
+        "codes": decision.codes,
         "model": context.model_id,
         "config": context.config.model_dump(mode="json"),
         "failure": outcome.message if isinstance(outcome, Failure) else None,
@@ -204,6 +204,18 @@ def tool_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def run_info(context: RunContext) -> RunInfo:
+    """Return what the pages say about the run."""
+    return RunInfo(
+        version=tool_versions()["brainstage"],
+        date=context.started,
+        options=context.command,
+        preprocessing_id=context.preprocessing_id,
+        seeds={"preprocessing": context.config.seed},
+        tool_versions=tool_versions(),
+    )
 
 
 def source_sha256(scan: T1wScan, files: ScanFiles) -> str:
@@ -255,8 +267,11 @@ def _run_stages(
 ) -> ChainResult | Failure:
     context = task.context
     stages = [*preprocessing_stages(context.config), figures_stage()]
+    sha256 = source_sha256(task.scan, files)
     if context.model_dir is not None and context.model_id is not None:
-        stages.append(prediction_stage(context.model_dir, context.model_id, context.config.prediction, files))
+        stages.append(
+            prediction_stage(context.model_dir, context.model_id, context.config.prediction, files, sha256)
+        )
     options = ChainOptions(
         retry_failed=context.retry_failed,
         redo=frozenset({"figures"}) if context.reports_only else frozenset(),
@@ -264,7 +279,7 @@ def _run_stages(
         tool_versions=tool_versions(),
         on_stage=task.on_stage or (lambda *_: None),
     )
-    return run_chain(stages, task.scan, source_sha256(task.scan, files), files, options)
+    return run_chain(stages, task.scan, sha256, files, options)
 
 
 def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: ChainResult) -> Completed:
@@ -286,20 +301,13 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
     return ScanReport(
         outcome=outcome,
         prediction_status=decision.status,
-        run=RunInfo(
-            version=version("brainstage"),
-            date=context.started,
-            options=context.command,
-            preprocessing_id=outcome.preprocessing_id,
-            seeds={"preprocessing": config.seed},
-            tool_versions=tool_versions(),
-        ),
+        run=run_info(context),
         figures=read_figures(files) if completed else {},
         findings=findings,
         qc_rows=qc_rows_of(outcome.qc, config.quality) if isinstance(outcome, Completed) else (),
         qc_reasons=qc_reasons_of(outcome.qc, findings) if isinstance(outcome, Completed) else (),
         prediction_reasons=tuple(
-            Reason(code=code, explanation=FLAG_EXPLANATIONS[code]) for code in decision.flags
+            Reason(code=code, explanation=FLAG_EXPLANATIONS[code]) for code in decision.codes
         ),
         remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
         methods=method_steps(config, tool_versions(), model_id=context.model_id) if completed else (),

@@ -29,7 +29,9 @@ def model_of(model_dir: Path) -> StoredModel:
     return load_model(model_dir)
 
 
-def prediction_stage(model_dir: Path, model_id: str, tiers: PredictionConfig, files: ScanFiles) -> Stage:
+def prediction_stage(
+    model_dir: Path, model_id: str, tiers: PredictionConfig, files: ScanFiles, source_sha256: str
+) -> Stage:
     """Return the stage that predicts.
 
     Parameters
@@ -41,13 +43,19 @@ def prediction_stage(model_dir: Path, model_id: str, tiers: PredictionConfig, fi
         Bounds of the tiers of confidence.
     files : ScanFiles
         Of the scan; its features are cached there.
+    source_sha256 : str
+        Hash of the scan's file; tells whether the model was trained on it.
     """
     return Stage(
         name="prediction",
         version=STAGE_VERSION,
-        parameters={"model_id": model_id, "tiers": tiers.model_dump(mode="json")},
+        parameters={
+            "model_id": model_id,
+            "tiers": tiers.model_dump(mode="json"),
+            "source_sha256": source_sha256,
+        },
         reads=("registration",),
-        run=lambda assessed: _predicted(assessed, model_of(model_dir), tiers, files),
+        run=lambda assessed: _predicted(assessed, model_of(model_dir), tiers, files, source_sha256),
         save=_save,
         load=lambda assessed, files: replace(assessed, prediction=read_prediction(files)),
     )
@@ -74,7 +82,11 @@ def read_prediction(files: ScanFiles) -> Prediction | None:
 
 
 def _predicted(
-    assessed: AssessedBrain, model: StoredModel, tiers: PredictionConfig, files: ScanFiles
+    assessed: AssessedBrain,
+    model: StoredModel,
+    tiers: PredictionConfig,
+    files: ScanFiles,
+    source_sha256: str,
 ) -> AssessedBrain:
     # Heavy: torch.
     from brainstage.preprocessing.network_grid import network_input
@@ -84,7 +96,7 @@ def _predicted(
     grid: dict[str, Any] = model.network_grid
     image = network_input(registered.brain, registered.brain_mask, NetworkGridConfig.model_validate(grid))
     features = cached_features(model.extractor, files, image, network_input_key(files, grid))
-    prediction = model.predict(features, image)
+    prediction = model.predict(features, image, source_sha256)
     return replace(assessed, prediction=replace(prediction, tier=tier_of(prediction.confidence, tiers)))
 
 

@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 
-from brainstage.models.baseline import mean_baseline
 from brainstage.models.bundle import write_bundle
 from brainstage.models.calibration import fit_temperature
 from brainstage.models.conformal import LEVEL, class_quantiles
@@ -214,7 +213,7 @@ def fit(
         ),
     )
     description = _describe(extractor, found, cohort, options)
-    model = StoredModel(description, extractor, heads.heads, novelty, mean_baseline(baselines))
+    model = StoredModel(description, extractor, heads.heads, novelty, baselines)
     return model, found, heads.log
 
 
@@ -249,6 +248,11 @@ def _describe(
         tiers=options.tiers,
         seed=options.seed,
         pretraining_cohorts=MED3D_COHORTS if source.kind in MED3D_ASSETS else (),
+        fold_of_training_scan={
+            scan.row.sha256: int(fold)
+            for scan, fold in zip(cohort.scans, found.folds, strict=True)
+            if scan.row.sha256
+        },
     )
 
 

@@ -81,7 +81,11 @@ def finished_run(tmp_path_factory):
         ManifestRow(participant_id="sub-91", session_id="", run_id="", t1w_path="sub-91/anat/sub-91_T1w.nii")
     )
     write_manifest(out_dir / "data_manifest.csv", rows)
-    content = {"network_grid": GRID, "resolution": "1", "intensity": {"method": "zscore"}}
+    content = {
+        "network_grid": GRID,
+        "registration": {"resolution_mm": 1.0},
+        "intensity": {"method": "zscore"},
+    }
     (out_dir / ".brainstage" / "preprocessing.json").parent.mkdir(exist_ok=True)
     (out_dir / ".brainstage" / "preprocessing.json").write_text(json.dumps({"id": "abc", "content": content}))
     return out_dir

@@ -1,0 +1,273 @@
+"""A BIDS directory becomes scans; what does not fit is set aside with a reason, or ends with a sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from brainstage.pipeline.bids import (
+    ScanFilter,
+    number_or_none,
+    read_dataset,
+    read_filter_file,
+    read_participants,
+)
+from brainstage.pipeline.entities import BidsEntities
+from brainstage.pipeline.errors import BidsError, ConfigError, InputMissingError, ManifestError
+
+ONE = "sub-01/anat/sub-01_T1w.nii.gz"
+
+
+def keys(dataset) -> list[str]:
+    return [scan.key for scan in dataset.scans]
+
+
+def test_scans_with_and_without_sessions_are_found_in_order(bids_tree):
+    root = bids_tree(
+        "sub-02/anat/sub-02_T1w.nii",
+        "sub-01/ses-M12/anat/sub-01_ses-M12_T1w.nii.gz",
+        "sub-01/ses-M00/anat/sub-01_ses-M00_run-2_T1w.nii.gz",
+        "sub-01/ses-M00/anat/sub-01_ses-M00_run-1_T1w.nii.gz",
+        "sub-01/ses-M00/anat/sub-01_ses-M00_acq-hires_T1w.nii.gz",
+        "sub-01/ses-M00/anat/sub-01_ses-M00_T2w.nii.gz",
+    )
+    dataset = read_dataset(root)
+    assert keys(dataset) == [
+        "sub-01_ses-M00_acq-hires",
+        "sub-01_ses-M00_run-1",
+        "sub-01_ses-M00_run-2",
+        "sub-01_ses-M12",
+        "sub-02",
+    ]
+    assert dataset.scans[-1].t1w_path == "sub-02/anat/sub-02_T1w.nii"
+    assert dataset.set_aside == ()
+
+
+def test_derivatives_and_hidden_files_are_not_scans(bids_tree):
+    root = bids_tree(ONE, "derivatives/x/sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/._sub-01_T1w.nii.gz")
+    assert keys(read_dataset(root)) == ["sub-01"]
+
+
+def test_tables_describe_scans_and_the_sessions_table_wins(bids_tree):
+    root = bids_tree(
+        "sub-01/ses-M00/anat/sub-01_ses-M00_T1w.nii.gz",
+        "sub-01/ses-M12/anat/sub-01_ses-M12_T1w.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        tables={
+            "participants.tsv": "participant_id\tage\tsex\tsite\tdiagnosis\tmmse\n"
+            "sub-01\t70.5\tF\tA\tCN\t29\nsub-02\tn/a\tn/a\t\tAD\tn/a\n",
+            "sub-01/sub-01_sessions.tsv": "session_id\tage\tdiagnosis\tmmse\nses-M12\t71.5\tMCI\tn/a\n",
+        },
+    )
+    dataset = read_dataset(root)
+    first, second, third = dataset.scans
+    assert (first.covariates.age, first.covariates.sex, first.covariates.site, first.label) == (
+        70.5,
+        "F",
+        "A",
+        "CN",
+    )
+    assert (second.covariates.age, second.covariates.sex, second.label) == (71.5, "F", "MCI")
+    assert (third.covariates.age, third.covariates.sex, third.covariates.site) == (None, None, None)
+    assert third.label == "AD"
+    assert dataset.columns == ("mmse",)
+    assert dataset.extra == {
+        "sub-01_ses-M00": {"mmse": "29"},
+        "sub-01_ses-M12": {"mmse": "29"},
+        "sub-02": {"mmse": ""},
+    }
+
+
+def test_the_label_column_can_be_another(bids_tree):
+    root = bids_tree(ONE, tables={"participants.tsv": "participant_id\tgroup\nsub-01\tpatient\n"})
+    assert read_dataset(root, label_column="group").scans[0].label == "patient"
+    assert read_dataset(root).scans[0].label is None
+
+
+def test_a_participants_table_without_the_prefix_is_understood(bids_tree):
+    root = bids_tree(ONE, tables={"participants.tsv": "\ufeffparticipant_id\tsex\n01\tM\n"})
+    assert read_dataset(root).scans[0].covariates.sex == "M"
+
+
+def test_a_directory_that_is_not_there_is_missing(tmp_path):
+    with pytest.raises(InputMissingError, match="nowhere does not exist"):
+        read_dataset(tmp_path / "nowhere")
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "scan.nii").touch()
+    with pytest.raises(InputMissingError, match="is a file"):
+        read_dataset(tmp_path / "scan.nii")
+
+
+def test_an_empty_directory_is_no_dataset(tmp_path):
+    with pytest.raises(BidsError, match=r"no dataset_description\.json"):
+        read_dataset(tmp_path)
+    with pytest.raises(BidsError, match=r"no sub-\* directory"):
+        read_dataset(tmp_path, validate=False)
+
+
+def test_a_dataset_without_t1w_is_missing_its_input(bids_tree):
+    with pytest.raises(InputMissingError, match=r"no \*_T1w\.nii"):
+        read_dataset(bids_tree("sub-01/anat/sub-01_T2w.nii.gz"))
+
+
+def test_a_derivative_is_refused_unless_validation_is_off(bids_tree):
+    root = bids_tree(ONE, description={"Name": "x", "BIDSVersion": "1.8.0", "DatasetType": "derivative"})
+    with pytest.raises(BidsError, match="derivative"):
+        read_dataset(root)
+    assert keys(read_dataset(root, validate=False)) == ["sub-01"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "not readable JSON"), ("[]", "must be an object"), ('{"Name": "x"}', "Name and BIDSVersion")],
+    ids=["torn", "list", "incomplete"],
+)
+def test_a_description_that_cannot_be_used_is_refused(bids_tree, text, says):
+    root = bids_tree(ONE)
+    (root / "dataset_description.json").write_text(text)
+    with pytest.raises(BidsError, match=says):
+        read_dataset(root)
+
+
+def test_a_dataset_without_description_can_be_asked_for(bids_tree):
+    root = bids_tree(ONE)
+    (root / "dataset_description.json").unlink()
+    assert keys(read_dataset(root, validate=False)) == ["sub-01"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sub-01/anat/scan_T1w.nii.gz", "not a BIDS name"),
+        ("sub-01/anat/sub-01_flip-1_T1w.nii.gz", "'flip' is not allowed"),
+        ("sub-01/anat/sub-02_T1w.nii.gz", "belongs into sub-02/anat"),
+        ("sub-01/anat/sub-01_ses-M00_T1w.nii.gz", "belongs into sub-01/ses-M00/anat"),
+        ("sub-01/ses-M00/anat/sub-01_T1w.nii.gz", "belongs into sub-01/anat"),
+        ("sub-01/anat/sub-01_T1w.nii", "the same scan as sub-01/anat/sub-01_T1w.nii"),
+        ("sub-01/anat/sub-0=cmd()_T1w.nii", "not letters and digits"),
+    ],
+    ids=["misnamed", "entity", "subject", "session_in_name", "session_in_folder", "duplicate", "hostile"],
+)
+def test_what_does_not_fit_is_set_aside_with_a_reason(bids_tree, name, reason):
+    dataset = read_dataset(bids_tree(ONE, name))
+    assert keys(dataset) == ["sub-01"]
+    [(path, why)] = dataset.set_aside
+    assert path.startswith("sub-01/")
+    assert reason in why
+
+
+def test_a_link_out_of_the_dataset_is_a_fault_of_its_scan(bids_tree, tmp_path):
+    root = bids_tree(ONE, "sub-02/anat/sub-02_T1w.nii.gz")
+    outside = tmp_path / "secret.nii.gz"
+    (root / ONE).rename(outside)
+    (root / ONE).symlink_to(outside)
+    first, second = read_dataset(root).scans
+    assert "leads out of the dataset" in first.fault
+    assert second.fault is None
+
+
+def test_a_subject_folder_that_is_a_link_out_is_a_fault_too(bids_tree):
+    elsewhere = bids_tree("sub-02/anat/sub-02_T1w.nii.gz", folder="elsewhere")
+    root = bids_tree(ONE)
+    (root / "sub-02").symlink_to(elsewhere / "sub-02")
+    assert "leads out of the dataset" in read_dataset(root).scans[1].fault
+
+
+@pytest.mark.parametrize(
+    "target", ["../../.git/annex/objects/x", "sub-01_T1w.nii.gz"], ids=["broken", "loop"]
+)
+def test_a_link_that_leads_nowhere_is_a_fault(bids_tree, target):
+    root = bids_tree(ONE)
+    (root / ONE).unlink()
+    (root / ONE).symlink_to(target)
+    assert "git-annex" in read_dataset(root).scans[0].fault
+
+
+def test_a_link_inside_the_dataset_is_followed(bids_tree):
+    root = bids_tree(ONE, "sourcedata/x.nii.gz")
+    (root / ONE).unlink()
+    (root / ONE).symlink_to("../../sourcedata/x.nii.gz")
+    assert read_dataset(root).scans[0].fault is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("subject\tage\nsub-01\t3\n", "line 2: no participant_id"),
+        ("participant_id\tage\nsub-01\t3\t4\n", "line 2: more cells than columns"),
+        ("participant_id\nsub-01\n\nsub-01\n", "line 4: sub-01 stands twice"),
+        (b"participant_id\tname\nsub-01\t\xff\n", "UTF-8"),
+        ('participant_id\nsub-01\t"' + "x" * 140_000, "cannot be read"),
+    ],
+    ids=["no_key", "ragged", "twice", "latin1", "endless_quote"],
+)
+def test_a_table_that_cannot_be_believed_is_refused_with_its_line(tmp_path, text, says):
+    path = tmp_path / "participants.tsv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ManifestError, match=says):
+        read_participants(path, "participant_id")
+
+
+def test_a_table_that_is_not_there_says_nothing(tmp_path):
+    assert read_participants(tmp_path / "participants.tsv", "participant_id") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("71.5", 71.5), ("-3", -3.0), ("89+", None), ("n/a", None), ("inf", None), ("nan", None), ("", None)],
+)
+def test_a_cell_is_a_finite_number_or_none(text, value):
+    assert number_or_none(text) == value
+
+
+SCAN = BidsEntities(subject="01", session="M00", acquisition="mprage")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "selected"),
+    [
+        (ScanFilter(), True),
+        (ScanFilter(participants=("01", "02")), True),
+        (ScanFilter(participants=("1",)), False),
+        (ScanFilter(sessions=("M00",)), True),
+        (ScanFilter(sessions=("M12",)), False),
+        (ScanFilter(entities={"acquisition": "mprage"}), True),
+        (ScanFilter(entities={"acquisition": ["space", "mprage"]}), True),
+        (ScanFilter(entities={"acquisition": None}), False),
+        (ScanFilter(entities={"run": None}), True),
+        (ScanFilter(entities={"run": 1}), False),
+        (ScanFilter(participants=("01",), sessions=("M12",)), False),
+    ],
+)
+def test_a_filter_selects_what_it_says(chosen, selected):
+    assert chosen.selects(SCAN) is selected
+
+
+def test_a_filter_file_may_use_keys_or_names(tmp_path):
+    path = tmp_path / "filter.json"
+    path.write_text(
+        json.dumps({"t1w": {"ses": "M00", "acquisition": ["a", "b"], "run": None, "datatype": "anat"}})
+    )
+    assert read_filter_file(path) == {"session": "M00", "acquisition": ["a", "b"], "run": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        (None, InputMissingError, "cannot be read"),
+        ("{", ConfigError, "not valid JSON"),
+        ("[]", ConfigError, "must hold an object"),
+        ('{"t1w": 3}', ConfigError, "must hold an object"),
+        ('{"t1w": {"sesion": "M00"}}', ConfigError, "unknown entity 'sesion'"),
+    ],
+    ids=["absent", "torn", "list", "number", "misspelt"],
+)
+def test_a_filter_file_that_cannot_be_used_is_refused(tmp_path, text, error, says):
+    path = tmp_path / "filter.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(error, match=says):
+        read_filter_file(path)

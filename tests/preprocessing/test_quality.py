@@ -1,0 +1,141 @@
+"""Quality control passes what is right, and catches what was made wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from brainstage.pipeline.config import QualityBounds
+from brainstage.pipeline.records import QcStatus, RegisteredBrain
+from brainstage.pipeline.volume import BrainMask, Volume
+from brainstage.preprocessing.quality import (
+    MEASURES,
+    assess,
+    entropy_focus,
+    fit_tissues,
+    judge,
+    measure,
+    status_of,
+    touches_border,
+)
+from brainstage.preprocessing.registration import carry_to_template
+from brainstage.preprocessing.template import Template
+
+CONTRACT = {
+    "brain_volume_ml", "mask_template_dice", "template_correlation", "affine_scale", "affine_rotation_deg",
+    "brain_touches_border", "cnr", "snr", "cjv", "efc", "fber", "inu_range", "t1w_contrast", "spacing_mm",
+    "fov_mm", "skull_stripped_input", "header_warnings",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def good(template: Template, make_normalised: Callable[..., object]) -> RegisteredBrain:
+    rng = np.random.default_rng(0)
+    noisy = template.t1w.data + np.where(template.brain_mask.data, rng.normal(0, 5, template.t1w.shape), 0)
+    normalised = make_normalised(
+        template.t1w.with_data(np.maximum(noisy, 0)), template.brain_mask, stripped_input=True
+    )
+    return carry_to_template(normalised, np.eye(4), None, 2.0)
+
+
+def test_every_measure_of_the_contract_is_there_and_no_other(good: RegisteredBrain) -> None:
+    assert set(measure(good)) == CONTRACT
+    assert {spec.name for spec in MEASURES} == CONTRACT
+
+
+def test_a_good_brain_passes(good: RegisteredBrain) -> None:
+    report = assess(good)
+    assert report.verdict.status is QcStatus.PASS, report.verdict.reasons
+
+
+def test_measures_of_the_air_are_null_on_a_stripped_scan(good: RegisteredBrain) -> None:
+    measures = measure(good)
+    assert [measures[name] for name in ("cnr", "efc", "fber", "brain_touches_border")] == [None] * 4
+
+
+def test_an_upside_down_brain_fails(template: Template, make_normalised: Callable[..., object]) -> None:
+    normalised = make_normalised(template.t1w, template.brain_mask, stripped_input=True)
+    upside_down = np.diag([1.0, 1.0, -1.0, 1.0])
+    upside_down[2, 3] = 10.0
+    assert assess(carry_to_template(normalised, upside_down, None, 2.0)).verdict.status is QcStatus.FAIL
+
+
+def test_an_inverted_contrast_fails_and_is_named(
+    template: Template, make_normalised: Callable[..., object]
+) -> None:
+    inverted = template.t1w.with_data(np.where(template.brain_mask.data, 300 - template.t1w.data, 0))
+    normalised = make_normalised(inverted, template.brain_mask, stripped_input=True)
+    verdict = assess(carry_to_template(normalised, np.eye(4), None, 2.0)).verdict
+    assert verdict.status is QcStatus.FAIL
+    assert "wrong_contrast" in verdict.reasons
+
+
+def test_half_a_brain_fails(template: Template, make_normalised: Callable[..., object]) -> None:
+    keep = np.zeros(template.t1w.shape, dtype=bool)
+    keep[:, :, 45:] = True
+    half = BrainMask(data=template.brain_mask.data & keep, voxel_to_ras=template.t1w.voxel_to_ras)
+    head = template.t1w.with_data(np.where(half.data, template.t1w.data, 0))
+    normalised = make_normalised(head, half, stripped_input=True)
+    verdict = assess(carry_to_template(normalised, np.eye(4), None, 2.0)).verdict
+    assert verdict.status is QcStatus.FAIL
+    assert "mask_overlap" in verdict.reasons
+
+
+def test_noise_lowers_what_higher_is_better_and_raises_the_joint_variation(good: RegisteredBrain) -> None:
+    rng = np.random.default_rng(0)
+    head = good.normalised.corrected.head.data
+    mask = good.normalised.brain_mask.data
+    clean, noisy = (
+        fit_tissues((head + rng.normal(0, sd, head.shape))[mask].astype(np.float32)) for sd in (2, 60)
+    )
+    assert noisy.white_mean / noisy.white_sd < clean.white_mean / clean.white_sd
+
+
+def test_a_measure_without_value_has_no_say() -> None:
+    assert judge({"brain_volume_ml": None, "header_warnings": ""}, {}).status is QcStatus.PASS
+
+
+def test_bounds_from_the_configuration_win() -> None:
+    strict = {"brain_volume_ml": QualityBounds(passing=(1500, 1600), tolerated=(1000, 2000))}
+    assert judge({"brain_volume_ml": 1300.0}, strict).reasons == ("brain_volume",)
+    assert judge({"brain_volume_ml": 1300.0}, {}).reasons == ()
+
+
+def test_a_mended_header_warns() -> None:
+    verdict = judge({"header_warnings": "sheared;pixdim_mismatch"}, {})
+    assert verdict.status is QcStatus.WARN
+    assert verdict.reasons == ("header_sheared",)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(5.0, "pass"), (2.5, "warn"), (1.0, "fail"), (9.5, "warn"), (11.0, "fail"), (3.0, "pass")],
+)
+def test_bounds_are_inclusive_and_nested(value: float, expected: str) -> None:
+    bounds = QualityBounds(passing=(3.0, 9.0), tolerated=(2.0, 10.0))
+    assert status_of(value, bounds).value == expected
+
+
+def test_a_brain_cut_by_the_field_of_view_touches_its_border(template: Template) -> None:
+    cut = BrainMask(data=template.brain_mask.data[:, :, 40:], voxel_to_ras=np.eye(4))
+    whole = np.pad(template.brain_mask.data, 3)
+    assert touches_border(cut)
+    assert not touches_border(BrainMask(data=whole, voxel_to_ras=np.eye(4)))
+
+
+def test_energy_in_one_voxel_has_no_entropy_and_spread_energy_much() -> None:
+    point = np.zeros((10, 10, 10), dtype=np.float32)
+    point[5, 5, 5] = 100
+    even = np.ones((10, 10, 10), dtype=np.float32)
+    spread, focused = (entropy_focus(Volume(data=data, voxel_to_ras=np.eye(4))) for data in (even, point))
+    assert focused == 0
+    assert spread == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("spec", MEASURES, ids=lambda spec: spec.name)
+def test_every_measure_is_explained(spec) -> None:
+    assert len(spec.explanation) > 10
+    assert spec.source
+    assert (spec.bounds is None) or spec.reason

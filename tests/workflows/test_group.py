@@ -1,0 +1,248 @@
+"""The tables of a run: the columns of the contract, one row for every scan, nothing that is withheld."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from brainstage.pipeline.bids import read_dataset
+from brainstage.pipeline.config import Config
+from brainstage.pipeline.entities import BidsEntities
+from brainstage.pipeline.files import write_json
+from brainstage.pipeline.records import (
+    Completed,
+    Failure,
+    Prediction,
+    QcReport,
+    QcStatus,
+    QcVerdict,
+    T1wScan,
+)
+from brainstage.workflows.group import predictions_csv, qc_csv, write_group
+from brainstage.workflows.participant import RunContext
+
+PREDICTION_COLUMNS = (
+    "participant_id session_id run_id t1w_path prediction_status predicted_label p_CN p_MCI p_AD confidence tier "
+    "prediction_set qc_status qc_reasons ood_score baseline_label model_id preprocessing_id report error"
+).split()
+QC_COLUMNS = (
+    "participant_id session_id run_id t1w_path brain_volume_ml mask_template_dice template_correlation affine_scale "
+    "affine_rotation_deg brain_touches_border cnr snr cjv efc fber inu_range t1w_contrast spacing_mm fov_mm "
+    "skull_stripped_input header_warnings qc_status qc_reasons"
+).split()
+CLASSES = ("CN", "MCI", "AD")
+CLASS_CELLS = (
+    "predicted_label",
+    "p_CN",
+    "p_MCI",
+    "p_AD",
+    "confidence",
+    "tier",
+    "prediction_set",
+    "baseline_label",
+)
+
+
+def scan(subject: str, session: str | None = None, run: str | None = None) -> T1wScan:
+    entities = BidsEntities(subject=subject, session=session, run=run)
+    return T1wScan(
+        entities=entities, path=Path("x"), t1w_path=f"sub-{subject}/anat/{entities.key}_T1w.nii.gz"
+    )
+
+
+def completed(
+    which: T1wScan, status=QcStatus.PASS, reasons=(), baseline="AD", ood=1.25, model=True
+) -> Completed:
+    prediction = Prediction(
+        probabilities={"CN": 0.1, "MCI": 0.2, "AD": 0.7},
+        prediction_set=("MCI", "AD"),
+        ood_score=ood,
+        ood_threshold=2.0,
+        tier="review",
+        baseline_label=baseline,
+        model_id="model-1",
+    )
+    measures = {
+        "brain_volume_ml": 1234.5678,
+        "brain_touches_border": False,
+        "cnr": None,
+        "spacing_mm": "1 x 1 x 1",
+    }
+    return Completed(
+        scan=which,
+        qc=QcReport(measures=measures, verdict=QcVerdict(status=status, reasons=tuple(reasons))),
+        prediction=prediction if model else None,
+        preprocessing_id="pre-1",
+    )
+
+
+def failed(which: T1wScan) -> Failure:
+    return Failure(
+        scan=which, stage="ingest", error="ImageError", message='truncated, "half"', preprocessing_id="pre-1"
+    )
+
+
+@pytest.fixture
+def context(tmp_path):
+    return RunContext(out_dir=tmp_path / "out", config=Config(), model_id="model-1")
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_predictions_have_the_columns_of_the_contract(context):
+    text = predictions_csv([completed(scan("01"))], context, CLASSES)
+    assert text.splitlines()[0].split(",") == PREDICTION_COLUMNS
+
+
+def test_without_a_model_there_are_no_class_columns(context):
+    header = predictions_csv([], context, ()).splitlines()[0].split(",")
+    assert header == [name for name in PREDICTION_COLUMNS if not name.startswith("p_")]
+
+
+def test_qc_has_the_columns_of_the_contract():
+    assert qc_csv([completed(scan("01"))]).splitlines()[0].split(",") == QC_COLUMNS
+
+
+def test_a_reported_prediction_says_everything(context):
+    [row] = rows(predictions_csv([completed(scan("01", "M00", "1"))], context, CLASSES))
+    assert row == {
+        "participant_id": "sub-01",
+        "session_id": "ses-M00",
+        "run_id": "run-1",
+        "t1w_path": "sub-01/anat/sub-01_ses-M00_run-1_T1w.nii.gz",
+        "prediction_status": "reported",
+        "predicted_label": "AD",
+        "p_CN": "0.1",
+        "p_MCI": "0.2",
+        "p_AD": "0.7",
+        "confidence": "0.7",
+        "tier": "review",
+        "prediction_set": "MCI;AD",
+        "qc_status": "pass",
+        "qc_reasons": "",
+        "ood_score": "1.25",
+        "baseline_label": "AD",
+        "model_id": "model-1",
+        "preprocessing_id": "pre-1",
+        "report": "sub-01_ses-M00_run-1.html",
+        "error": "",
+    }
+
+
+def test_a_withheld_prediction_says_nothing_about_the_class(context):
+    outcome = completed(scan("01"), QcStatus.FAIL, ["brain_volume_low"], baseline="CN")
+    [row] = rows(predictions_csv([outcome], context, CLASSES))
+    assert (row["prediction_status"], row["qc_status"]) == ("withheld", "fail")
+    assert row["qc_reasons"] == "brain_volume_low"
+    assert [row[name] for name in CLASS_CELLS] == [""] * len(CLASS_CELLS)
+
+
+def test_a_flagged_prediction_says_why(context):
+    outcome = completed(scan("01"), QcStatus.WARN, ["cnr_low", "sheared"], baseline="CN", ood=3.0)
+    [row] = rows(predictions_csv([outcome], context, CLASSES))
+    assert row["prediction_status"] == "flagged"
+    assert row["qc_reasons"] == "cnr_low;sheared;out_of_distribution;baseline_disagrees"
+    assert row["predicted_label"] == "AD"
+
+
+def test_a_failed_scan_has_its_row_and_its_reason(context):
+    [row] = rows(predictions_csv([failed(scan("01"))], context, CLASSES))
+    assert (row["prediction_status"], row["qc_status"]) == ("failed", "fail")
+    assert row["error"] == 'ingest: truncated, "half"'
+    assert row["report"] == "sub-01.html"
+    assert [row[name] for name in CLASS_CELLS] == [""] * len(CLASS_CELLS)
+    [row] = rows(qc_csv([failed(scan("01"))]))
+    assert {name: value for name, value in row.items() if value} == {
+        "participant_id": "sub-01",
+        "t1w_path": "sub-01/anat/sub-01_T1w.nii.gz",
+        "qc_status": "fail",
+        "qc_reasons": "failed",
+    }
+
+
+def test_a_scan_without_model_says_so(context):
+    [row] = rows(predictions_csv([completed(scan("01"), model=False)], context, CLASSES))
+    assert row["prediction_status"] == "no_model"
+    assert [row[name] for name in CLASS_CELLS] == [""] * len(CLASS_CELLS)
+
+
+def test_measures_are_plain_and_null_is_empty():
+    [row] = rows(qc_csv([completed(scan("01"), QcStatus.WARN, ["a", "b"])]))
+    assert (row["brain_volume_ml"], row["brain_touches_border"], row["cnr"]) == ("1234.57", "false", "")
+    assert (row["spacing_mm"], row["qc_reasons"]) == ("1 x 1 x 1", "a;b")
+
+
+@pytest.fixture
+def written(bids_tree, context):
+    """Write the tables of two participants, three scans, one of them failed."""
+    root = bids_tree(
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "sub-01/ses-M12/anat/sub-01_ses-M12_T1w.nii.gz",
+        "sub-01/ses-M00/anat/sub-01_ses-M00_T1w.nii.gz",
+        tables={"participants.tsv": "participant_id\tage\tdiagnosis\nsub-01\t70\tCN\nsub-02\t75\t=cmd()\n"},
+    )
+    dataset = read_dataset(root)
+    outcomes = [
+        completed(dataset.scans[0]),
+        failed(dataset.scans[1]),
+        completed(dataset.scans[2], QcStatus.FAIL),
+    ]
+    write_json(context.files(dataset.scans[0]).state / "source.json", {"sha256": "a" * 64})
+    write_group(dataset, outcomes, context, CLASSES)
+    return context.out_dir
+
+
+def test_exactly_the_files_of_the_contract_are_written(written):
+    assert sorted(path.name for path in written.iterdir()) == [
+        ".bidsignore",
+        ".brainstage",
+        "cohort.html",
+        "data_manifest.csv",
+        "dataset_description.json",
+        "methods.md",
+        "predictions.csv",
+        "qc.csv",
+    ]
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "qc.csv", "data_manifest.csv"])
+def test_every_table_has_a_row_for_every_scan_in_order(written, name):
+    found = rows((written / name).read_bytes().decode("utf-8"))
+    assert [(row["participant_id"], row["session_id"]) for row in found] == [
+        ("sub-01", "ses-M00"),
+        ("sub-01", "ses-M12"),
+        ("sub-02", ""),
+    ]
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "qc.csv", "data_manifest.csv"])
+def test_tables_end_their_lines_with_lf(written, name):
+    content = (written / name).read_bytes()
+    assert b"\r" not in content
+    assert content.endswith(b"\n")
+    assert not content.startswith(b"\xef\xbb\xbf")
+
+
+def test_the_manifest_of_a_run_carries_labels_and_known_hashes(written):
+    found = rows((written / "data_manifest.csv").read_text())
+    assert [row["diagnosis"] for row in found] == ["CN", "CN", "'=cmd()"]
+    assert [row["sha256"] for row in found] == ["a" * 64, "", ""]
+
+
+def test_the_preprocessing_is_kept_beside_its_id(written, context):
+    content = json.loads((written / ".brainstage" / "preprocessing.json").read_text())
+    assert content["id"] == context.preprocessing_id
+    assert content["content"]["bias_field"]["method"] == "fast"
+
+
+def test_no_table_or_page_names_a_place_on_this_machine(written, tmp_path):
+    files = [path for path in written.rglob("*") if path.is_file()]
+    assert len(files) > 7
+    for path in files:
+        assert str(tmp_path) not in path.read_text(encoding="utf-8"), path.name
