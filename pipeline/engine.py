@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 Task = TypeVar("Task")
@@ -96,18 +97,29 @@ def _run_with_dask(
             threads_per_worker=1,
             processes=True,
             memory_limit=limit,
-            dashboard_address=None,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
             silence_logs=50,
         ) as cluster,
         Client(cluster) as client,
     ):
-        futures = {client.submit(work, task, pure=False): task for task in tasks}
-        for future in as_completed(list(futures)):
+        # No more tasks than workers are handed out: Dask blames a worker's death on every task that waits there.
+        waiting = iter(tasks)
+        handed_out = {
+            client.submit(work, task, pure=False): task for task in islice(waiting, options.workers)
+        }
+        finished = as_completed(list(handed_out))
+        for future in finished:
+            task = handed_out.pop(future)
+            for following in islice(waiting, 1):
+                added = client.submit(work, following, pure=False)
+                handed_out[added] = following
+                finished.add(added)
             try:
                 yield future.result()
             except KilledWorker:
                 yield lost(
-                    futures[future],
+                    task,
                     f"its worker process died {options.deaths_allowed + 1} times, most likely for lack of memory; "
                     "run again with fewer --nprocs or more --mem-gb, and --retry-failed",
                 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from brainstage.pipeline.derivatives import ScanFiles
-from brainstage.pipeline.errors import BrainstageError, OutputError, StageError, attributed
+from brainstage.pipeline.errors import BrainstageError, OutputError, StageError, ToolError, attributed
 from brainstage.pipeline.files import write_json, write_text
 from brainstage.pipeline.records import Failure, Provenance, T1wScan
 from brainstage.pipeline.stage import (
@@ -113,8 +113,9 @@ def run_chain(
             raise
         except BrainstageError as error:
             failure = replace(_known_failure(error, scan, stage.name), provenance=tuple(provenance))
+            # What the installation lacks is no property of the scan: once mended, the scan is simply tried again.
             if options.only is None:
-                record_failure(failure, files, key)
+                record_failure(failure, files, "" if isinstance(error, ToolError) else key)
             return failure
         except Exception as error:  # noqa: BLE001 - the one place that meets the unexpected: a row, not a crash
             path = files.out_dir / options.log_folder / f"{scan.key}_{stage.name}_traceback.txt"

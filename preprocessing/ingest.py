@@ -206,8 +206,8 @@ def _without_shear(volume: Volume, warnings: list[str]) -> Volume:
     straight = _enclosing(volume.grid, matrix)
     if np.prod(straight.shape, dtype=np.float64) > MAX_VOXELS:
         raise GeometryError(
-            f"the axes are {degrees:.1f} degrees off a right angle; to straighten them takes {_by(straight.shape, 'd')} "
-            f"voxels, at most {MAX_VOXELS} are made. Correct the header"
+            f"the axes are {degrees:.1f} degrees off a right angle; to straighten them takes "
+            f"{_by(straight.shape, 'd')} voxels, at most {MAX_VOXELS} are made. Correct the header"
         )
     warnings.append(f"sheared: the axes are {degrees:.1f} degrees off a right angle; the image was resampled")
     return resampled(volume, straight)

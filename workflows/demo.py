@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from brainstage.pipeline.errors import ExitCode
-from brainstage.workflows.demo_cohort import Defect, Say, demo_cohort, usable_processors, write_demo_bids
+from brainstage.workflows.synthetic.cohort import Defect, Say, demo_cohort, usable_processors, write_demo_bids
 
 PRETRAINED: Final = "med3d-resnet10"
 """The weights the demonstration takes when they were fetched before."""

@@ -12,10 +12,10 @@ from brainstage.pipeline.entities import prefixed_label
 from brainstage.pipeline.files import write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
 from brainstage.pipeline.records import Failure, QcStatus, SubjectOutcome
-from brainstage.workflows.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, decide
-from brainstage.workflows.methods import render_methods
 from brainstage.workflows.participant import RunContext, run_info, tool_versions
+from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
+from brainstage.workflows.reporting.methods import render_methods
 from brainstage.workflows.stages import preprocessing_content
 
 IDENTITY_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path")

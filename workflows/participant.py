@@ -19,16 +19,17 @@ from brainstage.pipeline.records import (
     Completed,
     Failure,
     HeaderFindings,
+    QcStatus,
     SubjectOutcome,
     T1wScan,
 )
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, decide
-from brainstage.workflows.methods import method_steps
-from brainstage.workflows.pages import RunInfo
 from brainstage.workflows.prediction import prediction_stage, read_prediction
-from brainstage.workflows.qc_table import Reason, qc_reasons_of, qc_rows_of
-from brainstage.workflows.report import ScanReport, render_scan_report
+from brainstage.workflows.reporting.methods import method_steps
+from brainstage.workflows.reporting.pages import RunInfo
+from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
+from brainstage.workflows.reporting.report import ScanReport, render_scan_report
 from brainstage.workflows.stages import (
     figures_stage,
     preprocessing_content,
@@ -305,9 +306,16 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
         figures=read_figures(files) if completed else {},
         findings=findings,
         qc_rows=qc_rows_of(outcome.qc, config.quality) if isinstance(outcome, Completed) else (),
-        qc_reasons=qc_reasons_of(outcome.qc, findings) if isinstance(outcome, Completed) else (),
+        qc_reasons=qc_reasons_of(outcome.qc, findings, config.quality)
+        if isinstance(outcome, Completed)
+        else (),
         prediction_reasons=tuple(
-            Reason(code=code, explanation=FLAG_EXPLANATIONS[code]) for code in decision.codes
+            Reason(
+                code=code,
+                explanation=FLAG_EXPLANATIONS[code],
+                status=QcStatus.PASS if code in decision.notes else QcStatus.WARN,
+            )
+            for code in decision.codes
         ),
         remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
         methods=method_steps(config, tool_versions(), model_id=context.model_id) if completed else (),

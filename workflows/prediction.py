@@ -90,7 +90,7 @@ def _predicted(
 ) -> AssessedBrain:
     # Heavy: torch.
     from brainstage.preprocessing.network_grid import network_input
-    from brainstage.workflows.features import cached_features, network_input_key
+    from brainstage.workflows.learning.features import cached_features, network_input_key
 
     registered = assessed.registered
     grid: dict[str, Any] = model.network_grid

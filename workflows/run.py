@@ -100,9 +100,9 @@ def run(options: RunOptions, progress: Progress) -> ExitCode:
     chosen = _selected(everything, options)
     engine = _engine(options, len(chosen.scans))
     limit_threads(engine.threads)
-    _prepare(options)
     context = _context(options, config)
     classes = _checked_model(context)
+    _prepare(options)
     for path, reason in chosen.set_aside:
         progress.note(f"set aside: {path}: {reason}")
     outcomes: dict[str, SubjectOutcome] = {}

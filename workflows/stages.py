@@ -283,7 +283,7 @@ def _load_assessed(registered: RegisteredBrain, files: ScanFiles) -> AssessedBra
 
 
 def _save_figures(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:
-    from brainstage.workflows.figures import scan_figures  # heavy: matplotlib
+    from brainstage.workflows.reporting.figures import scan_figures  # heavy: matplotlib
 
     pictures = scan_figures(assessed.registered)
     return [write_bytes(files.figure(name), picture) for name, picture in pictures.items()]

@@ -35,10 +35,15 @@ from brainstage.models.training import HeadOptions, LogRow
 from brainstage.models.weights import MED3D_ASSETS, load_weights
 from brainstage.pipeline.errors import BrainstageError, UsageError
 from brainstage.pipeline.files import write_text
-from brainstage.workflows.cohort import Cohort, LabelledScan, read_cohort
-from brainstage.workflows.features import TrainingArrays, training_arrays
-from brainstage.workflows.model_card import render_card
-from brainstage.workflows.model_evaluation import ModelEvaluation, OutOfFold, evaluate_model, write_evaluation
+from brainstage.workflows.learning.features import TrainingArrays, training_arrays
+from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan, read_cohort
+from brainstage.workflows.learning.model_card import render_card
+from brainstage.workflows.learning.model_evaluation import (
+    ModelEvaluation,
+    OutOfFold,
+    evaluate_model,
+    write_evaluation,
+)
 
 MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
 IMBALANCE: Final = ("none", "weights")

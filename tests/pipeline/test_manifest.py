@@ -166,7 +166,8 @@ def dataset(bids_tree):
             PATH,
             "sub-02/anat/sub-02_T1w.nii",
             tables={
-                "participants.tsv": "participant_id\tage\tsex\tdiagnosis\tmmse\nsub-01\t70\tF\tCN\t29\nsub-02\t80\tM\tAD\t20\n"
+                "participants.tsv": "participant_id\tage\tsex\tdiagnosis\tmmse\n"
+                "sub-01\t70\tF\tCN\t29\nsub-02\t80\tM\tAD\t20\n"
             },
         )
     )

@@ -51,7 +51,7 @@ def test_two_scans_never_share_a_key(first, second):
 @given(entities=ENTITIES)
 def test_every_scan_can_be_sorted_among_others(entities):
     least = BidsEntities(subject="0")
-    assert sorted([entities, least], key=lambda e: e.sort_key)[0].sort_key <= entities.sort_key
+    assert min([entities, least], key=lambda e: e.sort_key).sort_key <= entities.sort_key
 
 
 @given(name=st.text(max_size=40))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from brainstage.workflows.synthetic_anatomy import HeadAnatomy, load_anatomy
+from brainstage.workflows.synthetic.anatomy import HeadAnatomy, load_anatomy
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,11 @@ from brainstage.pipeline.errors import ImageError, OutputError
 from brainstage.pipeline.files import sha256_of_bytes, write_bytes
 from brainstage.pipeline.manifest import read_manifest, rows_of
 from brainstage.pipeline.nifti import read_raw
-from brainstage.workflows import demo, demo_cohort
-from brainstage.workflows.demo_cohort import Defect, DemoScan, nifti_bytes, scan_bytes, write_demo_bids
-from brainstage.workflows.synthetic import make_head
-from brainstage.workflows.synthetic_anatomy import HeadAnatomy
+from brainstage.workflows import demo
+from brainstage.workflows.synthetic import cohort as demo_cohort
+from brainstage.workflows.synthetic.anatomy import HeadAnatomy
+from brainstage.workflows.synthetic.cohort import Defect, DemoScan, nifti_bytes, scan_bytes, write_demo_bids
+from brainstage.workflows.synthetic.heads import make_head
 
 ROOT_MANIFEST = Path(__file__).parents[2] / "data_manifest.csv"
 COHORT = demo_cohort.demo_cohort()

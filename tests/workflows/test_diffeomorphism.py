@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from brainstage.workflows.diffeomorphism import (
+from brainstage.workflows.synthetic.diffeomorphism import (
     VectorField,
     exponential,
     lattice,

@@ -19,9 +19,9 @@ from brainstage.pipeline.records import (
 )
 from brainstage.pipeline.volume import BrainMask, Volume, spacing_of
 from brainstage.preprocessing.template import load_template
-from brainstage.workflows.drawing import MAX_PNG_BYTES
-from brainstage.workflows.figures import scan_figures
-from brainstage.workflows.mosaic import (
+from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
+from brainstage.workflows.reporting.figures import scan_figures
+from brainstage.workflows.reporting.mosaic import (
     AXIAL,
     CORONAL,
     SAGITTAL,
@@ -145,7 +145,7 @@ def test_the_marker_is_on_the_side_that_is_labelled_right(axcodes):
 
 
 def test_the_letters_stand_left_and_right():
-    from brainstage.workflows import figures
+    from brainstage.workflows.reporting import figures
 
     head, mask, matrix = phantom("LPS")
     scene = scene_of({"mask": mask, "head": head}, matrix, margin_mm=6.0)

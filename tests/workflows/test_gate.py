@@ -17,14 +17,20 @@ from brainstage.pipeline.records import (
     QcVerdict,
     T1wScan,
 )
-from brainstage.workflows.gate import BASELINE_DISAGREES, FLAG_EXPLANATIONS, OUT_OF_DISTRIBUTION, decide
+from brainstage.workflows.gate import (
+    BASELINE_DISAGREES,
+    FLAG_EXPLANATIONS,
+    OUT_OF_DISTRIBUTION,
+    SEEN_IN_TRAINING,
+    decide,
+)
 
 SCAN = T1wScan(entities=BidsEntities(subject="01"), path=Path("x.nii"), t1w_path="x.nii")
 PASS, WARN, FAIL = QcStatus.PASS, QcStatus.WARN, QcStatus.FAIL
 REPORTED, FLAGGED, WITHHELD = PredictionStatus.REPORTED, PredictionStatus.FLAGGED, PredictionStatus.WITHHELD
 
 
-def completed(qc: QcStatus, *, novel=False, baseline: str | None = "AD", model=True) -> Completed:
+def completed(qc: QcStatus, *, novel=False, baseline: str | None = "AD", model=True, seen=False) -> Completed:
     prediction = Prediction(
         probabilities={"CN": 0.2, "AD": 0.8},
         prediction_set=("AD",),
@@ -33,6 +39,7 @@ def completed(qc: QcStatus, *, novel=False, baseline: str | None = "AD", model=T
         tier="review",
         baseline_label=baseline,
         model_id="m",
+        seen_in_training=seen,
     )
     return Completed(
         scan=SCAN,
@@ -82,6 +89,20 @@ def test_a_failed_scan_is_failed():
     assert not decision.shows_probabilities
 
 
+@pytest.mark.parametrize(
+    ("qc", "baseline", "status", "codes"),
+    [
+        (PASS, "AD", REPORTED, (SEEN_IN_TRAINING,)),
+        (WARN, "AD", FLAGGED, (SEEN_IN_TRAINING,)),
+        (PASS, "CN", FLAGGED, (BASELINE_DISAGREES, SEEN_IN_TRAINING)),
+        (FAIL, "CN", WITHHELD, ()),
+    ],
+)
+def test_a_scan_of_the_training_is_noted_and_not_flagged(qc, baseline, status, codes):
+    decision = decide(completed(qc, baseline=baseline, seen=True))
+    assert (decision.status, decision.codes) == (status, codes)
+
+
 def test_every_flag_is_explained():
-    assert set(FLAG_EXPLANATIONS) == {OUT_OF_DISTRIBUTION, BASELINE_DISAGREES}
+    assert set(FLAG_EXPLANATIONS) == {OUT_OF_DISTRIBUTION, BASELINE_DISAGREES, SEEN_IN_TRAINING}
     assert all(text.endswith(".") for text in FLAG_EXPLANATIONS.values())

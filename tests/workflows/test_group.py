@@ -25,15 +25,15 @@ from brainstage.pipeline.records import (
 from brainstage.workflows.group import predictions_csv, qc_csv, write_group
 from brainstage.workflows.participant import RunContext
 
-PREDICTION_COLUMNS = (
-    "participant_id session_id run_id t1w_path prediction_status predicted_label p_CN p_MCI p_AD confidence tier "
-    "prediction_set qc_status qc_reasons ood_score baseline_label model_id preprocessing_id report error"
-).split()
-QC_COLUMNS = (
-    "participant_id session_id run_id t1w_path brain_volume_ml mask_template_dice template_correlation affine_scale "
-    "affine_rotation_deg brain_touches_border cnr snr cjv efc fber inu_range t1w_contrast spacing_mm fov_mm "
-    "skull_stripped_input header_warnings qc_status qc_reasons"
-).split()
+PREDICTION_COLUMNS = """
+    participant_id session_id run_id t1w_path prediction_status predicted_label p_CN p_MCI p_AD confidence tier
+    prediction_set qc_status qc_reasons ood_score baseline_label model_id preprocessing_id report error
+""".split()  # noqa: SIM905 - as the contract writes them
+QC_COLUMNS = """
+    participant_id session_id run_id t1w_path brain_volume_ml mask_template_dice template_correlation affine_scale
+    affine_rotation_deg brain_touches_border cnr snr cjv efc fber inu_range t1w_contrast spacing_mm fov_mm
+    skull_stripped_input header_warnings qc_status qc_reasons
+""".split()  # noqa: SIM905 - likewise
 CLASSES = ("CN", "MCI", "AD")
 CLASS_CELLS = (
     "predicted_label",

@@ -25,12 +25,19 @@ from brainstage.pipeline.records import (
     QcVerdict,
     T1wScan,
 )
-from brainstage.workflows.cohort_page import CohortScan, render_cohort, strips_of
-from brainstage.workflows.methods import method_steps, render_methods
-from brainstage.workflows.pages import RunInfo, percent, value_text
-from brainstage.workflows.qc_table import QcRow, Reason, bounds_text, gauge_of, qc_reasons_of, qc_rows_of
-from brainstage.workflows.report import ScanReport, key_parameters, render_scan_report
-from brainstage.workflows.verdict import verdict_of
+from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort, strips_of
+from brainstage.workflows.reporting.methods import method_steps, render_methods
+from brainstage.workflows.reporting.pages import RunInfo, percent, value_text
+from brainstage.workflows.reporting.qc_table import (
+    QcRow,
+    Reason,
+    bounds_text,
+    gauge_of,
+    qc_reasons_of,
+    qc_rows_of,
+)
+from brainstage.workflows.reporting.report import ScanReport, key_parameters, render_scan_report
+from brainstage.workflows.reporting.verdict import verdict_of
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
 HOSTILE = "<script>alert(1)</script>\"'&"

@@ -10,8 +10,9 @@ import pytest
 from scipy import ndimage
 
 from brainstage.pipeline.errors import UsageError
-from brainstage.workflows.diffeomorphism import column, interpolate, lattice
-from brainstage.workflows.synthetic import (
+from brainstage.workflows.synthetic.anatomy import MODEL_ORIGIN_MM, MODEL_SHAPE, HeadAnatomy, Tissue
+from brainstage.workflows.synthetic.diffeomorphism import column, interpolate, lattice
+from brainstage.workflows.synthetic.heads import (
     FIELD_CENTRE_MM,
     HIPPOCAMPUS_SCALES,
     VENTRICLE_SCALES,
@@ -25,7 +26,6 @@ from brainstage.workflows.synthetic import (
     make_head,
     paint,
 )
-from brainstage.workflows.synthetic_anatomy import MODEL_ORIGIN_MM, MODEL_SHAPE, HeadAnatomy, Tissue
 
 COARSE = HeadRecipe(person_seed=7, scan_seed=70, spacing_mm=(3.0, 3.0, 3.0))
 NOISELESS = replace(COARSE, noise_fraction=0.0)

@@ -25,7 +25,7 @@ from brainstage.pipeline.errors import (
 from brainstage.pipeline.manifest import ManifestRow, read_manifest, write_manifest
 from brainstage.pipeline.nifti import write_mask, write_volume
 from brainstage.pipeline.volume import BrainMask, Volume
-from brainstage.workflows.features import cached_features, network_input_key, read_network_input
+from brainstage.workflows.learning.features import cached_features, network_input_key, read_network_input
 from brainstage.workflows.train import TrainOptions, train
 
 GRID = {"spacing_mm": 4.0, "shape": [40, 48, 40], "background": "zero"}

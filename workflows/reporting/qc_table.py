@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from brainstage.pipeline.config import QualityBounds
 from brainstage.pipeline.records import HeaderFindings, QcReport, QcStatus
-from brainstage.workflows.pages import value_text
+from brainstage.workflows.reporting.pages import value_text
 
 OpenBounds = tuple[float | None, float | None]
 _HEADER_PREFIX = "header_"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from brainstage.pipeline.config import Config
-from brainstage.workflows.pages import page_environment
+from brainstage.workflows.reporting.pages import page_environment
 
 
 @dataclass(frozen=True, kw_only=True)

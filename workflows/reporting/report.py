@@ -16,10 +16,10 @@ from brainstage.pipeline.records import (
     Provenance,
     SubjectOutcome,
 )
-from brainstage.workflows.methods import MethodStep, references_of
-from brainstage.workflows.pages import RunInfo, page_environment
-from brainstage.workflows.qc_table import QcRow, Reason, bounds_text, gauge_of
-from brainstage.workflows.verdict import shown_prediction, verdict_of
+from brainstage.workflows.reporting.methods import MethodStep, references_of
+from brainstage.workflows.reporting.pages import RunInfo, page_environment
+from brainstage.workflows.reporting.qc_table import QcRow, Reason, bounds_text, gauge_of
+from brainstage.workflows.reporting.verdict import shown_prediction, verdict_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class ScanReport:
     prediction_status : PredictionStatus
         ``failed`` for a failure and only then.
     figures : mapping
-        Name to PNG, as :func:`brainstage.workflows.figures.scan_figures` returns them; may be empty.
+        Name to PNG, as :func:`brainstage.workflows.reporting.figures.scan_figures` returns them; may be empty.
     findings : HeaderFindings or None
     qc_rows : tuple of QcRow
     qc_reasons : tuple of Reason

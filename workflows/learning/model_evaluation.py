@@ -18,8 +18,8 @@ from brainstage.models.metrics import Evaluation, evaluate
 from brainstage.models.training import LogRow
 from brainstage.pipeline.files import write_bytes, write_json, write_text
 from brainstage.pipeline.manifest import csv_text
-from brainstage.workflows.cohort import Cohort, LabelledScan
-from brainstage.workflows.model_figures import calibration_figure, confusion_figure, roc_figure
+from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan
+from brainstage.workflows.learning.model_figures import calibration_figure, confusion_figure, roc_figure
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

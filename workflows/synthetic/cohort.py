@@ -5,7 +5,7 @@ with the disease, with overlap between neighbouring classes. Two of the files ar
 one of another contrast, as real collections have them.
 
 The ``data_manifest.csv`` at the repository's root describes this cohort. After a change here or in
-:mod:`brainstage.workflows.synthetic`, raise :data:`GENERATOR_VERSION` and write it anew::
+:mod:`brainstage.workflows.synthetic.heads`, raise :data:`GENERATOR_VERSION` and write it anew::
 
     brainstage demo demo && brainstage manifest demo/bids -o data_manifest.csv
 """
@@ -37,8 +37,8 @@ from brainstage.pipeline.files import (
     write_text,
 )
 from brainstage.pipeline.manifest import ManifestRow
-from brainstage.workflows.synthetic import Contrast, HeadRecipe, SyntheticHead, load_anatomy, make_head
-from brainstage.workflows.synthetic_anatomy import HeadAnatomy
+from brainstage.workflows.synthetic.anatomy import HeadAnatomy
+from brainstage.workflows.synthetic.heads import Contrast, HeadRecipe, SyntheticHead, load_anatomy, make_head
 
 GENERATOR_VERSION: Final = 1
 """Raised whenever the same table would give other files; files of another version are written anew."""

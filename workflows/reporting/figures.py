@@ -1,7 +1,7 @@
 """Pictures of one scan for its report: pure functions from state to PNG bytes.
 
 No face leaves this module: outside the brain mask only tissue within a few millimetres is drawn
-(:func:`brainstage.workflows.mosaic.visibility`).
+(:func:`brainstage.workflows.reporting.mosaic.visibility`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from brainstage.pipeline.records import RegisteredBrain
 from brainstage.pipeline.volume import Grid
 from brainstage.preprocessing.resampling import resampled
 from brainstage.preprocessing.template import load_template
-from brainstage.workflows.drawing import (
+from brainstage.workflows.reporting.drawing import (
     COLOUR_COUNTS,
     DPI,
     TEXT_COLOUR,
@@ -31,7 +31,7 @@ from brainstage.workflows.drawing import (
     drawn,
     png_of,
 )
-from brainstage.workflows.mosaic import (
+from brainstage.workflows.reporting.mosaic import (
     AXIAL,
     CORONAL,
     SAGITTAL,

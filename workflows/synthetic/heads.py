@@ -25,7 +25,14 @@ from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.errors import UsageError
 from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume, checked_affine
-from brainstage.workflows.diffeomorphism import (
+from brainstage.workflows.synthetic.anatomy import (
+    MODEL_ORIGIN_MM,
+    MODEL_SHAPE,
+    HeadAnatomy,
+    Tissue,
+    load_anatomy,
+)
+from brainstage.workflows.synthetic.diffeomorphism import (
     Points,
     VectorField,
     column,
@@ -34,13 +41,6 @@ from brainstage.workflows.diffeomorphism import (
     lattice,
     refine,
     volume_ratio,
-)
-from brainstage.workflows.synthetic_anatomy import (
-    MODEL_ORIGIN_MM,
-    MODEL_SHAPE,
-    HeadAnatomy,
-    Tissue,
-    load_anatomy,
 )
 
 __all__ = ["Contrast", "HeadRecipe", "SyntheticHead", "load_anatomy", "make_head"]

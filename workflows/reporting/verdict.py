@@ -15,8 +15,8 @@ from brainstage.pipeline.records import (
     QcStatus,
     SubjectOutcome,
 )
-from brainstage.workflows.pages import percent
-from brainstage.workflows.qc_table import Reason
+from brainstage.workflows.reporting.pages import percent
+from brainstage.workflows.reporting.qc_table import Reason
 
 STAGE_TITLES: Final[Mapping[str, str]] = {
     "ingest": "reading the file",

@@ -11,8 +11,8 @@ from brainstage.models.cross_validation import RANDOM_LABEL_DRAWS
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_store import StoredModel
 from brainstage.models.splits import participant_classes
-from brainstage.workflows.cohort import Cohort
-from brainstage.workflows.model_evaluation import ModelEvaluation
+from brainstage.workflows.learning.labelled_cohort import Cohort
+from brainstage.workflows.learning.model_evaluation import ModelEvaluation
 
 
 def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, options: object) -> str:

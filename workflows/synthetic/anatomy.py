@@ -18,7 +18,13 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.errors import ToolNotFoundError
-from brainstage.workflows.diffeomorphism import VectorField, column, lattice, refine, swelling_velocity
+from brainstage.workflows.synthetic.diffeomorphism import (
+    VectorField,
+    column,
+    lattice,
+    refine,
+    swelling_velocity,
+)
 
 Bounds = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 """Lowest and highest x, y and z, template mm."""

@@ -19,9 +19,9 @@ from brainstage.pipeline.records import (
     QcStatus,
     SubjectOutcome,
 )
-from brainstage.workflows.pages import RunInfo, page_environment, script_hash
-from brainstage.workflows.qc_table import measure_label
-from brainstage.workflows.verdict import shown_prediction
+from brainstage.workflows.reporting.pages import RunInfo, page_environment, script_hash
+from brainstage.workflows.reporting.qc_table import measure_label
+from brainstage.workflows.reporting.verdict import shown_prediction
 
 _STRIP_WIDTH: Final = 320
 _STATUS_RANK: Final = {"fail": 0, "warn": 1, "pass": 2}

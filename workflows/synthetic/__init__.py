@@ -1,0 +1,1 @@
+"""Heads with a known truth, and the demonstration cohort made of them."""
