@@ -93,7 +93,7 @@ def closing_words(directory: Path, model_dir: Path, out_dir: Path) -> list[str]:
         f"  linear baseline  {held_out_words(content['baseline'])}",
         f"  random labels    {held_out_words(content['control_random_labels'])}",
         "the cohort is synthetic: the numbers show that the program works, and nothing about disease",
-        "predictions.csv is of scans that the model was trained on; the numbers above are of scans it was not",
+        "each row of predictions.csv comes from the fold of the model that had not seen its scan",
         f"look at: {out_dir / 'cohort.html'}",
         f"         {out_dir / f'{first}.html'}",
         f"         {out_dir / 'predictions.csv'}",

@@ -120,8 +120,10 @@ def run(options: RunOptions, progress: Progress) -> ExitCode:
                     break
     if options.level != "participant":
         outcomes = _write_tables(everything, outcomes, context, classes, options, progress)
-    failed = [outcome for outcome in outcomes.values() if isinstance(outcome, Failure)]
-    progress.summary(list(outcomes.values()))
+    # The tables may hold scans of earlier runs; the exit code is about the scans of this one.
+    mine = [outcomes[scan.key] for scan in chosen.scans if scan.key in outcomes]
+    failed = [outcome for outcome in mine if isinstance(outcome, Failure)]
+    progress.summary(mine)
     return ExitCode.SOME_SCAN_FAILED if failed else ExitCode.DONE
 
 
