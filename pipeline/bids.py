@@ -289,7 +289,5 @@ def _described(
         label=known.get(label_column),
         fault=scan.fault,
     )
-    extra = {
-        name: known.get(name, "") for name in row if name not in (*_FIXED_COLUMNS, label_column, "diagnosis")
-    }
+    extra = {name: known.get(name, "") for name in row if name not in (*_FIXED_COLUMNS, "diagnosis")}
     return described, extra

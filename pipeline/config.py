@@ -7,12 +7,13 @@ the rest does not.
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS
 from brainstage.pipeline.errors import ConfigError, InputMissingError
@@ -156,6 +157,17 @@ class QualityBounds(_Section):
 
     passing: tuple[float | None, float | None]
     tolerated: tuple[float | None, float | None] = (None, None)
+
+    @field_validator("passing", "tolerated")
+    @classmethod
+    def _open_ends(cls, ends: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+        """Read an infinite bound as an open side: TOML knows no null."""
+        low, high = (None if end is not None and math.isinf(end) else end for end in ends)
+        if any(end is not None and math.isnan(end) for end in (low, high)):
+            raise ValueError("nan is no bound; leave a side open with inf or -inf")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"the lower bound {low:g} lies above the upper {high:g}")
+        return low, high
 
 
 class PredictionConfig(_Section):

@@ -41,10 +41,21 @@ class EngineOptions:
     deaths_allowed: int = 1
 
 
-def limit_threads(threads: int) -> None:
-    """Set the thread counts that ITK, torch and numpy read at import; a variable the user set already wins."""
+def limit_threads(threads: int, *, asked_for: bool = False) -> None:
+    """Set the thread counts that ITK, torch and numpy read at import.
+
+    Parameters
+    ----------
+    threads : int
+    asked_for : bool
+        The count was given on the command line, or determinism needs it: it wins over variables that are set
+        already. A count that was only chosen does not.
+    """
     for name in THREAD_VARIABLES:
-        os.environ.setdefault(name, str(threads))
+        if asked_for:
+            os.environ[name] = str(threads)
+        else:
+            os.environ.setdefault(name, str(threads))
 
 
 def run_all(

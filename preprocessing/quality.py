@@ -6,6 +6,7 @@ bounds. A measure that makes no sense on a scan (air around a stripped brain) is
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainstage.pipeline.config import QualityBounds
+from brainstage.pipeline.errors import ConfigError
 from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Volume
 from brainstage.preprocessing.registration import correlation_inside, dice, rotation_degrees_of, scale_of
@@ -135,7 +137,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         bounds=_bounds((0.9, None)),
         explanation="Contrast between white and grey matter over the spread of both and of the air. Low with noise, "
         "motion, or a weak contrast. None without air around the head.",
-        source=f"Magnotta 2006, 10.1002/mrm.20917, as in {MRIQC}",
+        source=f"Magnotta 2006, 10.1007/s10278-006-0264-x, as in {MRIQC}",
     ),
     Measure(
         name="snr",
@@ -295,6 +297,15 @@ def judge(
     warns += [f"header_{code}" for code in codes if code in WARNING_CODES_THAT_WARN]
     status = QcStatus.FAIL if fails else QcStatus.WARN if warns else QcStatus.PASS
     return QcVerdict(status=status, reasons=(*fails, *warns))
+
+
+def require_known_measures(bounds: Mapping[str, QualityBounds]) -> None:
+    """Raise :class:`ConfigError` for bounds of a measure that does not exist."""
+    for name in bounds:
+        if name not in MEASURE_BY_NAME:
+            close = difflib.get_close_matches(name, MEASURE_BY_NAME, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(MEASURE_BY_NAME)}"
+            raise ConfigError(f"quality.{name}: there is no such measure; {hint}")
 
 
 def status_of(value: float, bounds: QualityBounds) -> QcStatus:

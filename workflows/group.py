@@ -57,7 +57,7 @@ def write_group(
     """
     out_dir = context.out_dir
     write_dataset_description(out_dir, dataset.root, dataset.description)
-    content = preprocessing_content(context.config.preprocessing)
+    content = preprocessing_content(context.config)
     write_json(
         out_dir / ".brainstage" / "preprocessing.json", {"id": context.preprocessing_id, "content": content}
     )

@@ -90,7 +90,7 @@ class RunContext:
     @property
     def preprocessing_id(self) -> str:
         """Hash of everything that changes a voxel."""
-        return preprocessing_id(preprocessing_content(self.config.preprocessing))
+        return preprocessing_id(preprocessing_content(self.config))
 
     def files(self, scan: T1wScan) -> ScanFiles:
         """Return where everything about a scan lies."""
@@ -184,6 +184,8 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "status": decision.status,
         "codes": decision.codes,
         "model": context.model_id,
+        "label": outcome.scan.label,
+        "covariates": vars(outcome.scan.covariates),
         "config": context.config.model_dump(mode="json"),
         "failure": outcome.message if isinstance(outcome, Failure) else None,
     }

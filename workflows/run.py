@@ -28,6 +28,7 @@ from brainstage.pipeline.files import remove_leftovers
 from brainstage.pipeline.manifest import apply_manifest, read_manifest
 from brainstage.pipeline.records import Failure, SubjectOutcome
 from brainstage.pipeline.runner import record_failure
+from brainstage.preprocessing.quality import require_known_measures
 from brainstage.workflows.group import write_group
 from brainstage.workflows.participant import (
     RunContext,
@@ -96,10 +97,11 @@ def run(options: RunOptions, progress: Progress) -> ExitCode:
         For anything that concerns the whole run rather than one scan.
     """
     config = read_config(options.config_file, options.overrides)
+    require_known_measures(config.quality)
     everything, expected = _dataset(options, config)
     chosen = _selected(everything, options)
     engine = _engine(options, len(chosen.scans))
-    limit_threads(engine.threads)
+    limit_threads(engine.threads, asked_for=options.deterministic or options.threads is not None)
     context = _context(options, config)
     classes = _checked_model(context)
     _prepare(options)
@@ -147,6 +149,9 @@ def _selected(dataset: Dataset, options: RunOptions) -> Dataset:
         sessions=tuple(bare_label(label, "ses") for label in options.sessions),
         entities=read_filter_file(options.filter_file) if options.filter_file else {},
     )
+    if not dataset.scans:
+        path, reason = dataset.set_aside[0]
+        raise InputMissingError(f"no T1w file has a usable BIDS name; {path}: {reason}")
     present = {scan.entities.subject for scan in dataset.scans}
     unknown = [label for label in chosen.participants if label not in present]
     scans = tuple(scan for scan in dataset.scans if chosen.selects(scan.entities))
@@ -224,7 +229,7 @@ def _checked_model(context: RunContext) -> tuple[str, ...]:
     from brainstage.workflows.prediction import model_of  # heavy: torch
 
     model = model_of(context.model_dir)
-    model.require_preprocessing(context.preprocessing_id, preprocessing_content(context.config.preprocessing))
+    model.require_preprocessing(context.preprocessing_id, preprocessing_content(context.config))
     return model.classes
 
 

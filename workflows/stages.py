@@ -49,9 +49,10 @@ _NATIVE: Final = ("ingest", "brain_extraction", "bias_field", "intensity")
 _ALL: Final = (*_NATIVE, "registration")
 
 
-def preprocessing_content(config: PreprocessingConfig) -> dict[str, Any]:
+def preprocessing_content(config: Config) -> dict[str, Any]:
     """Return everything in the preprocessing that changes a voxel, as plain values."""
-    content: dict[str, Any] = config.model_dump(mode="json")
+    content: dict[str, Any] = config.preprocessing.model_dump(mode="json")
+    content["seed"] = config.seed
     content["stage_versions"] = {
         "ingest": ingest.STAGE_VERSION,
         "brain_extraction": brain_extraction.STAGE_VERSION,
@@ -73,7 +74,7 @@ def preprocessing_id(content: Mapping[str, Any]) -> str:
 def preprocessing_stages(config: Config) -> tuple[Stage, ...]:
     """Return the stages from a T1w file to a judged brain in template space, in order."""
     settings = config.preprocessing
-    identifier = preprocessing_id(preprocessing_content(settings))
+    identifier = preprocessing_id(preprocessing_content(config))
     return (
         Stage(
             name="ingest",

@@ -183,7 +183,7 @@ def _labels(rows: Sequence[ManifestRow], column: str) -> list[str | None]:
 def _chosen_classes(present: list[str], asked: Sequence[str] | None, column: str) -> tuple[str, ...]:
     if asked is None:
         clinical = tuple(name for name in CLINICAL_ORDER if name in present)
-        return clinical if len(clinical) in (len(present), len(CLINICAL_ORDER)) else tuple(present)
+        return (*clinical, *(name for name in present if name not in clinical))
     if len(set(asked)) != len(asked) or len(asked) < 2:
         raise UsageError(f"--classes {' '.join(asked)}: two or more different names are needed")
     unknown = [name for name in asked if name not in present]

@@ -139,7 +139,7 @@ def _set_sentence(prediction: Prediction, coverage: float) -> str:
     if len(members) == 1:
         return f"The {level} prediction set holds {members[0]} alone."
     named = f"{', '.join(members[:-1])} and {members[-1]}"
-    return f"The {level} prediction set holds {named}: the model cannot tell these apart here."
+    return f"The {level} prediction set holds {named}: none of them can be ruled out here."
 
 
 def _quality_sentence(outcome: Completed, reasons: Sequence[Reason]) -> str:
