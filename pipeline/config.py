@@ -52,13 +52,14 @@ class BrainExtractionConfig(_Section):
     Attributes
     ----------
     method : str
-        ``auto`` leaves a stripped scan as it is and uses deepbet otherwise; ``none`` demands a stripped scan.
+        ``auto`` leaves a stripped scan as it is, uses deepbet otherwise, and the template (``ants``) where
+        deepbet finds no plausible brain; ``none`` demands a stripped scan.
     volume_bounds_ml : (float, float)
         A mask outside is a failed extraction. Adult intracranial content lies within 1000 to 2000 ml; the
         lower bound leaves room for advanced atrophy and for masks without the extra-axial fluid.
     """
 
-    method: Literal["auto", "deepbet", "none"] = "auto"
+    method: Literal["auto", "deepbet", "ants", "none"] = "auto"
     volume_bounds_ml: Bounds = (600.0, 2300.0)
 
 

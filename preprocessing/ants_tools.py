@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,10 +25,31 @@ from brainstage.pipeline.volume import Affine, BrainMask, DisplacementField, Vol
 RAS_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Its own inverse."""
 
-AFFINE_ITERATIONS: Final = (500, 250, 100, 0)
-AFFINE_SHRINK: Final = (6, 4, 2, 1)
-AFFINE_SMOOTHING: Final = (3, 2, 1, 0)
-"""At 2 mm: the overlap of antsRegistrationSyNQuick[a] at 1 mm, in a twentieth of its time."""
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Resolutions of a linear registration, coarse to fine.
+
+    Attributes
+    ----------
+    iterations, shrink, smoothing : tuple of int
+        For each resolution: iterations at most, subsampling factor, and Gaussian sigma in voxels.
+    sampling : float
+        Share of the voxels that the metric is taken from.
+    """
+
+    iterations: tuple[int, ...]
+    shrink: tuple[int, ...]
+    smoothing: tuple[int, ...]
+    sampling: float
+
+
+BRAIN_SCHEDULE: Final = Schedule(
+    iterations=(500, 250, 100, 0), shrink=(6, 4, 2, 1), smoothing=(3, 2, 1, 0), sampling=0.2
+)
+"""For stripped brains at 2 mm: the overlap of antsRegistrationSyNQuick[a] at 1 mm, in a twentieth of its time."""
+HEAD_SCHEDULE: Final = Schedule(iterations=(100, 50), shrink=(2, 1), smoothing=(1, 0), sampling=0.5)
+"""For whole heads at 4 mm: coarser levels see the scalp and not the brain, and the affine grows up to it."""
 SYN_ITERATIONS: Final = (100, 70, 20)
 METRIC_BINS: Final = 32
 
@@ -50,9 +72,10 @@ def n4_field(head: Volume, brain_mask: BrainMask, seed: int) -> NDArray[np.float
     """Return the bias field as ANTs' N4 estimates it at its defaults, (I, J, K) float32."""
     import ants
 
-    mask = to_ants(Volume(data=brain_mask.data.astype(np.float32), voxel_to_ras=brain_mask.voxel_to_ras))
     with seeded(seed):
-        field = ants.n4_bias_field_correction(to_ants(head), mask=mask, return_bias_field=True)
+        field = ants.n4_bias_field_correction(
+            to_ants(head), mask=_ants_mask(brain_mask), return_bias_field=True
+        )
     return np.asarray(field.numpy(), dtype=np.float32)
 
 
@@ -63,7 +86,8 @@ def affine_registration(
     *,
     seed: int,
     kind: str = "Affine",
-    iterations: tuple[int, ...] = AFFINE_ITERATIONS,
+    schedule: Schedule = BRAIN_SCHEDULE,
+    fixed_mask: BrainMask | None = None,
 ) -> Affine:
     """Register two volumes with an affine transform and the Mattes metric.
 
@@ -75,8 +99,9 @@ def affine_registration(
     seed : int
     kind : str
         ``Affine`` or ``Rigid``, in the words of antspyx.
-    iterations : tuple of int
-        For each of the four resolutions.
+    schedule : Schedule
+    fixed_mask : BrainMask, optional
+        Where the metric is evaluated.
 
     Returns
     -------
@@ -100,11 +125,14 @@ def affine_registration(
                 type_of_transform=kind,
                 initial_transform=[str(initial)],
                 outprefix=f"{folder}/affine_",
+                mask=None if fixed_mask is None else _ants_mask(fixed_mask),
+                mask_all_stages=True,
                 aff_metric="mattes",
                 aff_sampling=METRIC_BINS,
-                aff_iterations=iterations,
-                aff_shrink_factors=AFFINE_SHRINK,
-                aff_smoothing_sigmas=AFFINE_SMOOTHING,
+                aff_random_sampling_rate=schedule.sampling,
+                aff_iterations=schedule.iterations,
+                aff_shrink_factors=schedule.shrink,
+                aff_smoothing_sigmas=schedule.smoothing,
             )
         except RuntimeError as error:
             raise RegistrationError(f"ANTs gave up: {error}") from error
@@ -166,6 +194,10 @@ def seeded(seed: int) -> Iterator[None]:
             del os.environ["ANTS_RANDOM_SEED"]
         else:
             os.environ["ANTS_RANDOM_SEED"] = before
+
+
+def _ants_mask(brain_mask: BrainMask) -> Any:  # noqa: ANN401 - antspyx has no types
+    return to_ants(Volume(data=brain_mask.data.astype(np.float32), voxel_to_ras=brain_mask.voxel_to_ras))
 
 
 def _displacement(path: Path) -> DisplacementField:

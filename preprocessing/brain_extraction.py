@@ -1,7 +1,8 @@
 """Which voxels are brain.
 
 A scan that comes without its skull is recognised and left as it is; otherwise deepbet finds the brain
-(Fisch 2024; weights in its wheel, MIT). Its two networks are loaded once per process.
+(Fisch 2024; weights in its wheel, MIT), its two networks loaded once per process. Where it finds none that is
+plausible, the template does (:mod:`brainstage.preprocessing.template_extraction`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from brainstage.pipeline.errors import BrainExtractionError, InputMissingError, 
 from brainstage.pipeline.files import sha256_of_file
 from brainstage.pipeline.records import IngestedHead, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Volume
+from brainstage.preprocessing.template_extraction import template_brain_mask
 
 STAGE_VERSION: Final = "1"
 DEEPBET_THRESHOLD: Final = 0.5
@@ -33,7 +35,7 @@ MIN_LARGEST_SHARE: Final = 0.90
 """A stripped brain is one piece; crumbs may be left."""
 
 
-def extract_brain(ingested: IngestedHead, config: BrainExtractionConfig) -> StrippedBrain:
+def extract_brain(ingested: IngestedHead, config: BrainExtractionConfig, seed: int = 0) -> StrippedBrain:
     """Find the brain of a head.
 
     Raises
@@ -43,29 +45,49 @@ def extract_brain(ingested: IngestedHead, config: BrainExtractionConfig) -> Stri
     """
     head = ingested.head
     foreground = stripped_foreground(head)
-    already_stripped = foreground is not None
-    if foreground is not None and config.method != "deepbet":
-        mask, method = foreground, "none"
+    if foreground is not None and config.method in ("auto", "none"):
+        mask, method = _plausible(foreground, config), "none"
     elif config.method == "none":
         raise BrainExtractionError(
             "the scan does not look skull-stripped (no constant background around one brain-sized piece), "
             "but --skull-strip none was asked for; use auto"
         )
     else:
-        mask, method = deepbet_mask(head), "deepbet"
+        mask, method = _extracted(head, config, seed)
+    return StrippedBrain(
+        head=head,
+        findings=ingested.findings,
+        brain_mask=mask,
+        method=method,
+        skull_stripped_input=foreground is not None,
+    )
+
+
+def _extracted(head: Volume, config: BrainExtractionConfig, seed: int) -> tuple[BrainMask, str]:
+    """Return the mask of a whole head and which extractor made it."""
+    if config.method == "ants":
+        return _plausible(template_brain_mask(head, seed=seed), config), "ants"
+    try:
+        return _plausible(deepbet_mask(head), config), "deepbet"
+    except BrainExtractionError as first:
+        if config.method == "deepbet":
+            raise
+        try:
+            return _plausible(template_brain_mask(head, seed=seed), config), "ants"
+        except BrainExtractionError as second:
+            raise BrainExtractionError(
+                f"{first.message} The template was no help either: {second.message}"
+            ) from second
+
+
+def _plausible(mask: BrainMask, config: BrainExtractionConfig) -> BrainMask:
     low, high = config.volume_bounds_ml
     if not low <= mask.volume_ml <= high:
         raise BrainExtractionError(
             f"brain mask holds {mask.volume_ml:.0f} ml; expected {low:.0f} to {high:.0f} ml "
             "(brain_extraction.volume_bounds_ml). Is it a T1w scan of a whole head?"
         )
-    return StrippedBrain(
-        head=head,
-        findings=ingested.findings,
-        brain_mask=mask,
-        method=method,
-        skull_stripped_input=already_stripped,
-    )
+    return mask
 
 
 def stripped_foreground(head: Volume) -> BrainMask | None:

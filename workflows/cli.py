@@ -154,7 +154,7 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         "--model", type=Path, metavar="MODEL_DIR", help="predict with a model of brainstage train"
     )
     what.add_argument("--config", type=Path, metavar="FILE", help="TOML; options given here win over it")
-    what.add_argument("--skull-strip", choices=("auto", "deepbet", "none"), help="default auto")
+    what.add_argument("--skull-strip", choices=("auto", "deepbet", "ants", "none"), help="default auto")
     what.add_argument("--bias-field", choices=("fast", "ants", "none"), help="default fast")
     what.add_argument("--registration", choices=("affine", "syn"), help="default affine")
     what.add_argument("--resolution", choices=("1", "1.5", "2"), help="template voxels in mm, default 1")

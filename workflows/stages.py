@@ -89,9 +89,11 @@ def preprocessing_stages(config: Config) -> tuple[Stage, ...]:
             name="brain_extraction",
             version=brain_extraction.STAGE_VERSION,
             parameters=settings.brain_extraction.model_dump(mode="json")
-            | {"weights": brain_extraction.deepbet_sha256()},
+            | {"weights": brain_extraction.deepbet_sha256(), "seed": config.seed},
             reads=_HEAD,
-            run=lambda ingested: brain_extraction.extract_brain(ingested, settings.brain_extraction),
+            run=lambda ingested: brain_extraction.extract_brain(
+                ingested, settings.brain_extraction, config.seed
+            ),
             save=_save_stripped,
             load=_load_stripped,
         ),
