@@ -159,7 +159,9 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
     what.add_argument("--registration", choices=("affine", "syn"), help="default affine")
     what.add_argument("--resolution", choices=("1", "1.5", "2"), help="template voxels in mm, default 1")
     what.add_argument(
-        "--deterministic", action="store_true", help="the same bytes every time; one thread, slower"
+        "--deterministic",
+        action="store_true",
+        help="the same volumes, byte for byte, every time; one thread, slower",
     )
     how = run.add_argument_group("how it is done")
     how.add_argument(
