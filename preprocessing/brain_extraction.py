@@ -7,6 +7,7 @@ plausible, the template does (:mod:`brainstage.preprocessing.template_extraction
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,16 +16,36 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.config import BrainExtractionConfig
 from brainstage.pipeline.errors import BrainExtractionError, InputMissingError, ToolNotFoundError
 from brainstage.pipeline.files import sha256_of_file
 from brainstage.pipeline.records import IngestedHead, StrippedBrain
-from brainstage.pipeline.volume import BrainMask, Volume
+from brainstage.pipeline.volume import BrainMask, Grid, Volume
+from brainstage.preprocessing.orientation import (
+    best_orientations,
+    centre_mm,
+    rotation_degrees_of,
+    rotation_of,
+)
+from brainstage.preprocessing.resampling import resampled, resampled_mask
 from brainstage.preprocessing.template_extraction import template_brain_mask
 
 STAGE_VERSION: Final = "1"
 DEEPBET_THRESHOLD: Final = 0.5
+
+TILT_GRID_MM: Final = 12.0
+TILT_STEP_DEG: Final = 20.0
+UPRIGHT_WITHIN_DEG: Final = 39.0
+"""Nearer to upright than two steps of the lattice, deepbet's mask of a turned real head had Dice 0.98 and more."""
+GOOD_FIT: Final = 0.94
+"""On the coarse grid. Right masks of real heads in any pose reached 0.945 to 0.965, spoilt ones 0.80 to 0.93."""
+MASKS_ALIKE: Final = 0.005
+"""Of two masks that fit about equally, that of the upright head is believed."""
+NODS_DEG: Final = (40.0, -40.0)
+UPRIGHT_MM: Final = 1.3
+UPRIGHT_FIELD_MM: Final = 240.0
 
 STRIPPED_VOLUME_ML: Final = (600.0, 2200.0)
 """What is left when a skull is off. An adult's whole head, neck cut, fills 2.5 to 6 litres."""
@@ -117,13 +138,68 @@ def stripped_foreground(head: Volume) -> BrainMask | None:
 
 
 def deepbet_mask(head: Volume) -> BrainMask:
-    """Return deepbet's brain mask of a whole head.
+    """Return deepbet's brain mask of a whole head, however it lies.
+
+    The network knows heads that are about upright. A mask that does not fit the template in any orientation, or
+    only in one far from upright, is looked for again in the head turned upright; the best fit is kept.
 
     Raises
     ------
     BrainExtractionError
         When the network finds nothing.
     """
+    best = _judged_mask(_network_mask(head), head)
+    if best.fit >= GOOD_FIT and best.tilt_deg < UPRIGHT_WITHIN_DEG:
+        return best.mask
+    nods = (Rotation.from_euler("x", angle, degrees=True).as_matrix() for angle in NODS_DEG)
+    # Twice where the best mask so far says that up is: a spoilt mask points there only roughly. Then nodding.
+    for nod in (None, None, *nods):
+        try:
+            turned = _turned_upright(head, best.mask, best.rotation if nod is None else nod)
+            again = _judged_mask(resampled_mask(_network_mask(turned), head.grid), head)
+        except BrainExtractionError:
+            continue
+        if again.fit > best.fit - MASKS_ALIKE:
+            best = again
+        if best.fit >= GOOD_FIT:
+            break
+    return best.mask
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _JudgedMask:
+    """A mask, how well what is under it fits the template, and how the head lies by it."""
+
+    mask: BrainMask
+    fit: float
+    rotation: NDArray[np.float64]
+    tilt_deg: float
+
+
+def _judged_mask(mask: BrainMask, head: Volume) -> _JudgedMask:
+    brain = head.with_data(np.where(mask.data, np.maximum(head.data, 0.0), np.float32(0.0)))
+    (orientation,) = best_orientations(brain, mask, grid_mm=TILT_GRID_MM, step_deg=TILT_STEP_DEG)
+    return _JudgedMask(
+        mask=mask,
+        fit=orientation.fit,
+        rotation=rotation_of(orientation.native_to_template),
+        tilt_deg=rotation_degrees_of(orientation.native_to_template),
+    )
+
+
+def _turned_upright(head: Volume, mask: BrainMask, rotation: NDArray[np.float64]) -> Volume:
+    """Resample a head to axes turned with it, 1.3 mm, centred on its brain.
+
+    Its voxels keep their place in RAS mm; only the lattice is turned.
+    """
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation.T * UPRIGHT_MM
+    count = round(UPRIGHT_FIELD_MM / UPRIGHT_MM)
+    matrix[:3, 3] = centre_mm(mask) - matrix[:3, :3] @ np.full(3, (count - 1) / 2.0)
+    return resampled(head, Grid(shape=(count, count, count), voxel_to_ras=matrix))
+
+
+def _network_mask(head: Volume) -> BrainMask:
     network = _deepbet()
     try:
         probability = network.run_model(np.array(head.data, dtype=np.float32))

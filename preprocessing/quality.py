@@ -19,7 +19,8 @@ from brainstage.pipeline.config import QualityBounds
 from brainstage.pipeline.errors import ConfigError
 from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Volume
-from brainstage.preprocessing.registration import correlation_inside, dice, rotation_degrees_of, scale_of
+from brainstage.preprocessing.orientation import correlation_inside, rotation_degrees_of
+from brainstage.preprocessing.registration import dice, scale_of
 from brainstage.preprocessing.resampling import resampled, resampled_mask
 from brainstage.preprocessing.template import Template, load_template
 

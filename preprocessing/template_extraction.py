@@ -22,7 +22,8 @@ from scipy.spatial.transform import Rotation
 from brainstage.pipeline.errors import BrainExtractionError, RegistrationError
 from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume, inverse_of
 from brainstage.preprocessing.ants_tools import HEAD_SCHEDULE, affine_registration
-from brainstage.preprocessing.registration import correlation_inside, scale_of
+from brainstage.preprocessing.orientation import correlation_inside
+from brainstage.preprocessing.registration import scale_of
 from brainstage.preprocessing.resampling import resampled
 from brainstage.preprocessing.template import Template, load_template
 from brainstage.preprocessing.transforms import apply_transform_to_mask, to_native_transform

@@ -11,13 +11,12 @@ import pytest
 from brainstage.pipeline.config import RegistrationConfig
 from brainstage.pipeline.records import Deformation
 from brainstage.pipeline.volume import DisplacementField, Grid, Volume
+from brainstage.preprocessing.orientation import correlation_inside, rotation_degrees_of
 from brainstage.preprocessing.registration import (
     align,
     carry_to_template,
-    correlation_inside,
     dice,
     register,
-    rotation_degrees_of,
     scale_of,
 )
 from brainstage.preprocessing.template import Template

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.config import BrainExtractionConfig, IngestConfig
 from brainstage.pipeline.errors import BrainExtractionError
 from brainstage.pipeline.records import HeaderFindings, IngestedHead
-from brainstage.pipeline.volume import BrainMask, Volume
+from brainstage.pipeline.volume import BrainMask, Grid, Volume
 from brainstage.preprocessing import brain_extraction
 from brainstage.preprocessing.brain_extraction import deepbet_mask, extract_brain
 from brainstage.preprocessing.ingest import ingest, to_ras
 from brainstage.preprocessing.registration import dice
+from brainstage.preprocessing.resampling import resampled, resampled_mask
 from brainstage.preprocessing.template_extraction import template_brain_mask, without_neck
 from brainstage.workflows.synthetic.anatomy import load_anatomy
 from brainstage.workflows.synthetic.heads import HeadRecipe, SyntheticHead, make_head
@@ -81,3 +83,21 @@ def test_the_neck_goes_and_the_top_stays() -> None:
     assert top_mm == 278.0
     assert top_mm - bottom_mm == pytest.approx(175, abs=2)
     assert cut.data.max() == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    "angles_deg", [(0, 0, 0), (45, 0, 0), (-45, 0, 0)], ids=["upright", "nodding", "looking-up"]
+)
+def test_a_real_head_keeps_its_mask_however_it_lies(shared_data: Path, angles_deg: tuple) -> None:
+    head = ingest(shared_data / "oddities/head_2mm.nii.gz", IngestConfig()).head
+    upright = deepbet_mask(head)
+    grid_to_head = np.eye(4)
+    grid_to_head[:3, :3] = Rotation.from_euler("xyz", angles_deg, degrees=True).as_matrix()
+    grid_to_head[:3, 3] = (head.voxel_to_ras @ np.append(np.array(head.shape) / 2, 1))[:3]
+    voxel_to_ras = np.diag([2.0, 2.0, 2.0, 1.0])
+    voxel_to_ras[:3, 3] = -140.0
+    grid = Grid(shape=(140, 140, 140), voxel_to_ras=voxel_to_ras)
+    found = deepbet_mask(resampled(head, grid, grid_to_head))
+    assert dice(found.data, resampled_mask(upright, grid, grid_to_head).data) > 0.97
