@@ -64,6 +64,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """Return the object in one of our own small JSON files; empty when it is absent or cannot be understood."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def sha256_of_bytes(content: bytes) -> str:
     """Return the SHA-256 of `content`, hexadecimal."""
     return hashlib.sha256(content).hexdigest()

@@ -20,9 +20,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.errors import BrainExtractionError, RegistrationError
-from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume, inverse_of
+from brainstage.pipeline.volume import Affine, BrainMask, Volume, inverse_of
 from brainstage.preprocessing.ants_tools import HEAD_SCHEDULE, affine_registration
-from brainstage.preprocessing.orientation import correlation_inside
+from brainstage.preprocessing.orientation import centre_mm, correlation_inside
 from brainstage.preprocessing.registration import scale_of
 from brainstage.preprocessing.resampling import resampled
 from brainstage.preprocessing.template import Template, load_template
@@ -86,11 +86,10 @@ def _top_index(scaled: NDArray[np.float32]) -> int:
 
 
 def _aligned(cut: Volume, seed: int) -> Affine:
-    template = load_template(SURFACE_MM)
-    coarse = _coarse(template)
+    coarse = load_template(SEARCH_MM)
     moving = resampled(cut, cut.grid.rescaled(SEARCH_MM))
     best, best_correlation = np.eye(4), -1.0
-    for start in _starts(moving, template):
+    for start in _starts(moving, coarse):
         try:
             found = _linear(coarse, moving, start, seed)
         except RegistrationError:
@@ -136,29 +135,14 @@ def _starts(head: Volume, template: Template) -> Iterator[Affine]:
     foreground = np.argwhere(head.data > 0.15)
     middle = foreground.mean(axis=0) if len(foreground) else np.array(head.shape) / 2.0
     top_mm = float((head.voxel_to_ras @ [0, 0, head.shape[2] - 1, 1])[2])
-    centre_mm = (head.voxel_to_ras @ np.append(middle, 1.0))[:3]
-    brain = np.argwhere(template.brain_mask.data).mean(axis=0)
-    target_mm = (template.brain_mask.voxel_to_ras @ np.append(brain, 1.0))[:3]
+    head_centre_mm = (head.voxel_to_ras @ np.append(middle, 1.0))[:3]
+    target_mm = centre_mm(template.brain_mask)
     for pitch, below_mm in itertools.product(PITCHES_DEG, CENTRE_BELOW_TOP_MM):
         start = np.eye(4)
         start[:3, :3] = USUAL_SCALE * Rotation.from_euler("x", pitch, degrees=True).as_matrix()
-        start[:3, 3] = target_mm - start[:3, :3] @ [centre_mm[0], centre_mm[1], top_mm - below_mm]
+        start[:3, 3] = target_mm - start[:3, :3] @ [
+            head_centre_mm[0],
+            head_centre_mm[1],
+            top_mm - below_mm,
+        ]
         yield start
-
-
-def _coarse(template: Template) -> Template:
-    """Return the template at the resolution of the search."""
-    grid: Grid = template.grid.rescaled(SEARCH_MM)
-    mask = resampled(
-        Volume(data=template.brain_mask.data.astype(np.float32), voxel_to_ras=template.t1w.voxel_to_ras), grid
-    )
-    tissue = [
-        resampled(Volume(data=values, voxel_to_ras=template.t1w.voxel_to_ras), grid).data
-        for values in (template.grey_matter, template.white_matter)
-    ]
-    return Template(
-        t1w=resampled(template.t1w, grid),
-        brain_mask=BrainMask(data=mask.data >= 0.5, voxel_to_ras=grid.voxel_to_ras),
-        grey_matter=tissue[0],
-        white_matter=tissue[1],
-    )

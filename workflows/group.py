@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from brainstage.pipeline.bids import Dataset
-from brainstage.pipeline.derivatives import ScanFiles, write_dataset_description
+from brainstage.pipeline.derivatives import write_dataset_description
 from brainstage.pipeline.entities import prefixed_label
-from brainstage.pipeline.files import write_json, write_text
+from brainstage.pipeline.files import read_json_or_empty, write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
 from brainstage.pipeline.records import Failure, QcStatus, SubjectOutcome
+from brainstage.preprocessing.quality import MEASURES
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, decide
 from brainstage.workflows.participant import RunContext, run_info, tool_versions
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
@@ -19,25 +19,7 @@ from brainstage.workflows.reporting.methods import render_methods
 from brainstage.workflows.stages import preprocessing_content
 
 IDENTITY_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path")
-QC_MEASURES: Final = (
-    "brain_volume_ml",
-    "mask_template_dice",
-    "template_correlation",
-    "affine_scale",
-    "affine_rotation_deg",
-    "brain_touches_border",
-    "cnr",
-    "snr",
-    "cjv",
-    "efc",
-    "fber",
-    "inu_range",
-    "t1w_contrast",
-    "spacing_mm",
-    "fov_mm",
-    "skull_stripped_input",
-    "header_warnings",
-)
+QC_MEASURES: Final = tuple(measure.name for measure in MEASURES)
 
 
 def write_group(
@@ -150,18 +132,10 @@ def error_text(failure: Failure) -> str:
 def _known_hashes(outcomes: Sequence[SubjectOutcome], context: RunContext) -> dict[str, str]:
     found = {}
     for outcome in outcomes:
-        content = _source_record(context.files(outcome.scan))
-        if content:
+        content = read_json_or_empty(context.files(outcome.scan).state / "source.json")
+        if "sha256" in content:
             found[outcome.scan.key] = str(content["sha256"])
     return found
-
-
-def _source_record(files: ScanFiles) -> Mapping[str, Any]:
-    try:
-        content = json.loads((files.state / "source.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and "sha256" in content else {}
 
 
 def _write_pages(dataset: Dataset, outcomes: Sequence[SubjectOutcome], context: RunContext) -> None:

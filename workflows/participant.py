@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
 from brainstage.pipeline.errors import BrainstageError, OutputError
-from brainstage.pipeline.files import sha256_of_file, sha256_of_json, write_json, write_text
+from brainstage.pipeline.files import (
+    read_json_or_empty,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+    write_text,
+)
 from brainstage.pipeline.records import (
     Completed,
     Failure,
@@ -191,7 +196,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
     }
     key = sha256_of_json(shown)
     marker = files.state / "report.json"
-    if not changed and files.report.is_file() and _read_json(marker).get("key") == key:
+    if not changed and files.report.is_file() and read_json_or_empty(marker).get("key") == key:
         return
     write_text(files.report, render_scan_report(_scan_report(outcome, context, files)))
     write_json(marker, {"key": key})
@@ -230,7 +235,7 @@ def source_sha256(scan: T1wScan, files: ScanFiles) -> str:
         When the file cannot be read.
     """
     marker = files.state / "source.json"
-    known = _read_json(marker)
+    known = read_json_or_empty(marker)
     try:
         status = scan.path.stat()
     except OSError:
@@ -326,7 +331,7 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
 
 
 def _findings(files: ScanFiles) -> HeaderFindings | None:
-    content = _read_json(files.state / "header_findings.json")
+    content = read_json_or_empty(files.state / "header_findings.json")
     if not content:
         return None
     return HeaderFindings(
@@ -336,12 +341,3 @@ def _findings(files: ScanFiles) -> HeaderFindings | None:
         affine_source=content["affine_source"],
         warnings=tuple(content["warnings"]),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a small file of ours; empty when it is absent or cannot be understood."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -74,7 +74,8 @@ TEMPLATE: Final = Reference(
 
 _EXTRACTION: Final = {
     "auto": "Scans that came without their skull were recognised and left as they were; in all others the brain was "
-    "found by the neural networks of deepbet{deepbet}.",
+    "found by the neural networks of deepbet{deepbet} or, where they found none that is plausible, by registration of "
+    "the template with ANTs; which it was stands beside each mask (BrainExtractionMethod).",
     "deepbet": "The brain was found by the neural networks of deepbet{deepbet}.",
     "ants": "The brain was found by registration of the template with ANTs (antspyx{antspyx}).",
     "none": "The scans came without their skull; their non-zero voxels were taken as the brain.",
