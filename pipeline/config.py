@@ -73,13 +73,14 @@ class BiasFieldConfig(_Section):
     grid_mm : float
         Voxel size at which ``fast`` estimates the field.
     levels, iterations, tolerance
-        Levels of the B-spline pyramid, iterations at each, and the relative change at which a level ends.
+        Levels of the B-spline pyramid, iterations at each (8 at most on meshes of 8 and more, which could follow the
+        folds of the cortex), and the relative change at which a level ends.
     """
 
     method: Literal["fast", "ants", "none"] = "fast"
     grid_mm: float = Field(default=4.0, ge=1.0, le=8.0)
     levels: int = Field(default=4, ge=1, le=6)
-    iterations: int = Field(default=50, ge=1, le=500)
+    iterations: int = Field(default=80, ge=1, le=500)
     tolerance: float = Field(default=1e-4, gt=0.0)
 
 
