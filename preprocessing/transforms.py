@@ -1,7 +1,8 @@
 """Transforms between native and template space: kept as ITK ``.h5`` files, applied in one interpolation.
 
 A file ``from-A_to-B`` carries images from A to B, so, as everywhere in ITK, its transform leads points of B to
-points of A. Any ITK tool (``antsApplyTransforms``, SimpleITK) reads it.
+points of A. Any ITK tool (``antsApplyTransforms``, SimpleITK) reads it. Outside the box of its displacement field
+nothing is displaced, and the affine alone holds.
 """
 
 from __future__ import annotations

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from brainstage.pipeline.config import RegistrationConfig
-from brainstage.pipeline.records import Deformation
-from brainstage.pipeline.volume import DisplacementField, Grid, Volume
+from brainstage.pipeline.records import Deformation, RegisteredBrain
+from brainstage.pipeline.volume import BrainMask, DisplacementField, Grid, Volume
 from brainstage.preprocessing.orientation import correlation_inside, rotation_degrees_of
 from brainstage.preprocessing.registration import (
     align,
+    box_of,
     carry_to_template,
+    cropped_to_brain,
     dice,
     register,
     scale_of,
@@ -63,29 +66,97 @@ def test_a_posed_brain_is_brought_back(
     assert alignment.scale == pytest.approx(scale_of(truth), rel=0.02)
 
 
-@pytest.mark.slow
-def test_syn_removes_a_deformation_that_an_affine_cannot(
-    template: Template, make_normalised: Callable[..., object]
-) -> None:
+@pytest.fixture(scope="module")
+def bump(template: Template) -> DisplacementField:
+    """A smooth displacement of one part of the brain, 7 mm at its top."""
     grid = template.grid
     centre = np.array(grid.shape) * [0.35, 0.5, 0.55]
     offset = np.indices(grid.shape).transpose(1, 2, 3, 0) - centre
     bump = np.exp(-((offset * 2.0) ** 2).sum(axis=-1) / (2 * 18.0**2))[..., None] * np.array([0, 6.0, 4.0])
-    field = DisplacementField(data=bump.astype(np.float32), voxel_to_ras=grid.voxel_to_ras)
-    warp = to_template_transform(np.eye(4), Deformation(forward=field, inverse=field))
+    return DisplacementField(data=bump.astype(np.float32), voxel_to_ras=grid.voxel_to_ras)
+
+
+@pytest.fixture(scope="module")
+def unbent(
+    template: Template, bump: DisplacementField, make_normalised: Callable[..., object]
+) -> dict[str, RegisteredBrain]:
+    """The template's brain, bent by the bump and brought back: method to registered brain."""
+    grid = template.grid
+    warp = to_template_transform(np.eye(4), Deformation(forward=bump, inverse=bump))
     bent = apply_transform(template.t1w, grid, warp)
     mask = type(template.brain_mask)(data=bent.data > 20, voxel_to_ras=grid.voxel_to_ras)
     normalised = make_normalised(bent.with_data(np.where(mask.data, bent.data, 0)), mask)
-    results = {
+    return {
         method: register(normalised, RegistrationConfig(method=method, resolution_mm=2.0))
         for method in ("affine", "syn")
     }
+
+
+def carried(transform: sitk.Transform, points_mm: np.ndarray) -> np.ndarray:
+    """Carry RAS+ mm points, (N, 3), through an ITK transform."""
+    flip = np.array([-1.0, -1.0, 1.0])
+    return np.array([transform.TransformPoint(point) for point in (points_mm * flip).tolist()]) * flip
+
+
+def brain_points_mm(template: Template, step: int) -> np.ndarray:
+    """Every `step`-th voxel of the template's brain, RAS+ mm, (N, 3)."""
+    index = np.argwhere(template.brain_mask.data)[::step]
+    return (np.c_[index, np.ones(len(index))] @ template.t1w.voxel_to_ras.T)[:, :3]
+
+
+@pytest.mark.slow
+def test_syn_removes_a_deformation_that_an_affine_cannot(
+    template: Template, unbent: dict[str, RegisteredBrain]
+) -> None:
     inside = template.brain_mask.data
     affine, syn = (
-        correlation_inside(results[m].brain.data, template.t1w.data, inside) for m in ("affine", "syn")
+        correlation_inside(unbent[m].brain.data, template.t1w.data, inside) for m in ("affine", "syn")
     )
     assert syn > affine + 0.005
-    assert results["syn"].deformation is not None
+    assert unbent["syn"].deformation is not None
+
+
+@pytest.mark.slow
+def test_syn_finds_the_deformation_itself(
+    template: Template, bump: DisplacementField, unbent: dict[str, RegisteredBrain]
+) -> None:
+    # The bent brain was sampled from the template at x + bump(x), so the template has the same tissue there.
+    moved = np.linalg.norm(bump.data, axis=-1) > 3.0
+    native = np.argwhere(moved & template.brain_mask.data)[::23]
+    native_mm = (np.c_[native, np.ones(len(native))] @ bump.voxel_to_ras.T)[:, :3]
+    truth_mm = native_mm + bump.data[tuple(native.T)]
+    errors = {
+        method: np.linalg.norm(
+            carried(to_native_transform(r.native_to_template, r.deformation), native_mm) - truth_mm, axis=1
+        )
+        for method, r in unbent.items()
+    }
+    assert np.median(errors["syn"]) < 2.0
+    assert np.median(errors["syn"]) < np.median(errors["affine"]) / 2
+
+
+@pytest.mark.slow
+def test_both_directions_of_syn_undo_each_other_inside_the_brain(
+    template: Template, unbent: dict[str, RegisteredBrain]
+) -> None:
+    result = unbent["syn"]
+    points = brain_points_mm(template, 499)
+    there = carried(to_template_transform(result.native_to_template, result.deformation), points)
+    back = carried(to_native_transform(result.native_to_template, result.deformation), there)
+    assert np.linalg.norm(there - points, axis=1).max() > 3.0
+    assert np.linalg.norm(back - points, axis=1).max() < 0.5
+
+
+@pytest.mark.slow
+def test_the_estimated_deformation_comes_to_rest_at_the_edge_of_its_box(
+    unbent: dict[str, RegisteredBrain],
+) -> None:
+    deformation = unbent["syn"].deformation
+    assert deformation is not None
+    for field in (deformation.forward, deformation.inverse):
+        assert np.abs(field.data).max() > 1.0
+        edges = [np.take(field.data, end, axis=axis) for axis in range(3) for end in (0, -1)]
+        assert max(np.abs(edge).max() for edge in edges) < 1e-3
 
 
 @pytest.mark.slow
@@ -135,6 +206,61 @@ def test_the_two_directions_undo_each_other() -> None:
     matrix = np.array([[1.1, 0, 0.1, 5], [0, 0.9, 0, -8], [0.05, 0, 1, 3], [0, 0, 0, 1.0]])
     there, back = to_template_transform(matrix), to_native_transform(matrix)
     assert back.TransformPoint(there.TransformPoint((11.0, -7.0, 3.0))) == pytest.approx((11.0, -7.0, 3.0))
+
+
+def test_a_deformation_ends_with_its_box_also_in_the_file(tmp_path: Path) -> None:
+    matrix = np.array([[1.1, 0, 0.1, 5], [0, 0.9, 0, -8], [0.05, 0, 1, 3], [0, 0, 0, 1.0]])
+    voxel_to_ras = np.diag([2.0, 2.0, 2.0, 1.0])
+    voxel_to_ras[:3, 3] = [-10, -20, 30]
+    shift = np.zeros((11, 11, 11, 3), dtype=np.float32)
+    shift[1:-1, 1:-1, 1:-1] = [1, 2, 3]
+    field = DisplacementField(data=shift, voxel_to_ras=voxel_to_ras)
+    deformation = Deformation(forward=field, inverse=field)
+    inside, outside = np.array([[0.0, -10.0, 40.0]]), np.array([[40.0, 5.0, -30.0], [0.0, -10.0, 52.0]])
+    to_native = np.linalg.inv(matrix)
+
+    path = write_transform(tmp_path / "x_xfm.h5", to_template_transform(matrix, deformation))
+    forward = read_transform(path)
+    assert np.allclose(carried(forward, outside), outside @ to_native[:3, :3].T + to_native[:3, 3])
+    displaced = inside + np.array([1.0, 2.0, 3.0])
+    assert np.allclose(carried(forward, inside), displaced @ to_native[:3, :3].T + to_native[:3, 3])
+    assert np.allclose(read_affine(path), matrix)
+
+    back = read_transform(write_transform(tmp_path / "y_xfm.h5", to_native_transform(matrix, deformation)))
+    arriving = (np.r_[inside, outside] - matrix[:3, 3]) @ to_native[:3, :3].T
+    assert np.allclose(carried(back, arriving), np.r_[displaced, outside])
+
+
+def test_cropping_to_the_brain_leaves_every_voxel_in_its_place(
+    orientation: str, make_phantom: Callable[..., Volume]
+) -> None:
+    head = make_phantom(orientation)
+    data = np.zeros(head.shape, dtype=bool)
+    data[5:9, 6:10, 0:7] = True
+    cropped, mask = cropped_to_brain(
+        head, BrainMask(data=data, voxel_to_ras=head.voxel_to_ras), 2 * max(head.spacing_mm)
+    )
+    assert mask.data.sum() == data.sum()
+    assert np.prod(cropped.shape) < np.prod(head.shape) / 2
+    index = np.indices(cropped.shape).reshape(3, -1)
+    homogeneous = np.vstack([index, np.ones(index.shape[1])])
+    where = np.linalg.inv(head.voxel_to_ras) @ cropped.voxel_to_ras @ homogeneous
+    before = np.rint(where[:3]).astype(int)
+    assert np.allclose(where[:3], before, atol=1e-6)
+    assert np.array_equal(head.data[tuple(before)], cropped.data.ravel())
+    assert np.array_equal(data[tuple(before)], mask.data.ravel())
+
+
+def test_the_box_of_a_mask_has_its_margin_and_stays_within_the_array() -> None:
+    mask = np.zeros((10, 12, 14), dtype=bool)
+    mask[4:6, 1:3, 9:14] = True
+    box = box_of(mask, (2, 3, 1))
+    assert [range(n)[side] for n, side in zip(mask.shape, box, strict=True)] == [
+        range(2, 8),
+        range(6),
+        range(8, 14),
+    ]
+    assert mask[box_of(np.zeros_like(mask), (1, 1, 1))].shape == mask.shape
 
 
 def test_labels_come_to_native_space_unmixed(template: Template, tmp_path: Path) -> None:
