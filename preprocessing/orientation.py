@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.volume import Affine, BrainMask, Volume, inverse_of
@@ -59,24 +60,36 @@ def best_orientations(
     """
     template = load_template(2.0)
     target = _coarse_template(grid_mm)
-    everywhere = np.ones(target.shape, dtype=bool)
+    aim = _standardised(target.data)
     # Thinned before it is smoothed: a wide Gaussian over every voxel of a head takes seconds.
     thin = _thinned(brain, grid_mm / 4.0)
     small = resampled(thin, thin.grid.rescaled(grid_mm))
+    to_voxels = inverse_of(small.voxel_to_ras)
     ratio = np.cbrt(template.brain_mask.volume_ml / max(mask.volume_ml, 1.0))
     start = centred_start(mask, template)
     pivot_mm = centre_mm(mask)
     angles = np.arange(-reach_deg, reach_deg + 1e-6, step_deg)
+    turns_deg = list(itertools.product(angles, repeat=3))
     tried = []
-    for turn_deg in itertools.product(angles, repeat=3):
-        turn = np.clip(ratio, *SEARCH_SCALE) * Rotation.from_euler("xyz", turn_deg, degrees=True).as_matrix()
+    for rotation in Rotation.from_euler("xyz", turns_deg, degrees=True).as_matrix():
+        turn = np.clip(ratio, *SEARCH_SCALE) * rotation
         matrix = np.eye(4)
         matrix[:3, :3] = turn
         matrix[:3, 3] = start[:3, 3] + pivot_mm - turn @ pivot_mm
-        moved = resampled(small, target.grid, inverse_of(matrix)).data
-        tried.append(
-            Orientation(native_to_template=matrix, fit=correlation_inside(moved, target.data, everywhere))
+        # Hundreds of times a call: without the checks that a Volume makes of itself.
+        index_to_index = to_voxels @ inverse_of(matrix) @ target.voxel_to_ras
+        moved = ndimage.affine_transform(
+            small.data,
+            index_to_index[:3, :3],
+            offset=index_to_index[:3, 3],
+            output_shape=target.shape,
+            output=np.float32,
+            order=1,
+            mode="constant",
+            cval=0.0,
         )
+        fit = float(np.mean(aim * _standardised(moved)))
+        tried.append(Orientation(native_to_template=matrix, fit=fit))
     return sorted(tried, key=lambda orientation: -orientation.fit)[:count]
 
 
@@ -115,6 +128,15 @@ def correlation_inside(
     if a.size == 0 or a.std() == 0 or b.std() == 0:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
+
+
+def _standardised(data: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return values of mean 0 and deviation 1, or all 0 where they are flat."""
+    values = data.astype(np.float64)
+    values -= values.mean()
+    deviation = float(np.sqrt(np.mean(values * values)))
+    standardised: NDArray[np.float64] = values / deviation if deviation > 0 else values
+    return standardised
 
 
 def _thinned(volume: Volume, spacing_mm: float) -> Volume:

@@ -11,9 +11,11 @@ from brainstage.preprocessing.orientation import (
     best_orientations,
     centre_mm,
     centred_start,
+    correlation_inside,
     rotation_degrees_of,
     rotation_of,
 )
+from brainstage.preprocessing.resampling import resampled
 from brainstage.preprocessing.template import Template
 
 Posed = Callable[..., tuple]
@@ -35,6 +37,23 @@ def test_the_best_come_first(posed: Posed) -> None:
     fits = [o.fit for o in best_orientations(brain, mask, grid_mm=12.0, step_deg=30.0, count=5)]
     assert len(fits) == 5
     assert fits == sorted(fits, reverse=True)
+
+
+def test_the_fit_is_a_correlation(posed: Posed, template: Template) -> None:
+    brain, mask, _ = posed((0, 0, 0), (0, 0, 0), 1.0)
+    (found,) = best_orientations(brain, mask, grid_mm=8.0, step_deg=30.0)
+    target = resampled(template.t1w, template.grid.rescaled(8.0))
+    # As best_orientations does it: every voxel of 2 mm at 8 mm, then moved.
+    small = resampled(brain, brain.grid.rescaled(8.0))
+    moved = resampled(small, target.grid, np.linalg.inv(found.native_to_template))
+    everywhere = np.ones(target.shape, dtype=bool)
+    assert found.fit == pytest.approx(correlation_inside(moved.data, target.data, everywhere), abs=1e-6)
+
+
+def test_a_flat_brain_fits_nothing(template: Template) -> None:
+    flat = template.t1w.with_data(np.zeros(template.t1w.shape))
+    (found,) = best_orientations(flat, template.brain_mask, grid_mm=12.0, step_deg=60.0)
+    assert found.fit == 0.0
 
 
 def test_a_centred_start_lays_the_centres_on_each_other(posed: Posed, template: Template) -> None:
