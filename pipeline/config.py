@@ -69,7 +69,7 @@ class BiasFieldConfig(_Section):
     Attributes
     ----------
     method : str
-        ``fast``: N4 on the masked voxels alone; ``ants``: N4 as ANTs runs it; ``none``.
+        ``fast``: N4 on a lattice of the mask's voxels; ``ants``: N4 as ANTs runs it; ``none``.
     grid_mm : float
         Voxel size at which ``fast`` estimates the field.
     levels, iterations, tolerance
@@ -198,6 +198,8 @@ class Config(PreprocessingConfig):
     ----------
     quality : mapping
         Bounds by measure, in place of the built-in ones.
+    second_opinion : bool
+        Also find each brain with the extractor that was not used, and report how far the two masks agree.
     prediction : PredictionConfig
     label_column : str
         Column of ``participants.tsv`` that holds the class.
@@ -206,6 +208,7 @@ class Config(PreprocessingConfig):
     """
 
     quality: Mapping[str, QualityBounds] = Field(default_factory=dict)
+    second_opinion: bool = False
     prediction: PredictionConfig = PredictionConfig()
     label_column: str = "diagnosis"
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -11,25 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
-
 from brainstage.pipeline.config import QualityBounds
 from brainstage.pipeline.errors import ConfigError
-from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain, StrippedBrain
-from brainstage.pipeline.volume import BrainMask, Volume
-from brainstage.preprocessing.orientation import correlation_inside, rotation_degrees_of
-from brainstage.preprocessing.registration import dice, scale_of
-from brainstage.preprocessing.resampling import resampled, resampled_mask
-from brainstage.preprocessing.template import Template, load_template
+from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain
+from brainstage.preprocessing.measures import MeasureValue, measure
 
-STAGE_VERSION: Final = "1"
+STAGE_VERSION: Final = "2"
 
-JUDGED_AT_MM: Final = 2.0
-"""Template-space measures are taken at 2 mm, whatever the output resolution, so that bounds mean one thing."""
-TISSUE_PROBABILITY: Final = 0.9
-MIXTURE_SAMPLE: Final = 40_000
 WARNING_CODES_THAT_WARN: Final = ("form_conflict", "orientation_assumed", "sheared", "nonfinite_values")
 MRIQC: Final = "MRIQC (Esteban 2017, 10.1371/journal.pone.0184661)"
 
@@ -51,6 +39,10 @@ class Measure:
         What it is, and what a value out of bounds means, for the report.
     source : str
         Where the definition and the bounds come from.
+    added : bool
+        Not in the list that programs may rely on: its column stands behind those.
+    on_demand : bool
+        Measured only when the configuration asks for it.
     """
 
     name: str
@@ -60,6 +52,8 @@ class Measure:
     source: str
     reason: str = ""
     bounds: QualityBounds | None = None
+    added: bool = False
+    on_demand: bool = False
 
 
 def _bounds(
@@ -86,7 +80,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="higher",
         reason="mask_overlap",
-        bounds=_bounds((0.92, None), (0.88, None)),
+        bounds=_bounds((0.91, None), (0.88, None)),
         explanation="Overlap of the registered brain mask with the template's. Low when the mask has lost or gained "
         "parts, or the registration failed.",
         source=_OWN,
@@ -96,9 +90,9 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="higher",
         reason="template_correlation",
-        bounds=_bounds((0.40, None), (0.30, None)),
-        explanation="Correlation with the template inside its brain, at 2 mm. Low when the registration failed, the "
-        "head is upside down, the contrast is not T1w, or noise and motion hide the anatomy.",
+        bounds=_bounds((0.58, None), (0.48, None)),
+        explanation="Correlation with the template inside its brain, at 2 mm, both smoothed to 4 mm. Low when the "
+        "registration failed, the contrast is not T1w, or noise and motion hide the anatomy.",
         source=_OWN,
     ),
     Measure(
@@ -135,7 +129,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="higher",
         reason="cnr",
-        bounds=_bounds((0.9, None)),
+        bounds=_bounds((1.4, None)),
         explanation="Contrast between white and grey matter over the spread of both and of the air. Low with noise, "
         "motion, or a weak contrast. None without air around the head.",
         source=f"Magnotta 2006, 10.1007/s10278-006-0264-x, as in {MRIQC}",
@@ -145,7 +139,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="higher",
         reason="snr",
-        bounds=_bounds((5.0, None), (2.5, None)),
+        bounds=_bounds((8.0, None), (3.0, None)),
         explanation="Mean over standard deviation of white matter. Low with noise or a strong residual bias field.",
         source=MRIQC,
     ),
@@ -154,7 +148,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="lower",
         reason="cjv",
-        bounds=_bounds((None, 1.45), (None, 3.0)),
+        bounds=_bounds((None, 0.82), (None, 3.0)),
         explanation="Joint variation of grey and white matter over their contrast. High with noise, motion, or a bias "
         "field that is left.",
         source=f"Ganzetti 2016, 10.3389/fninf.2016.00010, as in {MRIQC}",
@@ -189,7 +183,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="range",
         reason="wrong_contrast",
-        bounds=_bounds((1.05, 2.5), (1.0, 4.0)),
+        bounds=_bounds((1.06, 2.5), (1.02, 4.0)),
         explanation="Median of white matter over median of grey matter, where the template expects them. White matter "
         "is the brighter one in T1w only; below 1 the scan is a T2w, a FLAIR or something else.",
         source=_OWN,
@@ -225,12 +219,76 @@ MEASURES: Final[tuple[Measure, ...]] = (
         explanation="What was mended or is suspicious in the file's header, as short codes.",
         source="this project",
     ),
+    Measure(
+        name="upright_margin",
+        unit="",
+        direction="higher",
+        reason="axes_mislabelled",
+        added=True,
+        bounds=_bounds((0.14, None), (0.10, None)),
+        explanation="By how much the brain fits the template better as it lies than turned by half a circle about any "
+        "axis. Low when the header reverses an axis: the head is upside down, back to front, or mirrored; also where "
+        "it is so unlike the template that no way of lying fits.",
+        source=_OWN,
+    ),
+    Measure(
+        name="missing_tissue_ml",
+        unit="ml",
+        direction="lower",
+        reason="missing_tissue",
+        added=True,
+        bounds=_bounds((None, 9.0), (None, 20.0)),
+        explanation="Volume inside the template, at least 8 mm under its surface, where the scan has no brain mask or "
+        "no signal. High when part of the brain lies outside the field of view, dropped out, or was cut away, or the "
+        "registration failed.",
+        source=_OWN,
+    ),
+    Measure(
+        name="rim_to_grey",
+        unit="",
+        direction="lower",
+        reason="mask_cuts_brain",
+        added=True,
+        bounds=_bounds((None, 0.79), (None, 0.82)),
+        explanation="Median of the mask's outermost 2 mm over the mean of grey matter. A whole brain ends in "
+        "fluid; high when the mask was cut into the cortex.",
+        source=_OWN,
+    ),
+    Measure(
+        name="clipped_share",
+        unit="",
+        direction="lower",
+        reason="clipped_intensities",
+        added=True,
+        bounds=_bounds((None, 0.04), (None, 0.30)),
+        explanation="Share of the brain's voxels that hold the highest intensity inside the brain: intensities were "
+        "cut off at a ceiling, and the contrast above it is lost.",
+        source=_OWN,
+    ),
+    Measure(
+        name="mask_agreement_dice",
+        unit="",
+        direction="higher",
+        reason="mask_disagreement",
+        added=True,
+        bounds=_bounds((0.90, None), (0.80, None)),
+        on_demand=True,
+        explanation="Overlap of the brain mask with the one that the other extractor finds. Low when one of them is "
+        "wrong. Measured when the configuration asks for a second opinion.",
+        source=_OWN,
+    ),
 )
 
 MEASURE_BY_NAME: Final = {measure.name: measure for measure in MEASURES}
 
 
-def assess(registered: RegisteredBrain, overrides: Mapping[str, QualityBounds] | None = None) -> QcReport:
+def assess(
+    registered: RegisteredBrain,
+    overrides: Mapping[str, QualityBounds] | None = None,
+    *,
+    second_opinion: bool = False,
+    seed: int = 0,
+) -> QcReport:
     """Measure a preprocessed scan and judge it.
 
     Parameters
@@ -238,50 +296,14 @@ def assess(registered: RegisteredBrain, overrides: Mapping[str, QualityBounds] |
     registered : RegisteredBrain
     overrides : mapping, optional
         Bounds by measure, in place of the built-in ones.
+    second_opinion, seed
+        As of :func:`brainstage.preprocessing.measures.measure`.
     """
-    measures = measure(registered)
+    measures = measure(registered, second_opinion=second_opinion, seed=seed)
     return QcReport(measures=measures, verdict=judge(measures, overrides or {}))
 
 
-def measure(registered: RegisteredBrain) -> dict[str, float | bool | str | None]:
-    """Return every measure of section 7 of the contract, by name."""
-    corrected = registered.normalised.corrected
-    stripped = corrected.stripped
-    template = load_template(JUDGED_AT_MM)
-    brain = _own_units_at(registered, template)
-    brain_mask = resampled_mask(registered.brain_mask, template.grid)
-    tissues = fit_tissues(corrected.head.data[corrected.brain_mask.data])
-    air = None if stripped.skull_stripped_input else _air(stripped)
-    return {
-        "brain_volume_ml": _rounded(stripped.brain_mask.volume_ml),
-        "mask_template_dice": _rounded(dice(brain_mask.data, template.brain_mask.data)),
-        "template_correlation": _rounded(
-            correlation_inside(brain, template.t1w.data, template.brain_mask.data)
-        ),
-        "affine_scale": _rounded(scale_of(registered.native_to_template)),
-        "affine_rotation_deg": _rounded(rotation_degrees_of(registered.native_to_template)),
-        "brain_touches_border": None
-        if stripped.skull_stripped_input
-        else touches_border(stripped.brain_mask),
-        "cnr": None if air is None else tissues.contrast_to_noise(float(air.std())),
-        "snr": _ratio(tissues.white_mean, tissues.white_sd),
-        "cjv": _ratio(tissues.white_sd + tissues.grey_sd, tissues.white_mean - tissues.grey_mean),
-        "efc": None if stripped.skull_stripped_input else entropy_focus(stripped.head),
-        "fber": _fber(stripped, air),
-        "inu_range": _rounded(corrected.field_range),
-        "t1w_contrast": _contrast(brain, brain_mask, template),
-        "spacing_mm": _rounded(max(stripped.findings.spacing_mm)),
-        "fov_mm": _rounded(
-            min(n * s for n, s in zip(stripped.head.shape, stripped.head.spacing_mm, strict=True))
-        ),
-        "skull_stripped_input": stripped.skull_stripped_input,
-        "header_warnings": ";".join(stripped.findings.warning_codes),
-    }
-
-
-def judge(
-    measures: Mapping[str, float | bool | str | None], overrides: Mapping[str, QualityBounds]
-) -> QcVerdict:
+def judge(measures: Mapping[str, MeasureValue], overrides: Mapping[str, QualityBounds]) -> QcVerdict:
     """Hold measures against their bounds; a measure that is None has no say."""
     fails, warns = [], []
     for spec in MEASURES:
@@ -320,117 +342,6 @@ def status_of(value: float, bounds: QualityBounds) -> QcStatus:
     return QcStatus.WARN if _within(value, bounds.tolerated) else QcStatus.FAIL
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tissues:
-    """Mean and spread of the two brightest classes of a brain, in the image's units; white matter in a T1w."""
-
-    grey_mean: float
-    grey_sd: float
-    white_mean: float
-    white_sd: float
-
-    def contrast_to_noise(self, air_sd: float) -> float | None:
-        """Return the contrast over the joint spread of white matter, grey matter and air."""
-        spread = float(np.sqrt(self.white_sd**2 + self.grey_sd**2 + air_sd**2))
-        return _ratio(self.white_mean - self.grey_mean, spread)
-
-
-def fit_tissues(values: NDArray[np.float32]) -> Tissues:
-    """Fit three Gaussians (fluid, grey, white) to the intensities of a brain.
-
-    Parameters
-    ----------
-    values : ndarray, (N,)
-        Bias-corrected intensities inside the mask.
-    """
-    from sklearn.mixture import GaussianMixture  # heavy
-
-    low, high = np.percentile(values, (0.5, 99.5))
-    kept = values[(values >= low) & (values <= high)]
-    sample = kept[:: max(1, kept.size // MIXTURE_SAMPLE)].astype(np.float64).reshape(-1, 1)
-    scale = float(sample.std()) or 1.0
-    start = np.percentile(sample, (8, 45, 85)).reshape(-1, 1) / scale
-    mixture = GaussianMixture(3, means_init=start, random_state=0, max_iter=60, tol=1e-3).fit(sample / scale)
-    order = np.argsort(mixture.means_.ravel())
-    means = mixture.means_.ravel()[order] * scale
-    sds = np.sqrt(mixture.covariances_.ravel()[order]) * scale
-    return Tissues(
-        grey_mean=float(means[1]), grey_sd=float(sds[1]), white_mean=float(means[2]), white_sd=float(sds[2])
-    )
-
-
-def touches_border(brain_mask: BrainMask, share: float = 0.02) -> bool:
-    """Tell whether more than `share` of the mask's surface lies in the outermost voxels."""
-    mask = brain_mask.data
-    outermost = sum(int(np.take(mask, index, axis=axis).sum()) for axis in range(3) for index in (0, -1))
-    surface = int((mask & ~ndimage.binary_erosion(mask, border_value=1)).sum()) + outermost
-    return bool(surface) and outermost > share * surface
-
-
-def entropy_focus(head: Volume) -> float | None:
-    """Return the entropy focus criterion of a head, 0 to 1."""
-    values = np.maximum(head.data, 0.0).astype(np.float64).ravel()
-    total = float(np.sqrt(np.square(values).sum()))
-    if total == 0:
-        return None
-    share = values[values > 0] / total
-    largest = np.sqrt(values.size) * np.log(np.sqrt(values.size))
-    return _rounded(float(-(share * np.log(share)).sum() / largest))
-
-
 def _within(value: float, interval: tuple[float | None, float | None]) -> bool:
     low, high = interval
     return (low is None or value >= low) and (high is None or value <= high)
-
-
-def _own_units_at(registered: RegisteredBrain, template: Template) -> NDArray[np.float32]:
-    """Return the registered brain in the image's own units, 0 outside the mask, on the template's grid."""
-    normalisation = registered.normalised.normalisation
-    own = registered.brain.data * np.float32(normalisation.scale) + np.float32(normalisation.centre)
-    inside = np.where(registered.brain_mask.data, np.maximum(own, 0.0), np.float32(0.0))
-    return resampled(registered.brain.with_data(inside), template.grid).data
-
-
-def _contrast(brain: NDArray[np.float32], brain_mask: BrainMask, template: Template) -> float | None:
-    """Return the median of white over that of grey matter, where the template is sure of both."""
-    inside = ndimage.binary_erosion(brain_mask.data)
-    white = brain[inside & (template.white_matter > TISSUE_PROBABILITY)]
-    grey = brain[inside & (template.grey_matter > TISSUE_PROBABILITY)]
-    if not white.size or not grey.size:
-        return None
-    return _ratio(float(np.median(white)), float(np.median(grey)))
-
-
-def _air(stripped: StrippedBrain) -> NDArray[np.float64] | None:
-    """Return intensities of the air well away from the brain; None where it was set to one value."""
-    head = stripped.head
-    spacing = np.array(head.spacing_mm)
-    corner = tuple(max(2, round(float(15.0 / s))) for s in spacing)
-    blocks = [
-        head.data[_end(corner[0], i), _end(corner[1], j), _end(corner[2], k)].ravel()
-        for i in (0, 1)
-        for j in (0, 1)
-        for k in (0, 1)
-    ]
-    # The quietest corner: others may hold a shoulder or a ghost.
-    quietest = min(blocks, key=lambda block: float(np.percentile(block, 95)))
-    return None if quietest.std() == 0 else quietest.astype(np.float64)
-
-
-def _end(length: int, last: int) -> slice:
-    return slice(-length, None) if last else slice(0, length)
-
-
-def _fber(stripped: StrippedBrain, air: NDArray[np.float64] | None) -> float | None:
-    if air is None:
-        return None
-    brain = stripped.head.data[stripped.brain_mask.data].astype(np.float64)
-    return _ratio(float(np.median(np.square(brain))), float(np.median(np.square(air))))
-
-
-def _ratio(numerator: float, denominator: float) -> float | None:
-    return _rounded(numerator / denominator) if denominator > 0 else None
-
-
-def _rounded(value: float) -> float | None:
-    return float(f"{value:.6g}") if np.isfinite(value) else None

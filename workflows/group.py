@@ -10,7 +10,7 @@ from brainstage.pipeline.derivatives import write_dataset_description
 from brainstage.pipeline.entities import prefixed_label
 from brainstage.pipeline.files import read_json_or_empty, write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
-from brainstage.pipeline.records import Failure, QcStatus, SubjectOutcome
+from brainstage.pipeline.records import Completed, Failure, QcStatus, SubjectOutcome
 from brainstage.preprocessing.quality import MEASURES
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, decide
 from brainstage.workflows.participant import RunContext, run_info, tool_versions
@@ -19,7 +19,9 @@ from brainstage.workflows.reporting.methods import render_methods
 from brainstage.workflows.stages import preprocessing_content
 
 IDENTITY_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path")
-QC_MEASURES: Final = tuple(measure.name for measure in MEASURES)
+QC_MEASURES: Final = tuple(measure.name for measure in MEASURES if not measure.added)
+ADDED_MEASURES: Final = tuple(measure.name for measure in MEASURES if measure.added and not measure.on_demand)
+ON_DEMAND_MEASURES: Final = tuple(measure.name for measure in MEASURES if measure.on_demand)
 
 
 def write_group(
@@ -73,7 +75,12 @@ def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, cla
 
 def qc_csv(outcomes: Sequence[SubjectOutcome]) -> str:
     """Return ``qc.csv``: one row for every scan; a failed one has no measures."""
-    columns = (*IDENTITY_COLUMNS, *QC_MEASURES, "qc_status", "qc_reasons")
+    asked_for = [
+        name
+        for name in ON_DEMAND_MEASURES
+        if any(isinstance(outcome, Completed) and name in outcome.qc.measures for outcome in outcomes)
+    ]
+    columns = (*IDENTITY_COLUMNS, *QC_MEASURES, "qc_status", "qc_reasons", *ADDED_MEASURES, *asked_for)
     return csv_text(columns, [_qc_row(outcome) for outcome in outcomes])
 
 
@@ -110,8 +117,11 @@ def _qc_row(outcome: SubjectOutcome) -> dict[str, object]:
     if isinstance(outcome, Failure):
         return row | {"qc_status": str(QcStatus.FAIL), "qc_reasons": "failed"}
     verdict = outcome.qc.verdict
-    measures = {name: outcome.qc.measures.get(name) for name in QC_MEASURES}
-    return row | measures | {"qc_status": str(verdict.status), "qc_reasons": ";".join(verdict.reasons)}
+    return (
+        row
+        | dict(outcome.qc.measures)
+        | {"qc_status": str(verdict.status), "qc_reasons": ";".join(verdict.reasons)}
+    )
 
 
 def _identity(outcome: SubjectOutcome) -> dict[str, object]:

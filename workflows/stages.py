@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from brainstage.pipeline.config import Config, PreprocessingConfig, QualityBounds
+from brainstage.pipeline.config import Config, PreprocessingConfig
 from brainstage.pipeline.derivatives import TEMPLATE_SPACE, ScanFiles, sidecar_of
 from brainstage.pipeline.files import sha256_of_json, write_bytes, write_json
 from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
@@ -128,9 +128,13 @@ def preprocessing_stages(config: Config) -> tuple[Stage, ...]:
         Stage(
             name="quality",
             version=quality.STAGE_VERSION,
-            parameters={"bounds": {name: bounds.model_dump() for name, bounds in config.quality.items()}},
+            parameters={
+                "bounds": {name: bounds.model_dump() for name, bounds in config.quality.items()},
+                "second_opinion": config.second_opinion,
+                "seed": config.seed,
+            },
             reads=_ALL,
-            run=lambda registered: _assessed(registered, config.quality),
+            run=lambda registered: _assessed(registered, config),
             save=_save_assessed,
             load=_load_assessed,
         ),
@@ -268,8 +272,9 @@ def _load_registered(normalised: NormalisedBrain, files: ScanFiles) -> Registere
     )
 
 
-def _assessed(registered: RegisteredBrain, overrides: Mapping[str, QualityBounds]) -> AssessedBrain:
-    return AssessedBrain(registered=registered, qc=quality.assess(registered, overrides))
+def _assessed(registered: RegisteredBrain, config: Config) -> AssessedBrain:
+    qc = quality.assess(registered, config.quality, second_opinion=config.second_opinion, seed=config.seed)
+    return AssessedBrain(registered=registered, qc=qc)
 
 
 def _save_assessed(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:

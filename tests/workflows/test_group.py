@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,23 @@ def test_without_a_model_there_are_no_class_columns(context):
 
 
 def test_qc_has_the_columns_of_the_contract():
-    assert qc_csv([completed(scan("01"))]).splitlines()[0].split(",") == QC_COLUMNS
+    columns = qc_csv([completed(scan("01"))]).splitlines()[0].split(",")
+    assert columns[: len(QC_COLUMNS)] == QC_COLUMNS
+    assert columns[len(QC_COLUMNS) :] == [
+        "upright_margin",
+        "missing_tissue_ml",
+        "rim_to_grey",
+        "clipped_share",
+    ]
+
+
+def test_a_measure_on_demand_has_a_column_where_it_was_asked_for():
+    one, other = completed(scan("01")), completed(scan("02"))
+    measures = dict(one.qc.measures) | {"mask_agreement_dice": 0.95}
+    asked = replace(one, qc=replace(one.qc, measures=measures))
+    found = rows(qc_csv([asked, other]))
+    assert [row["mask_agreement_dice"] for row in found] == ["0.95", ""]
+    assert "mask_agreement_dice" not in rows(qc_csv([other]))[0]
 
 
 def test_a_reported_prediction_says_everything(context):

@@ -91,7 +91,7 @@ def measure_label(name: str) -> str:
 
 
 def qc_rows_of(qc: QcReport, overrides: Mapping[str, QualityBounds] | None = None) -> tuple[QcRow, ...]:
-    """Return a row for every measure, in the order in which quality control defines them.
+    """Return a row for every measure that was asked for, in the order in which quality control defines them.
 
     Parameters
     ----------
@@ -103,6 +103,8 @@ def qc_rows_of(qc: QcReport, overrides: Mapping[str, QualityBounds] | None = Non
 
     rows = []
     for measure in MEASURES:
+        if measure.on_demand and measure.name not in qc.measures:
+            continue
         value = qc.measures.get(measure.name)
         bounds = (overrides or {}).get(measure.name, measure.bounds)
         judged = bounds is not None and value is not None and not isinstance(value, str)

@@ -341,7 +341,7 @@ def paint(anatomy: HeadAnatomy, recipe: HeadRecipe) -> NDArray[np.float64]:
     """
     rng = _stream(recipe.person_seed, "tissue")
     csf_mm, skull_mm = rng.uniform(1.5, 4.0), rng.uniform(4.5, 6.5)
-    fat_gain, gm_gain, wm_gain = rng.uniform(0.85, 1.1), rng.uniform(-0.05, 0.04), rng.uniform(-0.03, 0.04)
+    fat_gain, gm_gain, wm_gain = rng.uniform(0.85, 1.1), rng.uniform(-0.20, -0.11), rng.uniform(-0.03, 0.04)
     levels = np.array([TISSUE_INTENSITY[recipe.contrast][tissue] for tissue in Tissue], dtype=np.float64)
     levels[Tissue.FAT] *= fat_gain
     signal = levels[anatomy.tissues(csf_mm, skull_mm)]

@@ -1,0 +1,134 @@
+"""Where the bounds of quality control come from: derived from unharmed scans, held against harmed ones.
+
+Run ``benchmarks/failures.py`` first, then::
+
+    .venv/bin/python benchmarks/quality_bounds.py
+
+The rule: of all unharmed cases, take the median of a measure and its worst percentile. The measure passes up to half
+of the distance between the two beyond the worst percentile, and is tolerated for as much again. What cannot be derived
+this way, because unharmed scans say nothing about it, is set by what the measure means and listed as such.
+
+The table stands beside it as ``benchmarks/quality_bounds.md``. It also answers whether bounds carry over to scans
+that they were not derived from: derived on all datasets but one, they judge the one that was left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from failures import judged_again, read_csv
+
+from brainstage.pipeline.config import QualityBounds
+from brainstage.preprocessing.quality import MEASURE_BY_NAME
+
+FOLDER: Final = Path(__file__).parent
+UNHARMED: Final = ("unharmed", "stripped input")
+WORST_PERCENTILE: Final = 1.0
+STEP: Final = 0.5
+LOWER_IS_WORSE: Final = (
+    "mask_template_dice",
+    "template_correlation",
+    "upright_margin",
+    "cnr",
+    "snr",
+)
+HIGHER_IS_WORSE: Final = ("missing_tissue_ml", "rim_to_grey", "clipped_share", "cjv")
+
+Row = Mapping[str, Any]
+
+
+def derived(rows: Sequence[Row]) -> dict[str, QualityBounds]:
+    """Return the bounds that follow from the unharmed among `rows`, by measure."""
+    unharmed = [row for row in rows if row["failure"] in UNHARMED]
+    bounds = {}
+    for name in (*LOWER_IS_WORSE, *HIGHER_IS_WORSE):
+        values = np.array([float(row[name]) for row in unharmed if row.get(name)])
+        if not values.size:
+            continue
+        down = name in LOWER_IS_WORSE
+        worst = float(np.percentile(values, WORST_PERCENTILE if down else 100.0 - WORST_PERCENTILE))
+        step = STEP * (worst - float(np.median(values)))
+        passing, tolerated = worst + step, worst + 2.0 * step
+        bounds[name] = QualityBounds(
+            passing=(passing, None) if down else (None, passing),
+            tolerated=(tolerated, None) if down else (None, tolerated),
+        )
+    return bounds
+
+
+def dataset_of(row: Row) -> str:
+    """Return the dataset of a case; single files count as one."""
+    return row["scan"].partition("/")[0] if "/" in row["scan"] else "single files"
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Return the derivation as Markdown."""
+    bounds = derived(rows)
+    unharmed = [row for row in rows if row["failure"] in UNHARMED]
+    lines = [
+        "# Bounds of quality control",
+        "",
+        f"Made by `benchmarks/quality_bounds.py` from {len(unharmed)} unharmed and {len(rows) - len(unharmed)} harmed",
+        "cases of `failures.csv`. Passing: half of the distance between the median and the worst percentile of the",
+        "unharmed cases, beyond that percentile; tolerated: as much again. In use are these, rounded.",
+        "",
+        "| measure | unharmed: median | worst 1 % | derived: passes | tolerated | in use: passes | tolerated |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in bounds.items():
+        values = np.array([float(row[name]) for row in unharmed if row.get(name)])
+        worst = np.percentile(values, 1.0 if name in LOWER_IS_WORSE else 99.0)
+        used = MEASURE_BY_NAME[name].bounds
+        lines.append(
+            f"| `{name}` | {np.median(values):.3g} | {worst:.3g} | {_text(found.passing)} | {_text(found.tolerated)} "
+            f"| {_text(used.passing) if used else '-'} | {_text(used.tolerated) if used else '-'} |"
+        )
+    lines += [
+        "",
+        "## Do they carry over?",
+        "",
+        "Bounds derived on all datasets but one, applied to the one left out. Bounds that are not derived stay in use.",
+        "",
+        "| left out | unharmed cases | passed | failed | harmed cases | caught | failed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(dataset_of(row) for row in rows):
+        others = derived([row for row in rows if dataset_of(row) != name])
+        lines.append(_outcome(name, [row for row in rows if dataset_of(row) == name], others))
+    lines.append(_outcome("none, derived on all", rows, bounds))
+    lines.append(_outcome("none, as in use", rows, {}))
+    return "\n".join([*lines, ""])
+
+
+def _outcome(name: str, rows: Sequence[Row], overrides: Mapping[str, QualityBounds]) -> str:
+    again = [judged_again(row, overrides) for row in rows]
+    unharmed = [row["verdict"] for row in again if row["failure"] in UNHARMED]
+    harmed = [row["verdict"] for row in again if row["failure"] not in UNHARMED]
+    failed = ("fail", "failed")
+    return (
+        f"| {name} | {len(unharmed)} | {_share(unharmed, 'pass')} | {_share(unharmed, *failed)} "
+        f"| {len(harmed)} | {_share(harmed, 'warn', *failed)} | {_share(harmed, *failed)} |"
+    )
+
+
+def _share(verdicts: Sequence[str], *wanted: str) -> str:
+    return f"{100 * sum(v in wanted for v in verdicts) / max(len(verdicts), 1):.1f} %"
+
+
+def _text(interval: tuple[float | None, float | None]) -> str:
+    low, high = interval
+    return f"from {low:.3g}" if low is not None else f"to {high:.3g}" if high is not None else "any"
+
+
+def main() -> None:
+    """Derive the bounds."""
+    table = table_of(read_csv(FOLDER / "failures.csv"))
+    print(table)
+    (FOLDER / "quality_bounds.md").write_text(table, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What the benchmarks measured of quality control still holds for the bounds in use."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from brainstage.preprocessing.quality import MEASURE_BY_NAME
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    """Import a benchmark, which finds its siblings as when it is run."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+failures = script("failures")
+quality_bounds = script("quality_bounds")
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return [failures.judged_again(row, {}) for row in failures.read_csv(BENCHMARKS / "failures.csv")]
+
+
+def share(rows: list[dict], *verdicts: str) -> float:
+    return sum(row["verdict"] in verdicts for row in rows) / len(rows)
+
+
+def test_bounds_in_use_stay_near_the_derived_ones(rows) -> None:
+    """Within what unharmed scans differ by: a bound that moves further away needs new data, or a reason."""
+    unharmed = [row for row in rows if row["failure"] in quality_bounds.UNHARMED]
+    for name, derived in quality_bounds.derived(rows).items():
+        used = MEASURE_BY_NAME[name].bounds
+        values = sorted(float(row[name]) for row in unharmed if row[name])
+        spread = values[-1] - values[0]
+        for mine, theirs in zip(used.passing, derived.passing, strict=True):
+            assert (mine is None) == (theirs is None), name
+            assert mine is None or abs(mine - theirs) < max(spread, 0.03), name
+
+
+def test_unharmed_scans_pass_as_they_are(rows) -> None:
+    as_they_are = [row for row in rows if row["kind"] == failures.AS_IT_IS]
+    assert len(as_they_are) >= 60
+    assert share(as_they_are, "pass") >= 0.95
+    assert share(as_they_are, "fail", "failed") == 0.0
+
+
+def test_harmed_scans_are_caught(rows) -> None:
+    harmed = [row for row in rows if row["failure"] not in quality_bounds.UNHARMED]
+    meaningless = [row for row in harmed if row["failure"] in failures.MEANINGLESS]
+    assert share(harmed, "warn", "fail", "failed") >= 0.98
+    assert share(meaningless, "fail", "failed") >= 0.95
+
+
+def test_a_measure_out_of_bounds_is_counted() -> None:
+    row = {"verdict": "pass", "header_warnings": "", "brain_volume_ml": "100.0"}
+    assert failures.judged_again(row, {})["verdict"] == "fail"
+
+
+def test_bounds_follow_the_unharmed_and_not_the_harmed() -> None:
+    unharmed = [{"failure": "unharmed", "snr": str(value)} for value in range(10, 111)]
+    bounds = quality_bounds.derived([*unharmed, {"failure": "heavy noise", "snr": "1.0"}])["snr"]
+    assert bounds.passing[0] == pytest.approx(11.0 - 0.5 * 49.0)
+    assert bounds.tolerated[0] == pytest.approx(11.0 - 49.0)
+
+
+def test_the_tables_name_what_passed_unseen() -> None:
+    missed = {"scan": "a/b", "failure": "heavy noise", "kind": "loud", "verdict": "pass", "reasons": ""}
+    unharmed = {"scan": "a/b", "failure": "unharmed", "kind": "as it is", "verdict": "warn", "reasons": "snr"}
+    table = failures.table_of([missed, unharmed])
+    assert "| heavy noise | 1 | 0.0 % | 0.0 % | no | loud (1) |" in table
+    assert "| whole, as it is | 1 | 0.0 % | 1 | 0 | snr |" in table
