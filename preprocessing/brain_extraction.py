@@ -30,6 +30,7 @@ from brainstage.preprocessing.orientation import (
     rotation_degrees_of,
     rotation_of,
 )
+from brainstage.preprocessing.registration import dice
 from brainstage.preprocessing.resampling import resampled, resampled_mask
 from brainstage.preprocessing.template_extraction import template_brain_mask
 
@@ -213,12 +214,7 @@ def _confirms(
 ) -> bool:
     """Tell whether two looks are from different directions and give the same mask."""
     apart_deg = np.degrees(Rotation.from_matrix(turn @ other_turn.T).magnitude())
-    return bool(apart_deg >= ANOTHER_LOOK_DEG) and _overlap(look.mask, other.mask) >= CONFIRMED_DICE
-
-
-def _overlap(first: BrainMask, second: BrainMask) -> float:
-    """Return the Dice of two masks on one grid."""
-    return 2.0 * int((first.data & second.data).sum()) / max(1, int(first.data.sum() + second.data.sum()))
+    return bool(apart_deg >= ANOTHER_LOOK_DEG) and dice(look.mask.data, other.mask.data) >= CONFIRMED_DICE
 
 
 def _turned_upright(head: Volume, mask: BrainMask, rotation: NDArray[np.float64]) -> Volume:

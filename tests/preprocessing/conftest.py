@@ -10,9 +10,16 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.config import IntensityConfig
-from brainstage.pipeline.records import CorrectedBrain, HeaderFindings, NormalisedBrain, StrippedBrain
+from brainstage.pipeline.records import (
+    CorrectedBrain,
+    HeaderFindings,
+    NormalisedBrain,
+    RegisteredBrain,
+    StrippedBrain,
+)
 from brainstage.pipeline.volume import BrainMask, Grid, Volume
 from brainstage.preprocessing.intensity import normalise
+from brainstage.preprocessing.registration import carry_to_template
 from brainstage.preprocessing.resampling import resampled, resampled_mask
 from brainstage.preprocessing.template import Template, load_template
 
@@ -94,3 +101,14 @@ def make_normalised(make_corrected: Callable[..., CorrectedBrain]) -> Callable[.
         return normalise(corrected, IntensityConfig())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def good(template: Template, make_normalised: Callable[..., object]) -> RegisteredBrain:
+    """The template with a little noise, registered to itself at 2 mm."""
+    rng = np.random.default_rng(0)
+    noisy = template.t1w.data + np.where(template.brain_mask.data, rng.normal(0, 5, template.t1w.shape), 0)
+    normalised = make_normalised(
+        template.t1w.with_data(np.maximum(noisy, 0)), template.brain_mask, stripped_input=True
+    )
+    return carry_to_template(normalised, np.eye(4), None, 2.0)

@@ -30,16 +30,6 @@ from brainstage.preprocessing.registration import carry_to_template
 from brainstage.preprocessing.template import Template
 
 
-@pytest.fixture(scope="module")
-def good(template: Template, make_normalised: Callable[..., object]) -> RegisteredBrain:
-    rng = np.random.default_rng(0)
-    noisy = template.t1w.data + np.where(template.brain_mask.data, rng.normal(0, 5, template.t1w.shape), 0)
-    normalised = make_normalised(
-        template.t1w.with_data(np.maximum(noisy, 0)), template.brain_mask, stripped_input=True
-    )
-    return carry_to_template(normalised, np.eye(4), None, 2.0)
-
-
 def test_noise_lowers_what_higher_is_better_and_raises_the_joint_variation(good: RegisteredBrain) -> None:
     rng = np.random.default_rng(0)
     head = good.normalised.corrected.head.data

@@ -24,16 +24,6 @@ ADDED = {"upright_margin", "missing_tissue_ml", "rim_to_grey", "clipped_share"}
 ON_DEMAND = {"mask_agreement_dice"}
 
 
-@pytest.fixture(scope="module")
-def good(template: Template, make_normalised: Callable[..., object]) -> RegisteredBrain:
-    rng = np.random.default_rng(0)
-    noisy = template.t1w.data + np.where(template.brain_mask.data, rng.normal(0, 5, template.t1w.shape), 0)
-    normalised = make_normalised(
-        template.t1w.with_data(np.maximum(noisy, 0)), template.brain_mask, stripped_input=True
-    )
-    return carry_to_template(normalised, np.eye(4), None, 2.0)
-
-
 def test_every_measure_of_the_contract_is_there_and_those_that_were_added(good: RegisteredBrain) -> None:
     assert set(measure(good)) == CONTRACT | ADDED
     assert {spec.name for spec in MEASURES} == CONTRACT | ADDED | ON_DEMAND
