@@ -9,11 +9,10 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.volume import Affine, BrainMask, Volume, inverse_of
-from brainstage.preprocessing.resampling import resampled
+from brainstage.preprocessing.resampling import interpolated, resampled
 from brainstage.preprocessing.template import Template, load_template
 
 SEARCH_SCALE: Final = (0.75, 1.45)
@@ -64,7 +63,7 @@ def best_orientations(
     # Thinned before it is smoothed: a wide Gaussian over every voxel of a head takes seconds.
     thin = _thinned(brain, grid_mm / 4.0)
     small = resampled(thin, thin.grid.rescaled(grid_mm))
-    to_voxels = inverse_of(small.voxel_to_ras)
+    grid = target.grid
     ratio = np.cbrt(template.brain_mask.volume_ml / max(mask.volume_ml, 1.0))
     start = centred_start(mask, template)
     pivot_mm = centre_mm(mask)
@@ -77,17 +76,7 @@ def best_orientations(
         matrix[:3, :3] = turn
         matrix[:3, 3] = start[:3, 3] + pivot_mm - turn @ pivot_mm
         # Hundreds of times a call: without the checks that a Volume makes of itself.
-        index_to_index = to_voxels @ inverse_of(matrix) @ target.voxel_to_ras
-        moved = ndimage.affine_transform(
-            small.data,
-            index_to_index[:3, :3],
-            offset=index_to_index[:3, 3],
-            output_shape=target.shape,
-            output=np.float32,
-            order=1,
-            mode="constant",
-            cval=0.0,
-        )
+        moved = interpolated(small.data, small.voxel_to_ras, grid, inverse_of(matrix))
         fit = float(np.mean(aim * _standardised(moved)))
         tried.append(Orientation(native_to_template=matrix, fit=fit))
     return sorted(tried, key=lambda orientation: -orientation.fit)[:count]

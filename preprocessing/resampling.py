@@ -28,7 +28,7 @@ def resampled(volume: Volume, grid: Grid, grid_to_volume: Affine | None = None) 
     """
     smooth = _antialiased(volume.data, np.array(grid.spacing_mm) / np.array(volume.spacing_mm))
     return Volume(
-        data=_interpolated(smooth, volume.voxel_to_ras, grid, grid_to_volume),
+        data=interpolated(smooth, volume.voxel_to_ras, grid, grid_to_volume),
         voxel_to_ras=grid.voxel_to_ras,
     )
 
@@ -38,7 +38,7 @@ def resampled_mask(brain_mask: BrainMask, grid: Grid, grid_to_mask: Affine | Non
     fraction = _antialiased(
         brain_mask.data.astype(np.float32), np.array(grid.spacing_mm) / np.array(brain_mask.grid.spacing_mm)
     )
-    values = _interpolated(fraction, brain_mask.voxel_to_ras, grid, grid_to_mask)
+    values = interpolated(fraction, brain_mask.voxel_to_ras, grid, grid_to_mask)
     return BrainMask(data=values >= 0.5, voxel_to_ras=grid.voxel_to_ras)
 
 
@@ -51,9 +51,10 @@ def _antialiased(data: NDArray[np.float32], ratio: NDArray[np.float64]) -> NDArr
     return smoothed
 
 
-def _interpolated(
+def interpolated(
     data: NDArray[np.float32], voxel_to_ras: Affine, grid: Grid, grid_to_data: Affine | None
 ) -> NDArray[np.float32]:
+    """Return values on another grid, trilinear, 0 outside, neither smoothed nor checked: for what is called often."""
     between = np.eye(4) if grid_to_data is None else grid_to_data
     index_to_index = np.linalg.inv(voxel_to_ras) @ between @ grid.voxel_to_ras
     values: NDArray[np.float32] = ndimage.affine_transform(
