@@ -1,6 +1,6 @@
 """What quality control says of scans that were harmed on purpose, and of the same scans unharmed.
 
-Run it alone on the machine; it takes most of an hour for sixty scans on two cores::
+Run it alone on the machine; on one core a harmed whole head takes about five minutes::
 
     .venv/bin/python benchmarks/failures.py SCAN_OR_BIDS_DIR ... [--workers 2] [--kinds 2] [--harm-every 1]
 
@@ -81,11 +81,10 @@ def cases_of(scan: str, path: Path, position: int, kinds: int, harm_every: int) 
     from brainstage.preprocessing.ingest import ingest
     from brainstage.workflows.synthetic import damage, variation
 
-    whole = stripped_foreground(ingest(path, Config().ingest).head) is None
-    if position % harm_every:
-        yield Case(scan=scan, path=path, failure=UNHARMED, kind=AS_IT_IS)
-        return
     yield Case(scan=scan, path=path, failure=UNHARMED, kind=AS_IT_IS)
+    if position % harm_every:
+        return
+    whole = stripped_foreground(ingest(path, Config().ingest).head) is None
     classes: dict[str, Sequence[str]] = {UNHARMED: [k for k in variation.VARIATIONS if k != AS_IT_IS]}
     classes |= {name: list(kinds_of) for name, kinds_of in damage.DAMAGES.items()}
     classes |= {TOO_LITTLE: list(damage.TOO_LITTLE), MISPLACED: list(damage.MISPLACEMENTS)}
@@ -216,17 +215,19 @@ def is_missed(row: dict[str, Any]) -> bool:
 
 def table_of(rows: Sequence[dict[str, Any]]) -> str:
     """Return detection and false alarms as Markdown."""
+    harmed = [row for row in rows if row["failure"] not in (UNHARMED, STRIPPED_NOW)]
+    scans, harmed_scans = (len({row["scan"] for row in some}) for some in (rows, harmed))
     lines = [
         "# Induced failures against verdicts",
         "",
-        "Made by `benchmarks/failures.py`: every scan through the default chain, harmed and unharmed. *Failed* counts",
-        "verdicts of `fail` and scans that a stage refused; *caught* counts warnings too. A mirrored left and right is",
-        "not among the harms: the template is symmetric, and nothing in an image alone tells the sides apart.",
+        f"Made by `benchmarks/failures.py`: {scans} scans through the default chain, {harmed_scans} also harmed.",
+        "*Failed* counts verdicts of `fail` and scans that a stage refused; *caught* counts warnings too. A mirrored",
+        "left and right is not among the harms: the template is symmetric, and no image alone tells the sides apart.",
+        "The bounds in use were chosen in sight of these cases: for cases that were not, see `quality_bounds.md`.",
         "",
         "| failure | cases | caught | failed | has to fail | passed unseen |",
         "|---|---|---|---|---|---|",
     ]
-    harmed = [row for row in rows if row["failure"] not in (UNHARMED, STRIPPED_NOW)]
     lines += [
         _failure_line(failure, [row for row in harmed if row["failure"] == failure])
         for failure in dict.fromkeys(row["failure"] for row in harmed)
