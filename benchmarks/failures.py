@@ -223,7 +223,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
         f"Made by `benchmarks/failures.py`: {scans} scans through the default chain, {harmed_scans} also harmed.",
         "*Failed* counts verdicts of `fail` and scans that a stage refused; *caught* counts warnings too. A mirrored",
         "left and right is not among the harms: the template is symmetric, and no image alone tells the sides apart.",
-        "The bounds in use were chosen in sight of these cases: for cases that were not, see `quality_bounds.md`.",
+        "How far that can be believed, and in sight of which cases the bounds were set: [README](README.md).",
         "",
         "| failure | cases | caught | failed | has to fail | passed unseen |",
         "|---|---|---|---|---|---|",

@@ -16,7 +16,7 @@ from brainstage.pipeline.errors import ConfigError
 from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain
 from brainstage.preprocessing.measures import MeasureValue, measure
 
-STAGE_VERSION: Final = "2"
+STAGE_VERSION: Final = "3"
 
 WARNING_CODES_THAT_WARN: Final = ("form_conflict", "orientation_assumed", "sheared", "nonfinite_values")
 MRIQC: Final = "MRIQC (Esteban 2017, 10.1371/journal.pone.0184661)"
@@ -260,7 +260,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         direction="lower",
         reason="clipped_intensities",
         added=True,
-        bounds=_bounds((None, 0.04), (None, 0.30)),
+        bounds=_bounds((None, 0.03), (None, 0.30)),
         explanation="Share of the brain's voxels that hold the highest intensity inside the brain: intensities were "
         "cut off at a ceiling, and the contrast above it is lost.",
         source=_OWN,
