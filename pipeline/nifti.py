@@ -30,6 +30,7 @@ MAX_VOXELS: Final = 128 * 1024**2
 MAX_DIMENSION: Final = 1024
 _SLACK_BYTES: Final = 1024**2
 _HEADER_BYTES: Final = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_EXTENSION_FLAG_BYTES: Final = 4
 _READ_CHUNK: Final = 8 * 1024**2
 _UNIT_TO_MM: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _REAL_KINDS: Final = "iuf"
@@ -85,6 +86,8 @@ def read_raw(path: Path) -> RawNifti:
             stream = cast("IO[bytes]", gzip.GzipFile(fileobj=file, mode="rb") if compressed else file)
             header = _read_header(stream)
             shape, warnings_shape = _checked_shape(header)
+            offset, warnings_offset = _checked_offset(header)
+            _skip(stream, offset - int(header["sizeof_hdr"]))
             raw = _read_data(stream, header, shape)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ImageError(
@@ -103,7 +106,7 @@ def read_raw(path: Path) -> RawNifti:
         qform_code=int(header["qform_code"]),
         pixdim_mm=pixdim_mm,
         fallback=fallback,
-        warnings=(*warnings, *warnings_shape),
+        warnings=(*warnings, *warnings_shape, *warnings_offset),
     )
 
 
@@ -211,12 +214,23 @@ def _checked_shape(header: nib.Nifti1Header) -> tuple[tuple[int, int, int], tupl
     return (dims[0], dims[1], dims[2]), warnings
 
 
+def _checked_offset(header: nib.Nifti1Header) -> tuple[int, tuple[str, ...]]:
+    """Return at which byte the voxels begin; some writers leave 0, which can only mean the first possible one."""
+    first = int(header["sizeof_hdr"]) + _EXTENSION_FLAG_BYTES
+    offset = float(header["vox_offset"])
+    if offset == 0:
+        return first, (
+            f"voxel_offset_missing: the header does not say where voxels begin; byte {first} was taken",
+        )
+    if not np.isfinite(offset) or not first <= offset <= MAX_DATA_BYTES:
+        raise ImageError(
+            f"the header says that voxels begin at byte {offset:g}; the first possible one is {first}"
+        )
+    return int(offset), ()
+
+
 def _read_data(stream: IO[bytes], header: nib.Nifti1Header, shape: tuple[int, int, int]) -> NDArray[Any]:
     dtype = _checked_dtype(header)
-    offset = float(header["vox_offset"])
-    if not np.isfinite(offset) or not 0 <= offset <= MAX_DATA_BYTES:
-        raise ImageError(f"the header says that voxels begin at byte {offset}")
-    _skip(stream, int(offset) - int(header["sizeof_hdr"]))
     content = _read_bounded(stream, int(np.prod(shape)) * dtype.itemsize)
     return np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
 

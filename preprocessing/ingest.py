@@ -21,7 +21,7 @@ from brainstage.pipeline.records import HeaderFindings, IngestedHead
 from brainstage.pipeline.volume import Affine, Grid, Volume, axcodes_of, spacing_of
 from brainstage.preprocessing.resampling import resampled
 
-STAGE_VERSION: Final = "1"
+STAGE_VERSION: Final = "2"
 
 CONFLICT_TOLERANCE_MM: Final = 0.1
 """sform and qform that put no corner further apart count as one."""

@@ -158,6 +158,14 @@ def test_padding_after_the_gzip_stream_is_harmless(tmp_path):
     assert np.array_equal(read_raw(path).data, DATA)
 
 
+def test_voxels_whose_place_is_not_said_begin_at_the_first_possible_byte(tmp_path):
+    whole = bytearray(content())
+    whole[108:112] = np.float32(0).tobytes()
+    raw = read_raw(saved(tmp_path, bytes(whole), "x.nii"))
+    assert np.array_equal(raw.data, DATA)
+    assert [text.partition(":")[0] for text in raw.warnings] == ["voxel_offset_missing"]
+
+
 def test_a_header_extension_is_skipped(tmp_path):
     image = nib.Nifti1Image(DATA, AFFINE)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"patient name" * 50))
@@ -181,6 +189,8 @@ def test_a_header_extension_is_skipped(tmp_path):
         ({"pixdim": [1, 2, np.nan, 2, 1, 1, 1, 1]}, GeometryError, "each must be above 0"),
         ({"vox_offset": np.nan}, ImageError, "voxels begin at byte nan"),
         ({"vox_offset": -5}, ImageError, "voxels begin at byte -5"),
+        ({"vox_offset": 348}, ImageError, "voxels begin at byte 348; the first possible one is 352"),
+        ({"vox_offset": 5}, ImageError, "voxels begin at byte 5"),
         ({"vox_offset": 2e9}, ImageError, "voxels begin at byte"),
         ({"vox_offset": 9e8}, ImageError, "truncated"),
         ({"magic": b"ni1"}, ImageError, "no single-file NIfTI"),
