@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -98,25 +98,30 @@ class FeatureExtractor:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def features(self, network_input: NetworkInput) -> NDArray[np.float32]:
-        """Return the features of one scan.
+        """Return the features (F,) float32 of one scan, as :meth:`features_of` does."""
+        only: NDArray[np.float32] = self.features_of([network_input])[0]
+        return only
+
+    def features_of(self, network_inputs: Sequence[NetworkInput]) -> NDArray[np.float32]:
+        """Return the features of several scans, in one pass through the network.
 
         Returns
         -------
-        ndarray, (F,) float32
+        ndarray, (N, F) float32
 
         Raises
         ------
         InferenceError
             When a feature is not finite.
         """
-        image = torch.from_numpy(np.array(network_input.image))[None].to(self.device)
+        image = torch.from_numpy(np.stack([one.image for one in network_inputs])).to(self.device)
         # TF32 and the choice among cuDNN's algorithms would change features from one GPU to the next.
         exact = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
         with torch.inference_mode(), exact:
             image = image.contiguous(memory_format=torch.channels_last_3d)
-            features = pooled_features(self.network, image)[0].cpu().numpy()
+            features = pooled_features(self.network, image).cpu().numpy()
         if not np.isfinite(features).all():
             raise InferenceError(
                 "the network gave features that are not finite: its weights do not suit this input"

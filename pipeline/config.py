@@ -191,6 +191,18 @@ class PredictionConfig(_Section):
         return self
 
 
+class ReportsConfig(_Section):
+    """What the pictures of a report show.
+
+    Attributes
+    ----------
+    keep_face : bool
+        Draw the whole head around the brain mask, with its face, instead of the brain and a narrow rim.
+    """
+
+    keep_face: bool = False
+
+
 class Config(PreprocessingConfig):
     """A whole configuration file.
 
@@ -201,6 +213,7 @@ class Config(PreprocessingConfig):
     second_opinion : bool
         Also find each brain with the extractor that was not used, and report how far the two masks agree.
     prediction : PredictionConfig
+    reports : ReportsConfig
     label_column : str
         Column of ``participants.tsv`` that holds the class.
     seed : int
@@ -210,6 +223,7 @@ class Config(PreprocessingConfig):
     quality: Mapping[str, QualityBounds] = Field(default_factory=dict)
     second_opinion: bool = False
     prediction: PredictionConfig = PredictionConfig()
+    reports: ReportsConfig = ReportsConfig()
     label_column: str = "diagnosis"
     seed: int = Field(default=0, ge=0, lt=2**31)
 

@@ -1,14 +1,28 @@
-"""Many scans: in this process, or in worker processes of a local Dask cluster."""
+"""Many scans in worker processes: on this machine, on a Dask scheduler that is there, or on a SLURM cluster.
+
+All three are a Dask client; only how its workers come about differs. The work is told in which scan a worker died,
+and decides itself what that means: Dask's own repetitions are switched off.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Final, TypeVar
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from brainstage import __version__
+from brainstage.pipeline.errors import EngineError, ToolError
 
 Task = TypeVar("Task")
+Announce = Callable[..., None]
 
 THREAD_VARIABLES: Final = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
@@ -17,28 +31,89 @@ THREAD_VARIABLES: Final = (
     "OPENBLAS_NUM_THREADS",
 )
 """Read by ITK, torch and numpy when they are first imported, so they must be set before."""
+TOPIC: Final = "brainstage"
+GPU: Final = "GPU"
+"""What a Dask worker declares with ``--resources GPU=1``."""
+PATIENCE_S: Final = 120.0
+BUSY_PAUSE_S: Final = 2.0
+"""How long a task rests that another run is at."""
+SIGN_OF_LIFE: Final = "300s"
+"""ANTs keeps the interpreter from answering for seconds: a silent worker is a busy one, for so long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob:
+    """What is asked of SLURM for each worker.
+
+    Attributes
+    ----------
+    partition : str or None
+        None for the cluster's default.
+    walltime : str
+        ``HH:MM:SS``.
+    directives : tuple of str
+        Further options of ``sbatch``, such as ``--account=lab``.
+    folder : Path
+        For what the jobs need and say while they run; seen by all nodes.
+    """
+
+    partition: str | None = None
+    walltime: str = "08:00:00"
+    directives: tuple[str, ...] = ()
+    folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How the machine is used.
+    """Where and how many workers.
 
     Attributes
     ----------
+    kind : str
+        ``local``, ``dask`` or ``slurm``.
     workers : int
-        Processes; with 1 everything runs in this one.
+        Processes for ``local``; jobs at most for ``slurm``; scans at a time at most for ``dask``.
     threads : int
         Threads in each process.
-    memory_gb : float or None
-        For all workers together; a worker that grows beyond its share is stopped and its scan fails.
-    deaths_allowed : int
-        Workers that one scan may take down before it is set aside.
+    worker_memory_gb : float or None
+        A worker that grows beyond it is stopped.
+    scheduler : str or None
+        Address for ``dask``.
+    slurm : SlurmJob or None
+        For ``slurm``.
+    gpu : bool
+        Workers of ``local`` and ``slurm`` have a GPU; those of ``dask`` say so themselves.
+    environment : mapping
+        Further variables that workers of ``local`` and ``slurm`` start with.
     """
 
+    kind: Literal["local", "dask", "slurm"] = "local"
     workers: int = 1
     threads: int = 1
-    memory_gb: float | None = None
-    deaths_allowed: int = 1
+    worker_memory_gb: float | None = None
+    scheduler: str | None = None
+    slurm: SlurmJob | None = None
+    gpu: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """What the driver does when something happens.
+
+    Attributes
+    ----------
+    died : callable
+        Task whose worker died, to the result that stands for it; None to try it again.
+    busy : callable
+        Task that gave None, because another run is at it; it is tried again.
+    deserted : callable
+        There has been no worker for two minutes.
+    """
+
+    died: Callable[[Any], Any]
+    busy: Callable[[Any], None] = lambda _: None
+    deserted: Callable[[], None] = lambda: None
 
 
 def limit_threads(threads: int, *, asked_for: bool = False) -> None:
@@ -58,79 +133,281 @@ def limit_threads(threads: int, *, asked_for: bool = False) -> None:
             os.environ.setdefault(name, str(threads))
 
 
-def run_all(
-    work: Callable[[Task], Any],
-    tasks: Sequence[Task],
-    lost: Callable[[Task, str], Any],
-    options: EngineOptions,
-) -> Iterator[Any]:
-    """Yield the result of `work` for every task, in the order in which they finish.
+class Workers:
+    """Worker processes that are there; made by :func:`workers`.
 
     Parameters
     ----------
-    work : callable
-        Task to result; must not raise for a fault of the task, and must be importable in a worker.
-    tasks : sequence
-    lost : callable
-        Task and a sentence to the result that stands for it when its worker died.
-    options : EngineOptions
+    client : distributed.Client
+    at_a_time : int
+        Tasks that are handed out at a time.
     """
-    if options.workers <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            yield work(task)
-        return
-    yield from _run_with_dask(work, tasks, lost, options)
+
+    def __init__(self, client: Any, at_a_time: int) -> None:  # noqa: ANN401 - the library has no types
+        self._client = client
+        self._at_a_time = at_a_time
+
+    def offer(self, resource: str) -> bool:
+        """Tell whether any worker that is there has declared a resource, such as ``GPU``."""
+        found = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return any(worker["resources"].get(resource) for worker in found)
+
+    def run(
+        self,
+        work: Callable[[Task, Announce], Any],
+        tasks: Sequence[Task],
+        listener: Listener,
+        resource: str | None = None,
+    ) -> Iterator[Any]:
+        """Yield the result of `work` for every task, in the order in which they finish.
+
+        Parameters
+        ----------
+        work : callable
+            Task and a function that announces something to the driver, to result; None when another run is at it.
+            Must not raise for a fault of the task, and must be importable in a worker.
+        tasks : sequence
+        listener : Listener
+        resource : str, optional
+            Only workers that have declared it are asked.
+
+        Raises
+        ------
+        EngineError
+            When the scheduler or all workers are out of reach.
+        """
+        announced = partial(_announcing, work)
+        needs = {resource: 1} if resource else None
+        # No more tasks than workers are handed out: Dask blames a worker's death on every task that waits there.
+        waiting = deque((0.0, task) for task in tasks)
+        running: dict[Any, Task] = {}
+        while waiting or running:
+            while waiting and waiting[0][0] <= time.monotonic() and len(running) < self._at_a_time:
+                _, task = waiting.popleft()
+                running[self._client.submit(announced, task, pure=False, resources=needs)] = task
+            if not running:
+                time.sleep(max(0.0, waiting[0][0] - time.monotonic()))
+            for future in _finished(self._client, list(running), listener):
+                task = running.pop(future)
+                result, pause_s = _collected(future, task, listener)
+                if result is None:
+                    waiting.append((time.monotonic() + pause_s, task))
+                else:
+                    yield result
 
 
-def _run_with_dask(
-    work: Callable[[Task], Any],
-    tasks: Sequence[Task],
-    lost: Callable[[Task, str], Any],
-    options: EngineOptions,
-) -> Iterator[Any]:
+@contextmanager
+def workers(
+    options: EngineOptions, tasks: int, heard: Callable[..., None] = lambda *_: None
+) -> Iterator[Workers]:
+    """Have worker processes for the length of a block.
+
+    Parameters
+    ----------
+    options : EngineOptions
+    tasks : int
+        No more workers than that are started.
+    heard : callable
+        What a task announced while it ran.
+
+    Raises
+    ------
+    EngineError
+        When there can be none.
+    """
+    with _connected(options, tasks) as client:
+        client.subscribe_topic(TOPIC, lambda event: heard(*event[1]))
+        yield Workers(client, options.workers)
+
+
+def _announcing(work: Callable[[Task, Announce], Any], task: Task) -> Any:  # noqa: ANN401 - whatever `work` gives
+    """Run in a worker."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    return work(task, lambda *message: worker.log_event(TOPIC, message))
+
+
+def _finished(client: Any, running: list[Any], listener: Listener) -> Collection[Any]:  # noqa: ANN401 - likewise
+    from distributed import wait
+
+    if not running:
+        return ()
+    try:
+        done: Collection[Any] = wait(running, timeout=PATIENCE_S, return_when="FIRST_COMPLETED").done
+    except TimeoutError:
+        if not client.nthreads():
+            listener.deserted()
+        return ()
+    return done
+
+
+def _collected(future: Any, task: Any, listener: Listener) -> tuple[Any, float]:  # noqa: ANN401 - likewise
+    """Return a task's result, or None and how long to wait before it is tried again."""
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+    from distributed.comm import CommClosedError
+
+    try:
+        result = future.result()
+    except KilledWorker:
+        return listener.died(task), 0.0
+    except (FutureCancelledError, CommClosedError) as error:
+        raise EngineError(
+            "the connection to the Dask scheduler was lost; run the same command again, finished work is kept"
+        ) from error
+    if result is None:
+        listener.busy(task)
+    return result, BUSY_PAUSE_S
+
+
+@contextmanager
+def _connected(options: EngineOptions, tasks: int) -> Iterator[Any]:
+    """Give a client whose workers are there, or are being brought."""
     # Heavy, and only needed here.
     import dask
-    from distributed import Client, KilledWorker, LocalCluster, as_completed
+    from distributed import Client
 
-    settings = {
-        # ANTs holds the interpreter's lock for seconds: a silent worker is a busy one, not a dead one.
-        "distributed.comm.timeouts.tcp": "300s",
-        "distributed.scheduler.worker-ttl": None,
-        "distributed.scheduler.allowed-failures": options.deaths_allowed,
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(_settings(options)))
+        if options.kind == "dask":
+            client = stack.enter_context(_client_of_scheduler(options, Client))
+            _require_this_version(client)
+            _require_one_thread(client)
+            client.run(limit_threads, options.threads, asked_for=True)
+        else:
+            make = _slurm_cluster if options.kind == "slurm" else _local_cluster
+            cluster = stack.enter_context(make(options, tasks))
+            client = stack.enter_context(Client(cluster))
+        yield client
+
+
+def _settings(options: EngineOptions) -> dict[str, Any]:
+    return {
+        "distributed.comm.timeouts.tcp": SIGN_OF_LIFE,
+        "distributed.scheduler.worker-ttl": SIGN_OF_LIFE,
+        # A scan that takes its worker with it comes back at once, and the work decides.
+        "distributed.scheduler.allowed-failures": 0,
         "distributed.admin.tick.limit": "1h",
         "distributed.worker.daemon": True,
+        # A worker holds one scan and no results: there is nothing to spill, and a pause would never end.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": 0.98,
+        # Dask's own setting of malloc returns memory after every stage, which costs more than it saves here.
+        "distributed.nanny.pre-spawn-environ": _environment(options),
     }
-    limit = f"{options.memory_gb / options.workers:.3f}GiB" if options.memory_gb else 0
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=min(options.workers, len(tasks)),
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=limit,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        # No more tasks than workers are handed out: Dask blames a worker's death on every task that waits there.
-        waiting = iter(tasks)
-        handed_out = {
-            client.submit(work, task, pure=False): task for task in islice(waiting, options.workers)
-        }
-        finished = as_completed(list(handed_out))
-        for future in finished:
-            task = handed_out.pop(future)
-            for following in islice(waiting, 1):
-                added = client.submit(work, following, pure=False)
-                handed_out[added] = following
-                finished.add(added)
-            try:
-                yield future.result()
-            except KilledWorker:
-                yield lost(
-                    task,
-                    f"its worker process died {options.deaths_allowed + 1} times, most likely for lack of memory; "
-                    "run again with fewer --nprocs or more --mem-gb, and --retry-failed",
-                )
+
+
+def _environment(options: EngineOptions) -> dict[str, str]:
+    return {name: os.environ.get(name, str(options.threads)) for name in THREAD_VARIABLES} | dict(
+        options.environment
+    )
+
+
+def _local_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 - the library has no types
+    from distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=min(options.workers, tasks),
+        threads_per_worker=1,
+        processes=True,
+        memory_limit=f"{options.worker_memory_gb:.3f}GiB" if options.worker_memory_gb else 0,
+        # Another user of this machine could reach a port, and a scheduler runs what it is sent.
+        security=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        silence_logs=50,
+        resources={GPU: 1} if options.gpu else None,
+    )
+
+
+@contextmanager
+def _slurm_cluster(options: EngineOptions, tasks: int) -> Iterator[Any]:
+    from dask_jobqueue import SLURMCluster
+
+    if options.slurm is None or options.worker_memory_gb is None:
+        raise ValueError("a SLURM engine needs its job and the memory of a worker")
+    job = options.slurm
+    if shutil.which("sbatch") is None:
+        raise EngineError("sbatch is not here; --engine slurm is for a login node of a SLURM cluster")
+    with SLURMCluster(
+        queue=job.partition,
+        walltime=job.walltime,
+        cores=1,
+        job_cpu=options.threads,
+        processes=1,
+        memory=f"{options.worker_memory_gb:.3f}GiB",
+        python=sys.executable,
+        job_extra_directives=list(job.directives),
+        job_script_prologue=[f"export {name}={value}" for name, value in _environment(options).items()],
+        log_directory=str(job.folder),
+        local_directory=os.environ.get("TMPDIR"),
+        security=_shared_keys(job.folder),
+        scheduler_options={"dashboard_address": None},
+        worker_extra_args=["--resources", f"{GPU}=1"] if options.gpu else [],
+        silence_logs="critical",
+    ) as cluster:
+        # Adaptive, because only then is a job that was cancelled or lost with its node replaced.
+        cluster.adapt(minimum=1, maximum=min(options.workers, tasks))
+        yield cluster
+
+
+def _shared_keys(folder: Path) -> Any:  # noqa: ANN401 - the library has no types
+    """Return fresh keys by which scheduler and jobs recognise each other, in files that only their owner can read."""
+    from distributed import Security
+
+    files = {}
+    for name, content in Security.temporary().get_tls_config_for_role("worker").items():
+        if name in ("ca_file", "cert", "key"):
+            files[name] = folder / f"{name}.pem"
+            files[name].touch(mode=0o600)
+            files[name].write_text(content, encoding="ascii")
+    of_roles = {
+        f"tls_{role}_{name}": str(files[name])
+        for role in ("scheduler", "worker", "client")
+        for name in ("cert", "key")
+    }
+    return Security(require_encryption=True, tls_ca_file=str(files["ca_file"]), **of_roles)
+
+
+@contextmanager
+def _client_of_scheduler(options: EngineOptions, make: Callable[..., Any]) -> Iterator[Any]:
+    try:
+        client = make(options.scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"no Dask scheduler answers at {options.scheduler}; start one, or give another --dask-scheduler"
+        ) from error
+    with client:
+        yield client
+
+
+def _require_this_version(client: Any) -> None:  # noqa: ANN401 - the library has no types
+    """Refuse workers that would run other code."""
+    try:
+        found = client.run(_installed_version)
+    except Exception as error:
+        raise ToolError(
+            f"brainstage cannot be imported in a Dask worker ({error}); install it there"
+        ) from error
+    if not found:
+        raise EngineError("the Dask scheduler has no worker; start some with dask worker --nthreads 1")
+    others = {version for version in found.values() if version != __version__}
+    if others:
+        raise ToolError(
+            f"the Dask workers have brainstage {', '.join(sorted(others))}, this is {__version__}; install the same"
+        )
+
+
+def _require_one_thread(client: Any) -> None:  # noqa: ANN401 - the library has no types
+    """Refuse workers that would run two scans in one process: what kills one would kill the other."""
+    if any(threads > 1 for threads in client.nthreads().values()):
+        raise EngineError(
+            "a Dask worker takes several tasks at a time; start the workers with --nthreads 1, and as many as you like"
+        )
+
+
+def _installed_version() -> str:
+    return __version__

@@ -18,14 +18,16 @@
     |  |- ToolNotFoundError
     |  |- WeightsError               pretrained weights: altered, of another network
     |  |  `- WeightsMissingError     nowhere to be found
-    |  `- DeviceError
+    |  |- DeviceError
+    |  `- EngineError                no scheduler, no cluster
     |- StageError                    a stage ran and its result cannot be used
     |  |- BrainExtractionError
     |  |- BiasFieldError
     |  |- RegistrationError
     |  `- InferenceError
-    `- OutputError (OSError)         what cannot be written
-       `- StorageError               a full disk, a broken file system
+    |- OutputError (OSError)         what cannot be written
+    |  `- StorageError               a full disk, a broken file system
+    `- LeaseLostError                another run took over what this one was at
 
 A message says which value came, which is allowed and what to do. Which scan and which stage it was
 is attached where it is known, by :func:`attributed`, not by every raiser.
@@ -170,6 +172,12 @@ class DeviceError(ToolError):
     exit_code = ExitCode.WRONG_USAGE
 
 
+class EngineError(ToolError):
+    """The workers that were asked for cannot be had, or were lost."""
+
+    exit_code = ExitCode.TEMPORARY
+
+
 class StageError(BrainstageError):
     """A stage ran, and its result cannot be used."""
 
@@ -200,6 +208,12 @@ class StorageError(OutputError):
     """The disk is full or the file system failed; the same command resumes the run."""
 
     exit_code = ExitCode.IO_ERROR
+
+
+class LeaseLostError(BrainstageError):
+    """Another run took over what this one was at; nothing of it may be published."""
+
+    exit_code = ExitCode.TEMPORARY
 
 
 _STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})

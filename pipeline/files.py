@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -35,7 +36,8 @@ def publish(path: Path, write: Callable[[Path], None]) -> Path:
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
@@ -109,15 +111,16 @@ LEFTOVER_AGE_S = 24 * 3600.0
 
 
 def remove_leftovers(folder: Path, older_than_s: float = LEFTOVER_AGE_S) -> int:
-    """Remove unfinished files that killed processes left under `folder`; return how many.
+    """Remove unfinished files and folders that killed processes left in `folder`; return how many.
 
-    Younger ones are left alone: another run may be writing them.
+    Younger ones are left alone: another run may be writing them. Where a lease says that there is no other, the age
+    can be 0.
     """
     removed = 0
-    for path in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         try:
-            if time.time() - path.stat().st_mtime > older_than_s:
-                path.unlink()
+            if time.time() - path.stat().st_mtime >= older_than_s:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
                 removed += 1
         except OSError:
             continue  # gone meanwhile, or not ours to remove

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
+import secrets
+import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from brainstage.pipeline.attempt import begin_attempt, time_limit
 from brainstage.pipeline.derivatives import ScanFiles
-from brainstage.pipeline.errors import BrainstageError, OutputError, StageError, ToolError, attributed
-from brainstage.pipeline.files import write_json, write_text
+from brainstage.pipeline.errors import (
+    BrainstageError,
+    LeaseLostError,
+    OutputError,
+    StageError,
+    ToolError,
+    attributed,
+    output_error,
+)
+from brainstage.pipeline.files import TEMPORARY_PREFIX, write_json, write_text
 from brainstage.pipeline.records import Failure, Provenance, T1wScan
 from brainstage.pipeline.stage import (
     Marker,
@@ -43,6 +57,10 @@ class ChainOptions:
         Written into every marker.
     on_stage : callable
         Called with (scan key, stage name, seconds, reused) after each stage.
+    require_lease : callable
+        Called before anything is published; raises :class:`LeaseLostError` when another run has taken the scan over.
+    stage_timeout_s : float or None
+        A stage that takes longer ends this process.
     log_folder : str
         Where tracebacks go, relative to the output directory.
     """
@@ -52,6 +70,8 @@ class ChainOptions:
     only: frozenset[str] | None = None
     tool_versions: Mapping[str, str]
     on_stage: Callable[[str, str, float, bool], None] = lambda *_: None
+    require_lease: Callable[[], None] = lambda: None
+    stage_timeout_s: float | None = None
     log_folder: str = "logs"
 
 
@@ -92,6 +112,8 @@ def run_chain(
     ------
     OutputError
         When nothing can be written; that is no fault of the scan and ends the run.
+    LeaseLostError
+        When another run has taken the scan over.
     """
     state: Callable[[], Any] = _always(scan)
     markers: dict[str, Marker] = {}
@@ -107,19 +129,21 @@ def run_chain(
         if earlier is not None:
             return replace(earlier, provenance=tuple(provenance))
         try:
-            with attributed(scan.key, stage.name):
+            with attributed(scan.key, stage.name), _memory_told(stage.name):
                 state, marker, reused = _advance(stage, state, key, inputs, files, options)
-        except OutputError:
+        except (OutputError, LeaseLostError):
             raise
         except BrainstageError as error:
+            options.require_lease()  # a failure is a result too, and so may no longer be ours to publish
             failure = replace(_known_failure(error, scan, stage.name), provenance=tuple(provenance))
             # What the installation lacks is no property of the scan: once mended, the scan is simply tried again.
             if options.only is None:
                 record_failure(failure, files, "" if isinstance(error, ToolError) else key)
             return failure
         except Exception as error:  # noqa: BLE001 - the one place that meets the unexpected: a row, not a crash
+            options.require_lease()
             path = files.out_dir / options.log_folder / f"{scan.key}_{stage.name}_traceback.txt"
-            write_text(path, traceback.format_exc())
+            write_text(path, _shown_traceback(error, (files.out_dir, scan.path.parent, Path.home())))
             failure = replace(
                 _defect(error, scan, stage.name, files.relative(path)), provenance=tuple(provenance)
             )
@@ -130,6 +154,16 @@ def run_chain(
         options.on_stage(scan.key, stage.name, marker.seconds, reused)
     (files.state / f"{FAILURE_MARKER}.json").unlink(missing_ok=True)
     return ChainResult(state=state, provenance=tuple(provenance), markers=markers)
+
+
+@contextmanager
+def _memory_told(stage: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise StageError(
+            f"the {stage} stage needs more memory than there is; run again with fewer --nprocs and --retry-failed"
+        ) from error
 
 
 def _advance(
@@ -147,24 +181,73 @@ def _advance(
         raise StageError(
             f"the {stage.name} stage has not been run with these options; run again without --reports-only"
         )
-    # The old marker goes first: from here on the outputs are not what it says.
-    marker_path(files, stage.name).unlink(missing_ok=True)
+    begin_attempt(files, stage.name, key)
     started = time.perf_counter()
-    after = stage.run(before())
-    outputs = describe_outputs(stage.save(after, files), files)
-    fresh = Marker(
-        stage=stage.name,
-        key=key,
-        version=stage.version,
-        parameters=stage.parameters,
-        inputs=inputs,
-        outputs=outputs,
-        tool_versions=options.tool_versions,
-        seconds=time.perf_counter() - started,
-        attempt=(marker.attempt + 1) if marker and marker.key == key else 1,
-    )
-    write_marker(files, fresh)
+    with _staging(files) as staging:
+        with time_limit(files, options.stage_timeout_s):
+            after = stage.run(before())
+            written = stage.save(after, staging)
+        fresh = Marker(
+            stage=stage.name,
+            key=key,
+            version=stage.version,
+            parameters=stage.parameters,
+            inputs=inputs,
+            outputs=describe_outputs(written, staging),
+            tool_versions=options.tool_versions,
+            seconds=time.perf_counter() - started,
+            attempt=(marker.attempt + 1) if marker and marker.key == key else 1,
+        )
+        options.require_lease()
+        _publish(fresh, marker, staging, files)
     return _always(after), fresh, False
+
+
+@contextmanager
+def _staging(files: ScanFiles) -> Iterator[ScanFiles]:
+    """Give a place of the same file system where a stage can write all its outputs before the first is published."""
+    folder = files.state / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}"
+    try:
+        yield replace(files, out_dir=folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(fresh: Marker, earlier: Marker | None, staging: ScanFiles, files: ScanFiles) -> None:
+    """Move a stage's outputs to their places, then write its marker.
+
+    The earlier marker goes first: from here on the outputs are not what it says. Should a loss of power keep the
+    marker and lose an output, the next run sees that they do not agree. Outputs that only it names are
+    removed, for nothing would vouch for them any more.
+    """
+    try:
+        marker_path(files, fresh.stage).unlink(missing_ok=True)
+        for name in (
+            {stored.path for stored in earlier.outputs} - set(fresh.sha256_by_path) if earlier else ()
+        ):
+            (files.out_dir / name).unlink(missing_ok=True)
+        for stored in fresh.outputs:
+            place = files.out_dir / stored.path
+            if not place.parent.is_dir():
+                place.parent.mkdir(parents=True, exist_ok=True)
+            (staging.out_dir / stored.path).replace(place)
+    except OSError as error:
+        raise output_error(files.state, error) from error
+    write_marker(files, fresh)
+
+
+def _shown_traceback(error: Exception, places: Sequence[Path]) -> str:
+    """Return the traceback of an error without the folders of this machine."""
+    text = "".join(traceback.format_exception(error))
+    # Of a library's file, what follows its installation; of any other, its last three parts.
+    text = re.sub(
+        r'File "(?:[^"]*/site-packages/)?([^"]*)"',
+        lambda found: f'File "{"/".join(found[1].split("/")[-3:])}"',
+        text,
+    )
+    for place in sorted(map(str, places), key=len, reverse=True):
+        text = text.replace(place, "...") if len(place) > 1 else text
+    return text
 
 
 def _always(value: object) -> Callable[[], Any]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal
 
+import h5py
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from brainstage.pipeline.errors import ImageError
 from brainstage.pipeline.files import publish
@@ -21,6 +23,7 @@ from brainstage.pipeline.volume import Affine, BrainMask, DisplacementField, Gri
 Interpolation = Literal["linear", "nearest"]
 
 _RAS_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+_PACKED_FROM: Final = 1000
 _INTERPOLATORS: Final = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}
 
 
@@ -51,8 +54,41 @@ def to_native_transform(native_to_template: Affine, deformation: Deformation | N
 
 
 def write_transform(path: Path, transform: sitk.Transform) -> Path:
-    """Write a transform as ITK HDF5 in one rename."""
-    return publish(path, lambda temporary: sitk.WriteTransform(transform, str(temporary)))
+    """Write a transform as ITK HDF5 in one rename.
+
+    Unlike ITK's own writer, which notes the time and the operating system: the same transform gives the same bytes.
+    """
+    return publish(path, lambda temporary: _write_itk_hdf5(temporary, transform))
+
+
+def _write_itk_hdf5(path: Path, transform: sitk.Transform) -> None:
+    parts = [transform]
+    if transform.GetName() == "CompositeTransform":
+        composite = sitk.CompositeTransform(transform)
+        parts += [composite.GetNthTransform(n) for n in range(composite.GetNumberOfTransforms())]
+    with h5py.File(path, "w") as file:
+        for number, part in enumerate(parts):
+            group = file.create_group(f"TransformGroup/{number}")
+            # As ITK writes it: a variable-length string in an array of one.
+            group["TransformType"] = np.array(
+                [f"{part.GetName()}_double_3_3"], dtype=h5py.string_dtype("ascii")
+            )
+            if part.GetName() == "CompositeTransform":
+                continue
+            group["TransformFixedParameters"] = np.array(part.GetFixedParameters())
+            parameters = _parameters(part)
+            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+            group.create_dataset(
+                "TransformParameters", data=parameters, **(packed if parameters.size > _PACKED_FROM else {})
+            )
+
+
+def _parameters(transform: sitk.Transform) -> NDArray[np.float64]:
+    if transform.GetName() != "DisplacementFieldTransform":
+        return np.array(transform.GetParameters())
+    field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
+    parameters: NDArray[np.float64] = sitk.GetArrayFromImage(field).ravel()
+    return parameters
 
 
 def read_transform(path: Path) -> sitk.Transform:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def intensity_at(ras_mm: np.ndarray) -> np.ndarray:
     inside = (((ras_mm - [3.0, -7.0, 5.0]) / [38.0, 43.0, 40.0]) ** 2).sum(axis=-1) < 1.0
     ramp = 300.0 + ras_mm @ np.array([2.0, 1.1, 0.7])
     return np.where(inside, ramp, 0.0).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _own_umask():
+    """Take back the umask that a command sets."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(params=["RAS", "LAS", "LPS", "oblique"])

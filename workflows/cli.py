@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ EXIT_CODES: Final = """exit codes:
 
 For research; never a diagnosis."""
 
+PRIVATE_UMASK: Final = "077"
+"""Nobody else reads what is written about participants."""
 MED3D: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "med3d-resnet50")
 
 
@@ -66,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_train(commands)
     _add_manifest(commands)
+    _add_status(commands)
     _add_fetch(commands)
     _add_demo(commands)
     _add_doctor(commands)
@@ -83,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [_hyphenated(token) for token in (sys.argv[1:] if argv is None else argv)]
     try:
         options = build_parser().parse_args(arguments)
+        os.umask(getattr(options, "umask", int(PRIVATE_UMASK, 8)))
         return int(options.handler(options))
     except BrainstageError as error:
         where = f"{error.scan}: " if error.scan else ""
@@ -159,6 +164,9 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
     what.add_argument("--registration", choices=("affine", "syn"), help="default affine")
     what.add_argument("--resolution", choices=("1", "1.5", "2"), help="template voxels in mm, default 1")
     what.add_argument(
+        "--keep-face", action="store_true", help="show the whole head in the reports, not only the brain"
+    )
+    what.add_argument(
         "--deterministic",
         action="store_true",
         help="the same volumes, byte for byte, every time; one thread, slower",
@@ -171,6 +179,38 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
     how.add_argument("--mem-gb", type=_amount, metavar="G", help="memory for all scans together")
     how.add_argument(
         "-w", "--work-dir", type=Path, metavar="DIR", help="scratch space; default: the system's"
+    )
+    how.add_argument(
+        "--engine",
+        choices=("local", "dask", "slurm"),
+        default="local",
+        help="workers on this machine, of a Dask scheduler, or as SLURM jobs; default local",
+    )
+    how.add_argument("--dask-scheduler", metavar="URL", help="address for --engine dask")
+    how.add_argument("--slurm-partition", metavar="NAME", help="default: the cluster's")
+    how.add_argument(
+        "--slurm-walltime", type=_walltime, default="08:00:00", metavar="HH:MM:SS", help="of each job"
+    )
+    how.add_argument(
+        "--slurm-directive",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="further option of sbatch, such as --slurm-directive=--account=lab; may be given again",
+    )
+    how.add_argument(
+        "--stage-timeout",
+        type=_amount,
+        default=60,
+        metavar="MIN",
+        help="stop a stage that takes longer; default 60",
+    )
+    how.add_argument(
+        "--umask",
+        type=_umask,
+        default=PRIVATE_UMASK,
+        metavar="OCTAL",
+        help="of new files; default 077: nobody else reads them",
     )
     how.add_argument("--retry-failed", action="store_true", help="try again what failed before")
     how.add_argument(
@@ -226,6 +266,17 @@ def _add_manifest(commands: Any) -> None:  # noqa: ANN401 - argparse has no publ
     manifest.set_defaults(handler=_manifest)
 
 
+def _add_status(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    status = commands.add_parser(
+        "status",
+        help="which stage each scan of an output directory has reached",
+        description="Print a grid of scans and stages: done, running, FAILED, or - for what is still open.",
+        epilog=EXIT_CODES,
+    )
+    status.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    status.set_defaults(handler=_status)
+
+
 def _add_fetch(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
     fetch = commands.add_parser(
         "fetch",
@@ -278,6 +329,13 @@ def _run(options: argparse.Namespace) -> int:
                 processes=options.nprocs,
                 threads=options.omp_nthreads,
                 memory_gb=options.mem_gb,
+                engine=options.engine,
+                dask_scheduler=options.dask_scheduler,
+                slurm_partition=options.slurm_partition,
+                slurm_walltime=options.slurm_walltime,
+                slurm_directives=tuple(options.slurm_directive),
+                stage_timeout_min=options.stage_timeout,
+                umask=options.umask,
                 work_dir=options.work_dir,
                 retry_failed=options.retry_failed,
                 reports_only=options.reports_only,
@@ -325,6 +383,13 @@ def _manifest(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def _status(options: argparse.Namespace) -> int:
+    from brainstage.workflows.status import read_status, status_table
+
+    _say(status_table(read_status(options.out_dir)))
+    return ExitCode.DONE
+
+
 def _fetch(options: argparse.Namespace) -> int:
     from brainstage.workflows.fetch import fetch
 
@@ -352,6 +417,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         ("bias_field", "method"): options.bias_field,
         ("registration", "method"): options.registration,
         ("registration", "resolution_mm"): float(options.resolution) if options.resolution else None,
+        ("reports", "keep_face"): options.keep_face or None,
     }
     overrides: dict[str, dict[str, Any]] = {}
     for (section, key), value in given.items():
@@ -360,7 +426,22 @@ def _overrides(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return overrides
 
 
-_UNSHOWN: Final = frozenset({"handler", "command", "bids_dir", "out_dir", "level"})
+_UNSHOWN: Final = frozenset(
+    {
+        *(
+            "handler",
+            "command",
+            "bids_dir",
+            "out_dir",
+            "level",
+            "engine",
+            "dask_scheduler",
+            "slurm_partition",
+        ),
+        *("slurm_walltime", "slurm_directive", "stage_timeout", "umask"),
+    }
+)
+"""What says nothing about the results; some of it is about this machine."""
 
 
 def _shown_command(options: argparse.Namespace) -> str:
@@ -394,6 +475,18 @@ def _amount(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
+
+
+def _umask(text: str) -> int:
+    if len(text) not in (3, 4) or set(text) - set("01234567"):
+        raise argparse.ArgumentTypeError(f"{text} is not an octal mask such as 077 or 027")
+    return int(text, 8)
+
+
+def _walltime(text: str) -> str:
+    if not re.fullmatch(r"\d{1,3}:[0-5]\d:[0-5]\d", text):
+        raise argparse.ArgumentTypeError(f"{text} is not a time such as 08:00:00")
+    return text
 
 
 def _say(line: str) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from brainstage.pipeline.attempt import begin_attempt, count_death, end_attempt, forget_deaths
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
-from brainstage.pipeline.errors import BrainstageError, OutputError
+from brainstage.pipeline.errors import BrainstageError, LeaseLostError, OutputError
 from brainstage.pipeline.files import (
     read_json_or_empty,
+    remove_leftovers,
     sha256_of_file,
     sha256_of_json,
     write_json,
     write_text,
 )
+from brainstage.pipeline.lease import Lease, held
 from brainstage.pipeline.records import (
     Completed,
     Failure,
@@ -29,20 +33,22 @@ from brainstage.pipeline.records import (
     T1wScan,
 )
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
+from brainstage.pipeline.stage import Stage
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, decide
-from brainstage.workflows.prediction import prediction_stage, read_prediction
+from brainstage.workflows.prediction import model_of, prediction_stage, read_prediction
 from brainstage.workflows.reporting.methods import method_steps
 from brainstage.workflows.reporting.pages import RunInfo
 from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
 from brainstage.workflows.reporting.report import ScanReport, render_scan_report
 from brainstage.workflows.stages import (
-    figures_stage,
     preprocessing_content,
     preprocessing_id,
-    preprocessing_stages,
     read_figures,
     read_qc,
+    scan_stages,
 )
+
+OnStage = Callable[[str, str, float, bool], None]
 
 REPORT_VERSION: Final = "1"
 TOOLS: Final = (
@@ -81,6 +87,12 @@ class RunContext:
         When the run began, for the reports.
     command : str
         The command line without paths, for the reports.
+    stage_timeout_s : float or None
+        A stage that takes longer ends its process.
+    umask : int or None
+        Which permissions new files are denied; None leaves the process as it is.
+    chain : callable
+        Configuration to the stages of a scan.
     """
 
     out_dir: Path
@@ -91,6 +103,9 @@ class RunContext:
     reports_only: bool = False
     started: str = ""
     command: str = ""
+    stage_timeout_s: float | None = None
+    umask: int | None = None
+    chain: Callable[[Config], Sequence[Stage]] = scan_stages
 
     @property
     def preprocessing_id(self) -> str:
@@ -116,32 +131,114 @@ class ScanTask:
     scan: T1wScan
     context: RunContext
     expected_sha256: str | None = None
-    on_stage: Callable[[str, str, float, bool], None] | None = field(default=None, compare=False)
 
 
-def process_scan(task: ScanTask) -> SubjectOutcome:
-    """Bring a scan through its stages and write its report.
+def process_scan(task: ScanTask, on_stage: OnStage = lambda *_: None) -> SubjectOutcome | None:
+    """Bring a scan through its stages and write its report; None while another run is at it.
+
+    Parameters
+    ----------
+    task : ScanTask
+    on_stage : callable
+        Called with (scan key, stage name, seconds, reused) after each stage.
 
     Raises
     ------
     OutputError
         When nothing can be written; everything else becomes a :class:`Failure`.
     """
-    scan, context = task.scan, task.context
-    files = context.files(scan)
+    context, files = task.context, task.context.files(task.scan)
+    if context.umask is not None:
+        os.umask(context.umask)
+    with held(lease_path(files)) as lease:
+        if lease is None:
+            return None
+        # Nobody else is at this scan, so whatever is unfinished here was left by a process that died.
+        remove_leftovers(files.state, older_than_s=0.0)
+        begin_attempt(files, "ingest")
+        try:
+            outcome, changed = _processed(task, files, on_stage, lease)
+            begin_attempt(files, "report")
+            lease.require()
+            write_report(outcome, context, changed=changed)
+        except LeaseLostError:
+            return None
+        except OutputError:
+            if not lease.still_held():  # whoever took over has swept what we were writing
+                return None
+            raise
+        forget_deaths(files)
+        end_attempt(files)
+        return outcome
+
+
+def keep_features_of(tasks: Sequence[ScanTask], _: OnStage = lambda *_: None) -> bool:
+    """Compute the features of several preprocessed scans in one pass, on a GPU where there is one.
+
+    A scan's own prediction finds them. Where it does not work, nothing is lost: the prediction computes its own, and
+    says what is wrong. Tell whether it worked.
+    """
+    from brainstage.workflows.learning.features import keep_features  # heavy: torch
+
+    context = tasks[0].context
+    if context.model_dir is None:
+        return False
+    if context.umask is not None:
+        os.umask(context.umask)
+    model = model_of(context.model_dir, "auto")
+    try:
+        keep_features(model.extractor, [context.files(task.scan) for task in tasks], model.network_grid)
+    except OutputError:
+        raise
+    except (BrainstageError, RuntimeError):  # torch raises the latter when the GPU's memory is full
+        return False
+    return True
+
+
+def lease_path(files: ScanFiles) -> Path:
+    """Return where the lease on a scan stands."""
+    return files.state / "lease.json"
+
+
+def _processed(
+    task: ScanTask, files: ScanFiles, on_stage: OnStage, lease: Lease
+) -> tuple[SubjectOutcome, bool]:
+    """Return what became of a scan, and whether any of it is new."""
     unfit = _unfit(task, files)
     if unfit is not None:
         record_failure(unfit, files)
-        write_report(unfit, context, changed=True)
-        return unfit
-    result = _run_stages(task, files)
+        return unfit, True
+    result = _run_stages(task, files, on_stage=on_stage, require_lease=lease.require)
     if isinstance(result, Failure):
-        outcome: SubjectOutcome = replace(result, preprocessing_id=context.preprocessing_id)
-        write_report(outcome, context, changed=True)
-        return outcome
-    outcome = _completed(scan, context, files, result)
-    write_report(outcome, context, changed=result.changed)
-    return outcome
+        return replace(result, preprocessing_id=task.context.preprocessing_id), True
+    return _completed(task.scan, task.context, files, result), result.changed
+
+
+def outcome_of_death(task: ScanTask) -> Failure | None:
+    """Return the failure of a scan whose process died, with its report; None when it deserves another try."""
+    files = task.context.files(task.scan)
+    deaths = count_death(files)
+    if not deaths.too_many:
+        return None
+    limit = task.context.stage_timeout_s or 0.0
+    why = (
+        f"the {deaths.stage} stage took longer than {limit / 60:g} min and was stopped, {deaths.count} times; "
+        "look at the scan, or give a longer --stage-timeout with --retry-failed"
+        if deaths.hung
+        else f"its worker process died in the {deaths.stage} stage {deaths.count} times, most likely for lack of "
+        "memory; run again with fewer --nprocs or more --mem-gb, and --retry-failed"
+    )
+    failure = Failure(
+        scan=task.scan,
+        stage=deaths.stage,
+        error="StageTimeout" if deaths.hung else "WorkerLost",
+        message=why,
+        preprocessing_id=task.context.preprocessing_id,
+    )
+    record_failure(failure, files, deaths.key)
+    forget_deaths(files)
+    write_report(failure, task.context, changed=True)
+    return failure
 
 
 def finished_outcome(task: ScanTask) -> SubjectOutcome | None:
@@ -271,10 +368,15 @@ def _unfit(task: ScanTask, files: ScanFiles) -> Failure | None:
 
 
 def _run_stages(
-    task: ScanTask, files: ScanFiles, only: frozenset[str] | None = None
+    task: ScanTask,
+    files: ScanFiles,
+    *,
+    only: frozenset[str] | None = None,
+    on_stage: OnStage = lambda *_: None,
+    require_lease: Callable[[], None] = lambda: None,
 ) -> ChainResult | Failure:
     context = task.context
-    stages = [*preprocessing_stages(context.config), figures_stage()]
+    stages = list(context.chain(context.config))
     sha256 = source_sha256(task.scan, files)
     if context.model_dir is not None and context.model_id is not None:
         stages.append(
@@ -285,7 +387,9 @@ def _run_stages(
         redo=frozenset({"figures"}) if context.reports_only else frozenset(),
         only=frozenset({"figures"}) if context.reports_only else only,
         tool_versions=tool_versions(),
-        on_stage=task.on_stage or (lambda *_: None),
+        on_stage=on_stage,
+        require_lease=require_lease,
+        stage_timeout_s=context.stage_timeout_s,
     )
     return run_chain(stages, task.scan, sha256, files, options)
 

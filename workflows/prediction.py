@@ -22,11 +22,11 @@ STAGE_VERSION: Final = "1"
 
 
 @cache
-def model_of(model_dir: Path) -> StoredModel:
+def model_of(model_dir: Path, device: str = "cpu") -> StoredModel:
     """Return the model of a directory; read once per process."""
     from brainstage.models.model_store import load_model  # heavy: torch
 
-    return load_model(model_dir)
+    return load_model(model_dir, device)
 
 
 def prediction_stage(

@@ -4,45 +4,67 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Literal
 
 import psutil
 
+from brainstage.pipeline.attempt import forget_deaths
 from brainstage.pipeline.bids import Dataset, ScanFilter, read_dataset, read_filter_file
 from brainstage.pipeline.config import Config, read_config
-from brainstage.pipeline.engine import EngineOptions, limit_threads, run_all
+from brainstage.pipeline.derivatives import STATE_FOLDER
+from brainstage.pipeline.engine import (
+    GPU,
+    EngineOptions,
+    Listener,
+    SlurmJob,
+    Workers,
+    limit_threads,
+    workers,
+)
 from brainstage.pipeline.entities import bare_label
 from brainstage.pipeline.errors import (
     ExitCode,
     InputMissingError,
     NothingSelectedError,
     OutputError,
+    StorageError,
     UsageError,
     output_error,
 )
-from brainstage.pipeline.files import remove_leftovers
+from brainstage.pipeline.files import TEMPORARY_PREFIX, read_json_or_empty, remove_leftovers, write_json
+from brainstage.pipeline.lease import waited_for
 from brainstage.pipeline.manifest import apply_manifest, read_manifest
 from brainstage.pipeline.records import Failure, SubjectOutcome
-from brainstage.pipeline.runner import record_failure
+from brainstage.pipeline.stage import Stage
 from brainstage.preprocessing.quality import require_known_measures
 from brainstage.workflows.group import write_group
 from brainstage.workflows.participant import (
     RunContext,
     ScanTask,
     finished_outcome,
+    keep_features_of,
+    outcome_of_death,
     process_scan,
     read_outcome,
-    write_report,
 )
 from brainstage.workflows.progress import Progress, RunLog
-from brainstage.workflows.stages import preprocessing_content
+from brainstage.workflows.stages import preprocessing_content, scan_stages
+from brainstage.workflows.status import SCANS_FILE
 
 MEMORY_PER_WORKER_GB: Final = 3.0
-"""A 1 mm head needs 2.5 GB at its peak."""
+"""A 1 mm head needs 1.4 GB at its peak, one at 0.7 mm 1.9 GB."""
+PREDICTION_BATCH: Final = 8
+REMOTE_WORKERS: Final = 20
+REMOTE_WORKER_MEMORY_GB: Final = 4.0
+SPACE_PER_SCAN_GB: Final = 0.06
+"""What a run writes for a 1 mm head is 30 MB, for one at 0.7 mm twice that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +79,16 @@ class RunOptions:
         Section to key to value of the configuration, from the command line.
     processes, threads : int or None
         None for what the machine has.
+    engine : str
+        ``local``, ``dask`` or ``slurm``.
+    dask_scheduler : str or None
+        Address for the engine ``dask``.
+    slurm_partition, slurm_walltime, slurm_directives
+        For the engine ``slurm``.
+    stage_timeout_min : float
+        A stage that takes longer is stopped.
+    umask : int
+        Which permissions new files are denied.
     command : str
         The command line without paths, for the reports.
     """
@@ -74,6 +106,13 @@ class RunOptions:
     processes: int | None = None
     threads: int | None = None
     memory_gb: float | None = None
+    engine: Literal["local", "dask", "slurm"] = "local"
+    dask_scheduler: str | None = None
+    slurm_partition: str | None = None
+    slurm_walltime: str = "08:00:00"
+    slurm_directives: tuple[str, ...] = ()
+    stage_timeout_min: float = 60.0
+    umask: int = 0o077
     work_dir: Path | None = None
     retry_failed: bool = False
     reports_only: bool = False
@@ -83,8 +122,19 @@ class RunOptions:
     command: str = ""
 
 
-def run(options: RunOptions, progress: Progress) -> ExitCode:
+def run(
+    options: RunOptions,
+    progress: Progress,
+    chain: Callable[[Config], Sequence[Stage]] = scan_stages,
+) -> ExitCode:
     """Do what ``brainstage run`` does.
+
+    Parameters
+    ----------
+    options : RunOptions
+    progress : Progress
+    chain : callable
+        Configuration to the stages of a scan; importable in a worker.
 
     Returns
     -------
@@ -96,13 +146,21 @@ def run(options: RunOptions, progress: Progress) -> ExitCode:
     BrainstageError
         For anything that concerns the whole run rather than one scan.
     """
+    # Workers may stand in another folder.
+    options = replace(
+        options,
+        bids_dir=options.bids_dir.absolute(),
+        out_dir=options.out_dir.absolute(),
+        model_dir=options.model_dir.absolute() if options.model_dir else None,
+    )
     config = read_config(options.config_file, options.overrides)
     require_known_measures(config.quality)
     everything, expected = _dataset(options, config)
     chosen = _selected(everything, options)
-    engine = _engine(options, len(chosen.scans))
-    limit_threads(engine.threads, asked_for=options.deterministic or options.threads is not None)
-    context = _context(options, config)
+    os.umask(options.umask)
+    if (options.engine == "dask") != (options.dask_scheduler is not None):
+        raise UsageError("--engine dask and --dask-scheduler URL belong together")
+    context = replace(_context(options, config), chain=chain)
     classes = _checked_model(context)
     _prepare(options)
     for path, reason in chosen.set_aside:
@@ -113,15 +171,18 @@ def run(options: RunOptions, progress: Progress) -> ExitCode:
             ScanTask(scan=scan, context=context, expected_sha256=expected.get(scan.key))
             for scan in chosen.scans
         ]
+        _note_scans(options.out_dir, [scan.key for scan in chosen.scans])
         with RunLog(options.out_dir, context.started) as log:
-            for outcome in _outcomes(tasks, engine, progress):
+            for outcome in _outcomes(tasks, options, progress):
                 outcomes[outcome.scan.key] = outcome
                 log.outcome(outcome)
                 if options.stop_on_first_crash and isinstance(outcome, Failure):
                     progress.note(f"stopped at the first failure: {outcome.scan.key}")
                     break
     if options.level != "participant":
-        outcomes = _write_tables(everything, outcomes, context, classes, options, progress)
+        # Another run may have finished scans of its own meanwhile: whoever comes last writes about all of them.
+        with waited_for(options.out_dir / STATE_FOLDER / "tables-lease.json"):
+            outcomes = _write_tables(everything, outcomes, context, classes, options, progress)
     # The tables may hold scans of earlier runs; the exit code is about the scans of this one.
     mine = [outcomes[scan.key] for scan in chosen.scans if scan.key in outcomes]
     failed = [outcome for outcome in mine if isinstance(outcome, Failure)]
@@ -166,15 +227,63 @@ def _selected(dataset: Dataset, options: RunOptions) -> Dataset:
     return replace(dataset, scans=scans)
 
 
-def _engine(options: RunOptions, scans: int) -> EngineOptions:
-    """Choose how many processes and threads, from what is asked for and what is there."""
+def _engine(options: RunOptions, scans: int, folder: Path | None) -> tuple[EngineOptions, str]:
+    """Choose how many processes and threads, from what is asked for and what is there; return it with the reason."""
+    return (
+        _local_engine(options, scans) if options.engine == "local" else _remote_engine(options, scans, folder)
+    )
+
+
+def _local_engine(options: RunOptions, scans: int) -> tuple[EngineOptions, str]:
     processors = len(os.sched_getaffinity(0))
-    free_gb = options.memory_gb or psutil.virtual_memory().available / 1024**3
-    fitting = max(1, int(free_gb // MEMORY_PER_WORKER_GB))
-    workers = options.processes or min(processors, fitting)
-    workers = max(1, min(workers, scans))
-    threads = 1 if options.deterministic else options.threads or max(1, processors // workers)
-    return EngineOptions(workers=workers, threads=threads, memory_gb=options.memory_gb)
+    memory_gb = options.memory_gb or psutil.virtual_memory().available / 1024**3
+    fitting = max(1, int(memory_gb // MEMORY_PER_WORKER_GB))
+    count = max(1, min(options.processes or min(processors, fitting), scans))
+    threads = 1 if options.deterministic else options.threads or max(1, processors // count)
+    room = "given" if options.memory_gb else "free"
+    reason = (
+        f"{count} at a time, {threads} thread(s) each: {processors} processor(s), {memory_gb:.1f} GB {room} for "
+        f"{fitting} of {MEMORY_PER_WORKER_GB:g} GB"
+        + (f", --nprocs {options.processes}" if options.processes else "")
+    )
+    share_gb = memory_gb / count
+    engine = EngineOptions(
+        workers=count,
+        threads=threads,
+        worker_memory_gb=share_gb if options.memory_gb else max(share_gb, MEMORY_PER_WORKER_GB),
+        gpu=_gpu_is_here(options),
+    )
+    return engine, reason
+
+
+def _remote_engine(options: RunOptions, scans: int, folder: Path | None) -> tuple[EngineOptions, str]:
+    count = min(options.processes or REMOTE_WORKERS, scans)
+    threads = 1 if options.deterministic else options.threads or 1
+    engine = EngineOptions(
+        kind=options.engine,
+        workers=count,
+        threads=threads,
+        worker_memory_gb=options.memory_gb / count if options.memory_gb else REMOTE_WORKER_MEMORY_GB,
+        scheduler=options.dask_scheduler,
+        gpu=any("gpu" in directive for directive in options.slurm_directives),
+        slurm=SlurmJob(
+            partition=options.slurm_partition,
+            walltime=options.slurm_walltime,
+            directives=options.slurm_directives,
+            folder=folder,
+        )
+        if folder
+        else None,
+    )
+    return engine, f"at most {count} at a time on {options.engine}, {threads} thread(s) each"
+
+
+def _gpu_is_here(options: RunOptions) -> bool:
+    if options.model_dir is None:
+        return False
+    import torch  # heavy, and loaded already with the model
+
+    return torch.cuda.is_available()
 
 
 def _prepare(options: RunOptions) -> None:
@@ -194,7 +303,13 @@ def _prepare(options: RunOptions) -> None:
             probe.unlink()
         except OSError as error:
             raise output_error(folder, error) from error
-    remove_leftovers(options.out_dir)
+    state = options.out_dir / STATE_FOLDER
+    try:
+        state.mkdir(exist_ok=True)
+    except OSError as error:
+        raise output_error(state, error) from error
+    for folder in (options.out_dir, state):
+        remove_leftovers(folder)
     if options.work_dir is not None:
         # Read by Python's tempfile here and in every worker.
         os.environ["TMPDIR"] = str(options.work_dir.resolve())
@@ -217,6 +332,8 @@ def _context(options: RunOptions, config: Config) -> RunContext:
         model_id=model_id,
         retry_failed=options.retry_failed,
         reports_only=options.reports_only,
+        stage_timeout_s=options.stage_timeout_min * 60.0,
+        umask=options.umask,
         started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         command=options.command,
     )
@@ -233,7 +350,7 @@ def _checked_model(context: RunContext) -> tuple[str, ...]:
     return model.classes
 
 
-def _outcomes(tasks: list[ScanTask], engine: EngineOptions, progress: Progress) -> Iterator[SubjectOutcome]:
+def _outcomes(tasks: list[ScanTask], options: RunOptions, progress: Progress) -> Iterator[SubjectOutcome]:
     """Yield every scan's outcome: first what is done already, then what the engine computes."""
     pending = []
     progress.begin(len(tasks))
@@ -241,35 +358,111 @@ def _outcomes(tasks: list[ScanTask], engine: EngineOptions, progress: Progress) 
         outcome = finished_outcome(task)
         if outcome is None:
             pending.append(task)
+            if options.retry_failed:
+                forget_deaths(task.context.files(task.scan))
         else:
             progress.outcome(outcome)
             yield outcome
     if not pending:
         return
-    engine = replace(engine, workers=min(engine.workers, len(pending)))
-    progress.note(
-        f"{len(pending)} of {len(tasks)} scans to compute, {engine.workers} at a time, "
-        f"{engine.threads} thread(s) each"
-    )
-    if engine.workers == 1:
-        pending = [replace(task, on_stage=progress.stage) for task in pending]
-    for outcome in run_all(process_scan, pending, _lost, engine):
-        progress.outcome(outcome)
-        yield outcome
+    _check_space(options.out_dir, len(pending), progress)
+    with _folder_for_jobs(options) as folder:
+        engine, reason = _engine(options, len(pending), folder)
+        limit_threads(engine.threads, asked_for=options.deterministic or options.threads is not None)
+        progress.note(f"{len(pending)} of {len(tasks)} scans to compute, {reason}")
+        told = _Told(progress)
+        listener = Listener(died=outcome_of_death, busy=told.busy, deserted=told.deserted)
+        with workers(engine, len(pending), progress.stage) as pool:
+            batched = pending[0].context.model_dir is not None and pool.offer(GPU)
+            computed = (
+                _predicted_in_batches(pool, pending, listener)
+                if batched
+                else pool.run(process_scan, pending, listener)
+            )
+            for outcome in computed:
+                progress.outcome(outcome)
+                yield outcome
 
 
-def _lost(task: ScanTask, sentence: str) -> Failure:
-    """Make a row and a report for a scan whose worker died."""
-    failure = Failure(
-        scan=task.scan,
-        stage="worker",
-        error="WorkerLost",
-        message=sentence,
-        preprocessing_id=task.context.preprocessing_id,
-    )
-    record_failure(failure, task.context.files(task.scan))
-    write_report(failure, task.context, changed=True)
-    return failure
+def _predicted_in_batches(
+    pool: Workers, tasks: list[ScanTask], listener: Listener
+) -> Iterator[SubjectOutcome]:
+    """Preprocess all scans, compute their features batch by batch where a GPU is, then predict."""
+    by_key = {task.scan.key: task for task in tasks}
+    bare = [replace(task, context=replace(task.context, model_dir=None, model_id=None)) for task in tasks]
+    preprocessed: dict[str, SubjectOutcome] = {}
+    for outcome in pool.run(process_scan, bare, listener):
+        if isinstance(outcome, Failure):
+            yield outcome
+        else:
+            preprocessed[outcome.scan.key] = outcome
+    ready = [by_key[key] for key in preprocessed]
+    batches = [tuple(ready[n : n + PREDICTION_BATCH]) for n in range(0, len(ready), PREDICTION_BATCH)]
+    # A batch that takes its worker with it is left out: each prediction computes what it does not find.
+    for _ in pool.run(keep_features_of, batches, Listener(died=lambda _: False), GPU):
+        pass
+    for outcome in pool.run(process_scan, ready, listener):
+        earlier = preprocessed[outcome.scan.key].provenance
+        known = {entry.stage for entry in earlier}
+        added = tuple(entry for entry in outcome.provenance if entry.stage not in known)
+        yield replace(outcome, provenance=earlier + added)
+
+
+@contextmanager
+def _folder_for_jobs(options: RunOptions) -> Iterator[Path | None]:
+    """Give SLURM's jobs a folder that all nodes see, for the length of the run."""
+    if options.engine != "slurm":
+        yield None
+        return
+    place = options.work_dir or options.out_dir / STATE_FOLDER
+    with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=place.resolve()) as folder:
+        yield Path(folder)
+
+
+class _Told:
+    """Tells once of everything that is waited for."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lines: set[str] = set()
+
+    def busy(self, task: ScanTask) -> None:
+        self._once(f"{task.scan.key}: another run is at it; its result is waited for")
+
+    def deserted(self) -> None:
+        self._once(
+            "no worker has come, or all are gone; they are waited for. With SLURM, squeue tells whether jobs wait; "
+            "jobs that end at once cannot start this Python or do not see this directory"
+        )
+
+    def _once(self, line: str) -> None:
+        if line not in self._lines:
+            self._lines.add(line)
+            self._progress.note(line)
+
+
+def _note_scans(out_dir: Path, keys: list[str]) -> None:
+    """Keep which scans this directory is about, for ``brainstage status``; those of earlier runs stay."""
+    path = out_dir / STATE_FOLDER / SCANS_FILE
+    known = read_json_or_empty(path).get("scans", [])
+    if not set(keys) <= set(known):
+        write_json(path, {"scans": sorted({*known, *keys})})
+
+
+def _check_space(out_dir: Path, scans: int, progress: Progress) -> None:
+    """Say beforehand when the disk will probably not hold the results; refuse when it cannot hold a single one.
+
+    Raises
+    ------
+    StorageError
+    """
+    free_gb = shutil.disk_usage(out_dir).free / 1024**3
+    wanted_gb = SPACE_PER_SCAN_GB * scans
+    sizes = f"{free_gb:.2f} GB free, about {wanted_gb:.2f} GB needed for {scans} scans"
+    if free_gb < SPACE_PER_SCAN_GB:
+        raise StorageError(f"{out_dir.name}: {sizes}. Free some space and run the same command again")
+    if free_gb < wanted_gb:
+        progress.note(f"the disk may become full ({sizes}); finished work would be kept")
 
 
 def _write_tables(

@@ -141,15 +141,20 @@ def preprocessing_stages(config: Config) -> tuple[Stage, ...]:
     )
 
 
-def figures_stage() -> Stage:
+def scan_stages(config: Config) -> tuple[Stage, ...]:
+    """Return the stages of a scan up to the pictures of its report."""
+    return (*preprocessing_stages(config), figures_stage(config))
+
+
+def figures_stage(config: Config) -> Stage:
     """Return the stage that draws the pictures of the report."""
     return Stage(
         name="figures",
         version=FIGURES_VERSION,
-        parameters={},
+        parameters=config.reports.model_dump(mode="json"),
         reads=_ALL,
         run=lambda assessed: assessed,
-        save=_save_figures,
+        save=partial(_save_figures, keep_face=config.reports.keep_face),
         load=lambda assessed, _: assessed,
     )
 
@@ -290,10 +295,10 @@ def _load_assessed(registered: RegisteredBrain, files: ScanFiles) -> AssessedBra
     return AssessedBrain(registered=registered, qc=read_qc(files.qc_json))
 
 
-def _save_figures(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:
+def _save_figures(assessed: AssessedBrain, files: ScanFiles, *, keep_face: bool) -> Sequence[Path]:
     from brainstage.workflows.reporting.figures import scan_figures  # heavy: matplotlib
 
-    pictures = scan_figures(assessed.registered)
+    pictures = scan_figures(assessed.registered, keep_face=keep_face)
     return [write_bytes(files.figure(name), picture) for name, picture in pictures.items()]
 
 

@@ -1,31 +1,65 @@
-"""Many scans, in this process or in workers; a worker that dies costs its own scan and no other."""
+"""Many scans in worker processes; a worker that dies costs its own scan and no other."""
 
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
-from brainstage.pipeline.engine import THREAD_VARIABLES, EngineOptions, limit_threads, run_all
-from brainstage.pipeline.errors import StorageError
+from brainstage.pipeline.engine import (
+    THREAD_VARIABLES,
+    EngineOptions,
+    Listener,
+    SlurmJob,
+    limit_threads,
+    workers,
+)
+from brainstage.pipeline.errors import EngineError, StorageError
 
 WORK = """
-import os, signal
+import os, signal, stat, time
+from pathlib import Path
 
 from brainstage.pipeline.errors import StorageError
 
 
-def double(task):
+def double(task, announce):
+    announce(task, "doubled")
     return task, 2 * task, os.getpid()
 
 
-def die_at_two(task):
+def die_at_two(task, announce):
     if task == 2:
         os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
     return task, 2 * task, os.getpid()
 
 
-def full_disk(task):
+def eat_at_two(task, announce):
+    eaten = []
+    while task == 2:
+        eaten.append(bytearray(os.urandom(1024) * 16384))
+        time.sleep(0.005)
+    return task, 2 * task, os.getpid()
+
+
+def busy_at_first(task, announce):
+    folder, number = task
+    try:
+        (Path(folder) / str(number)).touch(exist_ok=False)
+    except FileExistsError:
+        return number
+    return None
+
+
+def surroundings(task, announce):
+    umask = os.umask(0)
+    os.umask(umask)
+    return {name: os.environ.get(name) for name in task}, umask
+
+
+def full_disk(task, announce):
     raise StorageError("cannot write x")
 """
 
@@ -38,45 +72,128 @@ def work(tmp_path, monkeypatch):
     return pytest.importorskip("toy_work")
 
 
-def lost(task, sentence: str):
-    return task, sentence, 0
+def run_all(work, tasks, options, listener, heard=lambda *_: None):
+    with workers(options, len(tasks), heard) as pool:
+        yield from pool.run(work, tasks, listener)
 
 
-def test_one_worker_means_this_process_and_this_order(work):
-    results = list(run_all(work.double, [3, 1, 2], lost, EngineOptions()))
-    assert results == [(3, 6, os.getpid()), (1, 2, os.getpid()), (2, 4, os.getpid())]
+def never(task):
+    raise AssertionError(f"{task} was taken for dead")
 
 
-def test_a_single_task_needs_no_cluster(work):
-    assert list(run_all(work.double, [3], lost, EngineOptions(workers=4))) == [(3, 6, os.getpid())]
+class Deaths:
+    """Counts deaths by task; gives up a task at its second."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+
+    def __call__(self, task):
+        self.counts[task] = self.counts.get(task, 0) + 1
+        return (task, "given up", 0) if self.counts[task] == 2 else None
 
 
-def test_results_come_one_by_one(work):
-    seen = []
-    results = run_all(lambda task: seen.append(task) or task, [1, 2], lost, EngineOptions())
-    assert next(results) == 1
-    assert seen == [1]
-
-
-def test_an_error_of_the_run_comes_through(work):
-    with pytest.raises(StorageError, match="cannot write x"):
-        list(run_all(work.full_disk, [1, 2], lost, EngineOptions()))
+@pytest.mark.slow
+def test_every_task_is_done_in_another_process_and_is_heard(work):
+    heard = []
+    options = EngineOptions(workers=2)
+    found = run_all(work.double, [3, 1, 2], options, Listener(died=never), lambda *said: heard.append(said))
+    results = sorted(found)
+    assert [result[:2] for result in results] == [(1, 2), (2, 4), (3, 6)]
+    assert os.getpid() not in {result[2] for result in results}
+    deadline = time.monotonic() + 10
+    while len(heard) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert sorted(heard) == [(1, "doubled"), (2, "doubled"), (3, "doubled")]
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_its_own_scan_only(work):
-    options = EngineOptions(workers=2, deaths_allowed=1)
-    results = {result[0]: result for result in run_all(work.die_at_two, [1, 2, 3, 4], lost, options)}
-    assert {task: results[task][1] for task in (1, 3, 4)} == {1: 2, 3: 6, 4: 8}
-    assert "died 2 times" in results[2][1]
-    assert os.getpid() not in {result[2] for result in results.values()}
+    deaths = Deaths()
+    options = EngineOptions(workers=2)
+    results = {r[0]: r for r in run_all(work.die_at_two, [1, 2, 3, 4, 5], options, Listener(died=deaths))}
+    assert {task: results[task][1] for task in (1, 3, 4, 5)} == {1: 2, 3: 6, 4: 8, 5: 10}
+    assert results[2][1] == "given up"
+
+
+@pytest.mark.slow
+def test_a_worker_that_eats_its_memory_is_stopped(work):
+    deaths = Deaths()
+    options = EngineOptions(workers=2, worker_memory_gb=0.5)
+    results = {r[0]: r for r in run_all(work.eat_at_two, [1, 2, 3], options, Listener(died=deaths))}
+    assert results[2][1] == "given up"
+    assert (results[1][1], results[3][1]) == (2, 6)
+
+
+@pytest.mark.slow
+def test_a_task_that_another_run_is_at_comes_back(work, tmp_path):
+    seen = []
+    listener = Listener(died=never, busy=seen.append)
+    tasks = [(str(tmp_path), 1), (str(tmp_path), 2)]
+    assert sorted(run_all(work.busy_at_first, tasks, EngineOptions(workers=2), listener)) == [1, 2]
+    assert sorted(seen) == tasks
+
+
+@pytest.mark.slow
+def test_workers_start_with_their_threads_and_our_umask(work, monkeypatch):
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    os.umask(0o027)
+    asked = [(*THREAD_VARIABLES, "COLOUR", "MALLOC_TRIM_THRESHOLD_")]
+    options = EngineOptions(threads=3, environment={"COLOUR": "red"})
+    ((found, umask),) = run_all(work.surroundings, asked, options, Listener(died=never))
+    assert found == dict.fromkeys(THREAD_VARIABLES, "3") | {"COLOUR": "red", "MALLOC_TRIM_THRESHOLD_": None}
+    assert umask == 0o027
 
 
 @pytest.mark.slow
 def test_an_error_of_the_run_comes_through_from_a_worker(work):
     with pytest.raises(StorageError, match="cannot write x") as caught:
-        list(run_all(work.full_disk, [1, 2], lost, EngineOptions(workers=2)))
+        list(run_all(work.full_disk, [1, 2], EngineOptions(workers=2), Listener(died=never)))
     assert caught.value.exit_code == 74
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_there_is_used(work):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+        options = EngineOptions(kind="dask", workers=2, scheduler=cluster.scheduler_address)
+        results = sorted(run_all(work.double, [1, 2, 3], options, Listener(died=never)))
+    assert [result[:2] for result in results] == [(1, 2), (2, 4), (3, 6)]
+
+
+@pytest.mark.slow
+def test_work_that_needs_a_gpu_goes_where_one_is(work):
+    with workers(EngineOptions(workers=2), 2) as pool:
+        assert not pool.offer("GPU")
+    with workers(EngineOptions(workers=2, gpu=True), 2) as pool:
+        assert pool.offer("GPU")
+        assert len(list(pool.run(work.double, [1, 2], Listener(died=never), "GPU"))) == 2
+
+
+@pytest.mark.slow
+def test_workers_that_take_two_scans_at_a_time_are_refused(work):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, silence_logs=50) as cluster:
+        options = EngineOptions(kind="dask", workers=2, scheduler=cluster.scheduler_address)
+        with pytest.raises(EngineError, match="--nthreads 1"):
+            list(run_all(work.double, [1], options, Listener(died=never)))
+
+
+@pytest.mark.slow
+def test_no_scheduler_at_the_address_is_said(work):
+    options = EngineOptions(kind="dask", workers=1, scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(EngineError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9") as caught:
+        list(run_all(work.double, [1], options, Listener(died=never)))
+    assert caught.value.exit_code == 75
+
+
+def test_slurm_without_sbatch_is_said(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = EngineOptions(kind="slurm", worker_memory_gb=4.0, slurm=SlurmJob(folder=tmp_path))
+    with pytest.raises(EngineError, match="sbatch is not here"):
+        list(run_all(work.double, [1], options, Listener(died=never)))
 
 
 def test_threads_are_limited_unless_the_user_did(monkeypatch):

@@ -145,18 +145,36 @@ def test_a_file_that_cannot_be_hashed_is_missing(tmp_path):
 
 
 def test_only_old_leftovers_are_removed(tmp_path):
-    folder = tmp_path / "sub-01" / "anat"
-    folder.mkdir(parents=True)
+    folder = tmp_path / "sub-01"
+    folder.mkdir()
     old, young, kept = folder / ".tmp-aa-x.nii.gz", folder / ".tmp-bb-x.nii.gz", folder / "x.nii.gz"
     for path in (old, young, kept):
         path.touch()
     os.utime(old, (1, 1))
     os.utime(kept, (1, 1))
-    assert remove_leftovers(tmp_path) == 1
+    (folder / ".tmp-cc").mkdir()
+    (folder / ".tmp-cc" / "half.nii.gz").touch()
+    os.utime(folder / ".tmp-cc", (1, 1))
+    assert remove_leftovers(tmp_path) == 0, "folders below are for whoever holds their lease"
+    assert remove_leftovers(folder) == 2
     assert names(folder) == [".tmp-bb-x.nii.gz", "x.nii.gz"]
 
 
-def test_a_leftover_that_cannot_be_removed_is_left(tmp_path):
-    (tmp_path / ".tmp-aa-folder").mkdir()
-    os.utime(tmp_path / ".tmp-aa-folder", (1, 1))
+def test_a_leftover_that_cannot_be_removed_is_left(tmp_path, monkeypatch):
+    (tmp_path / ".tmp-aa").touch()
+    os.utime(tmp_path / ".tmp-aa", (1, 1))
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
     assert remove_leftovers(tmp_path) == 0
+
+
+def test_a_link_that_calls_itself_unfinished_is_not_followed(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "x").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".tmp-aa").symlink_to(tmp_path / "kept")
+    remove_leftovers(tmp_path / "out", older_than_s=0.0)
+    assert (tmp_path / "kept" / "x").exists()

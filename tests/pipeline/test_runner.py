@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
-from brainstage.pipeline.errors import ImageError, OutputError, StorageError
+from brainstage.pipeline.errors import ImageError, LeaseLostError, OutputError, StorageError
 from brainstage.pipeline.files import write_json
 from brainstage.pipeline.records import Failure, T1wScan
 from brainstage.pipeline.runner import ChainOptions, read_failure, record_failure, run_chain
-from brainstage.pipeline.stage import Stage, marker_path, read_marker
+from brainstage.pipeline.stage import Stage, describe_outputs, marker_path, read_marker, write_marker
 
 
 class Toy:
@@ -279,3 +280,75 @@ def test_a_failure_that_cannot_be_understood_counts_as_none(toy, text):
     path.write_text(text)
     assert read_failure(toy.files, toy.scan) is None
     assert toy().state() == 2
+
+
+def test_nothing_is_published_before_all_is_written(toy):
+    toy()
+    before = toy.output("add").read_text()
+    toy.parameters["add"] += 1
+    seen = []
+
+    def look():
+        seen.append((toy.output("add").read_text(), marker_path(toy.files, "add").exists()))
+
+    toy(require_lease=look)
+    assert seen[0] == (before, True), "until the whole result is there, the earlier one stands"
+    assert not list(toy.files.state.glob(".tmp-*"))
+
+
+def test_who_lost_the_lease_publishes_nothing_and_blames_no_scan(toy):
+    def lost():
+        raise LeaseLostError("taken over")
+
+    with pytest.raises(LeaseLostError):
+        toy(require_lease=lost)
+    assert toy.ran == ["add"]
+    assert not toy.output("add").exists()
+    assert read_marker(toy.files, "add") is None
+    assert read_failure(toy.files, toy.scan) is None
+    assert not list(toy.files.state.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("error", [ImageError("bad"), ZeroDivisionError()])
+def test_who_lost_the_lease_publishes_no_failure_either(toy, error):
+    def lost():
+        raise LeaseLostError("taken over")
+
+    toy.raises["add"] = error
+    with pytest.raises(LeaseLostError):
+        toy(require_lease=lost)
+    assert read_failure(toy.files, toy.scan) is None
+
+
+def test_an_output_that_a_stage_no_longer_writes_is_removed(toy):
+    toy()
+    stray = toy.output("stray")
+    stray.write_text("{}")
+    marker = read_marker(toy.files, "note")
+    assert marker is not None
+    write_marker(toy.files, replace(marker, outputs=(*marker.outputs, *describe_outputs([stray], toy.files))))
+    toy.parameters["note"] += 1
+    toy()
+    assert not stray.exists()
+    assert toy.output("note").exists()
+
+
+def test_memory_that_is_not_there_is_a_failure_with_a_remedy(toy):
+    toy.raises["double"] = MemoryError()
+    failure = toy()
+    assert isinstance(failure, Failure)
+    assert not failure.defect
+    assert "double stage needs more memory than there is" in failure.message
+    assert "--nprocs" in failure.message
+
+
+def test_a_traceback_names_no_folder_of_this_machine(toy, tmp_path):
+    toy.raises["double"] = ZeroDivisionError(f"cannot read {tmp_path}/scan.nii")
+    failure = toy()
+    [log] = (tmp_path / "logs").iterdir()
+    text = log.read_text()
+    assert str(tmp_path) not in text
+    assert str(Path.home()) not in text
+    assert 'runner.py", line ' in text
+    assert "ZeroDivisionError: cannot read .../scan.nii" in text
+    assert failure.defect

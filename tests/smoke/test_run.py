@@ -276,6 +276,26 @@ def test_what_is_predicted_of_a_training_scan_is_what_its_held_out_fold_said(
 
 
 @pytest.mark.shared_data
+def test_predictions_in_batches_are_those_scan_by_scan(
+    trained: tuple[list[str], Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (_, source, _, _, *labels), _, model = trained
+    some = ["--participant-label", *labels[:3], "--resolution", "2", "--model", str(model)]
+    assert main(["run", source, str(tmp_path / "one"), *some]) == 0
+    # Where there is a GPU, features are computed batch by batch; without one, the same way on the CPU.
+    monkeypatch.setattr("brainstage.workflows.run._gpu_is_here", lambda _: True)
+    assert main(["run", source, str(tmp_path / "batched"), *some]) == 0
+    one, batched = (rows_of(tmp_path / name / "predictions.csv") for name in ("one", "batched"))
+    assert len(one) == len(batched) == 3
+    for first, second in zip(one, batched, strict=True):
+        assert first["predicted_label"] == second["predicted_label"]
+        assert float(first["p_F"] or 0) == pytest.approx(float(second["p_F"] or 0), abs=1e-3)
+    assert list((tmp_path / "batched" / ".brainstage").glob("*/features-*.safetensors"))
+
+
+@pytest.mark.shared_data
 def test_a_model_refuses_scans_that_were_preprocessed_otherwise(
     trained: tuple[list[str], Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

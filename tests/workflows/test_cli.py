@@ -345,11 +345,16 @@ def test_a_broken_link_is_a_failed_row_and_a_misnamed_file_a_note(bids, out, cap
 
 
 def test_what_a_killed_run_left_behind_is_swept(finished, bids):
-    leftover = finished / ".brainstage" / "sub-01" / ".tmp-aa-x.json"
-    leftover.touch()
-    os.utime(leftover, (1, 1))
+    state = finished / ".brainstage"
+    of_nobody, of_a_scan = state / ".tmp-aa-x.json", state / "sub-01" / ".tmp-bb"
+    of_nobody.touch()
+    os.utime(of_nobody, (1, 1))
+    of_a_scan.mkdir()
+    (of_a_scan / "half.nii.gz").touch()
+    (state / "sub-01" / "failure.json").unlink()
     assert main(["run", str(bids), str(finished)]) == 1
-    assert not leftover.exists()
+    assert not of_nobody.exists()
+    assert not of_a_scan.exists()
 
 
 def test_a_log_has_one_line_for_each_scan(finished):

@@ -232,3 +232,17 @@ def test_the_same_state_gives_the_same_bytes():
     head, mask, matrix = phantom("RAS", (6.0, 6.0, 6.0))
     state = registered(head, mask, matrix)
     assert scan_figures(state) == scan_figures(state)
+
+
+def test_the_whole_head_is_shown_only_when_asked_for():
+    head, mask, matrix = phantom("RAS", (3.0, 3.0, 3.0))
+    face = np.zeros(mask.shape, dtype=bool)
+    face[:, -4:, : mask.shape[2] // 2] = True
+    assert not (face & mask).any()
+    lit, dark = (
+        registered(np.where(face, value, head).astype(np.float32), mask, matrix) for value in (1e3, 0.0)
+    )
+    for name in ("mask", "montage"):
+        assert scan_figures(lit)[name] == scan_figures(dark)[name], "the face leaves no trace"
+        assert scan_figures(lit, keep_face=True)[name] != scan_figures(dark, keep_face=True)[name]
+    assert all(len(png) <= MAX_PNG_BYTES for png in scan_figures(lit, keep_face=True).values())

@@ -25,7 +25,12 @@ from brainstage.pipeline.errors import (
 from brainstage.pipeline.manifest import ManifestRow, read_manifest, write_manifest
 from brainstage.pipeline.nifti import write_mask, write_volume
 from brainstage.pipeline.volume import BrainMask, Volume
-from brainstage.workflows.learning.features import cached_features, network_input_key, read_network_input
+from brainstage.workflows.learning.features import (
+    cached_features,
+    keep_features,
+    network_input_key,
+    read_network_input,
+)
 from brainstage.workflows.train import TrainOptions, train
 
 GRID = {"spacing_mm": 4.0, "shape": [40, 48, 40], "background": "zero"}
@@ -273,6 +278,21 @@ def test_features_are_computed_once_and_a_changed_image_invalidates_them(trained
     assert stored != stored_after
     stored_at.write_bytes(stored[:50])
     assert np.array_equal(after, features()[0])
+
+
+def test_features_of_a_batch_are_those_of_each_scan_and_are_found_again(trained, own_run):
+    model = load_model(trained[0].model_dir)
+    scans = [files_of(own_run, subject) for subject in ("03", "04", "05")]
+    for files in scans:
+        (files.state / f"features-{model.feature_id}.safetensors").unlink(missing_ok=True)
+    keep_features(model.extractor, scans, model.network_grid)
+    for files in scans:
+        given = read_network_input(files, model.network_grid)
+        stored_at = files.state / f"features-{model.feature_id}.safetensors"
+        stamp = stored_at.stat().st_mtime_ns
+        found = cached_features(model.extractor, files, given, network_input_key(files, model.network_grid))
+        assert stored_at.stat().st_mtime_ns == stamp, "nothing was computed again"
+        assert np.allclose(found, model.features(given), rtol=1e-4, atol=1e-5)
 
 
 def test_any_column_and_any_classes(finished_run, tmp_path):

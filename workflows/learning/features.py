@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,17 @@ def cached_features(
     """
     path = files.state / f"features-{extractor.feature_id}.safetensors"
     return _cached(path, input_key, lambda: {"features": extractor.features(network_input)})["features"]
+
+
+def keep_features(
+    extractor: FeatureExtractor, scans: Sequence[ScanFiles], network_grid: Mapping[str, Any]
+) -> None:
+    """Compute the features of several scans in one pass, and keep them where :func:`cached_features` looks."""
+    inputs = [read_network_input(files, network_grid) for files in scans]
+    for files, features in zip(scans, extractor.features_of(inputs), strict=True):
+        path = files.state / f"features-{extractor.feature_id}.safetensors"
+        key = network_input_key(files, network_grid)
+        write_bytes(path, save_arrays({"features": features}, metadata={"input": key}))
 
 
 def training_arrays(

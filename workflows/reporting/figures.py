@@ -1,7 +1,7 @@
 """Pictures of one scan for its report: pure functions from state to PNG bytes.
 
-No face leaves this module: outside the brain mask only tissue within a few millimetres is drawn
-(:func:`brainstage.workflows.reporting.mosaic.visibility`).
+No face leaves this module unless it is asked for: outside the brain mask only tissue within a few millimetres is
+drawn (:func:`brainstage.workflows.reporting.mosaic.visibility`).
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from brainstage.workflows.reporting.mosaic import (
 )
 
 _WIDTH_PIXELS: Final = 1240
+_WHOLE_HEAD_MM: Final = 500.0
 _THUMBNAIL_WIDTH_PIXELS: Final = 240
 _COLUMNS: Final = 7
 _GAP_PIXELS: Final = 8
@@ -65,13 +66,15 @@ _BEFORE_STYLE: Final[Mapping[str, Any]] = {"color": "#8a6d1d", "linestyle": "--"
 _AFTER_STYLE: Final[Mapping[str, Any]] = {"color": "#0b5cad"}
 
 
-def scan_figures(registered: RegisteredBrain) -> dict[str, bytes]:
+def scan_figures(registered: RegisteredBrain, *, keep_face: bool = False) -> dict[str, bytes]:
     """Draw every picture of a scan.
 
     Parameters
     ----------
     registered : RegisteredBrain
         Native and template states of the scan.
+    keep_face : bool
+        Draw the whole head in native space.
 
     Returns
     -------
@@ -80,13 +83,25 @@ def scan_figures(registered: RegisteredBrain) -> dict[str, bytes]:
         a PNG below 300 kB. Masks may be odd or empty; around an empty one nothing is drawn.
     """
     native = _native_scene(registered)
+    shown = _whole_head_scene(registered) if keep_face else native
     return {
-        "mask": _mask_figure(native),
+        "mask": _mask_figure(shown),
         "registration": _registration_figure(registered),
         "bias_field": _bias_field_figure(native),
         "histogram": _histogram_figure(registered),
-        "montage": _montage_figure(native),
+        "montage": _montage_figure(shown),
     }
+
+
+def _whole_head_scene(registered: RegisteredBrain) -> Scene:
+    corrected = registered.normalised.corrected
+    head = corrected.stripped.head
+    layers = {
+        "mask": corrected.brain_mask.data,
+        "before": head.data,
+        "visible": np.ones(head.shape, np.float32),
+    }
+    return scene_of(layers, corrected.brain_mask.voxel_to_ras, margin_mm=_WHOLE_HEAD_MM)
 
 
 def _native_scene(registered: RegisteredBrain) -> Scene:

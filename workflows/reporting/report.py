@@ -36,8 +36,8 @@ FIGURE_TEXTS: Final[Mapping[str, FigureText]] = {
         title="Brain mask",
         caption="The outline (orange) of the mask on the scan as it was read. It should follow the brain's surface: "
         "look for cortex outside it, above all at the temporal poles, the vertex and the cerebellum, and for eyes, "
-        "dura or neck inside it. Tissue further from the mask is left out so that no face is shown. The person's left "
-        "is on the left; numbers are voxel indices of the RAS volume.",
+        "dura or neck inside it. Tissue further from the mask is left out, so that no face is shown, unless "
+        "--keep-face was given. The person's left is on the left; numbers are voxel indices of the RAS volume.",
         alt="Axial, coronal and sagittal slices of the native scan with the outline of the brain mask.",
     ),
     "registration": FigureText(

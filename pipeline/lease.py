@@ -1,0 +1,232 @@
+"""Who is at work on something: one process at a time, whatever else runs on the output directory.
+
+A lease is a small file that only one process can create. Its holder touches it every few seconds. It is taken over
+when its holder is gone: at once when that was a process of this machine that no longer lives, after
+:data:`ABANDONED_S` without a sign of life otherwise. A holder that was only thought dead asks
+:meth:`Lease.still_held` before it publishes anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from brainstage.pipeline.errors import LeaseLostError, output_error
+from brainstage.pipeline.files import TEMPORARY_PREFIX, sha256_of_bytes
+
+HEARTBEAT_S: Final = 10.0
+ABANDONED_S: Final = 300.0
+"""Longer than any library keeps the interpreter from running the heartbeat, a loaded machine included."""
+WAIT_S: Final = 0.5
+SAME_START_S: Final = 5.0
+"""The start of a process is counted from the machine's, which moves when its clock is set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """What a lease file holds.
+
+    Attributes
+    ----------
+    token : str
+        Drawn anew for every lease.
+    machine : str
+        Hash of host, boot and process namespace: where `pid` means something.
+    pid : int
+    process_started : float
+        Seconds since the epoch; tells a process from a later one of the same number.
+    """
+
+    token: str
+    machine: str
+    pid: int
+    process_started: float
+
+
+class Lease:
+    """A lease that this process holds; made by :func:`acquire`.
+
+    Parameters
+    ----------
+    path : Path
+    token : str
+    """
+
+    def __init__(self, path: Path, token: str) -> None:
+        self.path = path
+        self.token = token
+        self._released = threading.Event()
+        # A daemon: it must not keep a process alive whose work is over.
+        threading.Thread(target=self._beat, name="lease", daemon=True).start()
+
+    def still_held(self) -> bool:
+        """Tell whether nobody has taken the lease over."""
+        holder = _read(self.path)
+        return holder is not None and holder.token == self.token
+
+    def require(self) -> None:
+        """Raise :class:`LeaseLostError` when another process has taken the lease over."""
+        if not self.still_held():
+            raise LeaseLostError(
+                "another run took this over, because this one had given no sign of life for "
+                f"{ABANDONED_S:.0f} s; its result is used"
+            )
+
+    def release(self) -> None:
+        """Give the lease back."""
+        self._released.set()
+        if self.still_held():
+            self.path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_S) and self.still_held():
+            with suppress(OSError):
+                os.utime(self.path)
+
+
+def acquire(path: Path) -> Lease | None:
+    """Take a lease; None while another process holds it.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder is made when absent.
+
+    Raises
+    ------
+    OutputError
+        When the file system refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not _cleared(path):
+            return None
+        return _created(path)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Lease | None]:
+    """Hold a lease for the length of a block; None inside it while another process holds it."""
+    lease = acquire(path)
+    try:
+        yield lease
+    finally:
+        if lease is not None:
+            lease.release()
+
+
+@contextmanager
+def waited_for(path: Path) -> Iterator[Lease]:
+    """Hold a lease for the length of a block, after waiting for whoever holds it."""
+    while (lease := acquire(path)) is None:
+        time.sleep(WAIT_S)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a live process holds a lease."""
+    holder = _read(path)
+    return path.exists() if holder is None else not _is_gone(path, holder)
+
+
+def _created(path: Path) -> Lease | None:
+    holder = Holder(
+        token=secrets.token_hex(8),
+        machine=_machine(),
+        pid=os.getpid(),
+        process_started=_started(os.getpid()) or 0.0,
+    )
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(holder)))
+    return Lease(path, holder.token)
+
+
+def _cleared(path: Path) -> bool:
+    """Remove a lease whose holder is gone; tell whether it was one."""
+    holder = _read(path)
+    if not _is_gone(path, holder):
+        return False
+    aside = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return True  # given back, or cleared by another, meanwhile
+    taken = _read(aside)
+    if taken == holder:
+        aside.unlink(missing_ok=True)
+        return True
+    # Between the look and the rename another process took it over: it gets its lease back.
+    with suppress(OSError):
+        os.link(aside, path)
+    aside.unlink(missing_ok=True)
+    return False
+
+
+def _is_gone(path: Path, holder: Holder | None) -> bool:
+    if holder is not None and holder.machine == _machine():
+        started = _started(holder.pid)
+        return started is None or abs(started - holder.process_started) > SAME_START_S
+    try:
+        return _now_at(path) - path.stat().st_mtime > ABANDONED_S
+    except FileNotFoundError:
+        return True
+
+
+def _now_at(path: Path) -> float:
+    """Return the time by the clock of the file system, which other machines write their signs of life with."""
+    probe = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:  # a folder that may only be read
+        return time.time()
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Holder(**content)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _started(pid: int) -> float | None:
+    """Return when a living process of this machine was started; None when there is none, or only its remains."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+@cache
+def _machine() -> str:
+    parts = [platform.node()]
+    with suppress(OSError):  # only where there is /proc
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()]
+        parts += [str(Path("/proc/self/ns/pid").stat().st_ino)]
+    return sha256_of_bytes("\n".join(parts).encode())[:16]
