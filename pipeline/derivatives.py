@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,7 +104,7 @@ class ScanFiles:
         """The scan's report, at the top of the output directory."""
         return self.out_dir / f"{self.key}.html"
 
-    @property
+    @cached_property
     def state(self) -> Path:
         """Folder of the stage markers and small intermediate results."""
         return self.out_dir / STATE_FOLDER / self.key

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Final
 
 ENTITY_KEYS: Final = {
@@ -43,7 +44,7 @@ class BidsEntities:
     part: str | None = None
     chunk: str | None = None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The scan's name in logs, markers and reports, such as ``sub-01_ses-M12_run-1``."""
         return format_entities(self)

@@ -115,6 +115,7 @@ def run_chain(
     LeaseLostError
         When another run has taken the scan over.
     """
+    earlier = None if options.retry_failed else _earlier_failure(files, scan)
     state: Callable[[], Any] = _always(scan)
     markers: dict[str, Marker] = {}
     provenance: list[Provenance] = []
@@ -125,9 +126,8 @@ def run_chain(
             # again from its source), so other voxels may leave the same files.
             inputs |= {f"stage {name}": markers[name].key} | markers[name].sha256_by_path
         key = content_key(stage, inputs)
-        earlier = None if options.retry_failed else read_failure(files, scan, (stage.name, key))
-        if earlier is not None:
-            return replace(earlier, provenance=tuple(provenance))
+        if earlier is not None and earlier[1:] == (stage.name, key):
+            return replace(earlier[0], provenance=tuple(provenance))
         try:
             with attributed(scan.key, stage.name), _memory_told(stage.name):
                 state, marker, reused = _advance(stage, state, key, inputs, files, options)
@@ -316,26 +316,23 @@ def record_failure(failure: Failure, files: ScanFiles, key: str = "") -> None:
     )
 
 
-def read_failure(files: ScanFiles, scan: T1wScan, wanted: tuple[str, str] | None = None) -> Failure | None:
-    """Return the failure remembered for a scan, None when there is none.
+def read_failure(files: ScanFiles, scan: T1wScan) -> Failure | None:
+    """Return the failure remembered for a scan, None when there is none."""
+    found = _earlier_failure(files, scan)
+    return found[0] if found else None
 
-    Parameters
-    ----------
-    files : ScanFiles
-    scan : T1wScan
-    wanted : (str, str), optional
-        Stage and key it must be of.
-    """
+
+def _earlier_failure(files: ScanFiles, scan: T1wScan) -> tuple[Failure, str, str] | None:
+    """Return the failure remembered for a scan, with the stage and key that it is of."""
     try:
         content = json.loads((files.state / f"{FAILURE_MARKER}.json").read_text(encoding="utf-8"))
-        if wanted is not None and (content["stage"], content["key"]) != wanted:
-            return None
-        return Failure(
+        failure = Failure(
             scan=scan,
             stage=content["stage"],
             error=content["error"],
             message=content["message"],
             defect=content["defect"],
         )
+        return failure, failure.stage, content["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

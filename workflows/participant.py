@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -107,7 +107,7 @@ class RunContext:
     umask: int | None = None
     chain: Callable[[Config], Sequence[Stage]] = scan_stages
 
-    @property
+    @cached_property
     def preprocessing_id(self) -> str:
         """Hash of everything that changes a voxel."""
         return preprocessing_id(preprocessing_content(self.config))
