@@ -24,6 +24,11 @@ settings.register_profile("exploring", deadline=None, max_examples=1000)
 settings.load_profile("reproducible")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the fast tests first: what is broken shows early."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 def _rotation(axis: int, degrees: float) -> np.ndarray:
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     first, second = [n for n in range(3) if n != axis]

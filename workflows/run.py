@@ -64,7 +64,7 @@ PREDICTION_BATCH: Final = 8
 REMOTE_WORKERS: Final = 20
 REMOTE_WORKER_MEMORY_GB: Final = 4.0
 SPACE_PER_SCAN_GB: Final = 0.06
-"""What a run writes for a 1 mm head is 30 MB, for one at 0.7 mm twice that."""
+"""What a run writes for a 1 mm head is 24 MB, for one at 0.7 mm twice that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +371,7 @@ def _outcomes(tasks: list[ScanTask], options: RunOptions, progress: Progress) ->
         limit_threads(engine.threads, asked_for=options.deterministic or options.threads is not None)
         progress.note(f"{len(pending)} of {len(tasks)} scans to compute, {reason}")
         told = _Told(progress)
-        listener = Listener(died=outcome_of_death, busy=told.busy, deserted=told.deserted)
+        listener = Listener(died=told.died, busy=told.busy, deserted=told.deserted)
         with workers(engine, len(pending), progress.stage) as pool:
             batched = pending[0].context.model_dir is not None and pool.offer(GPU)
             computed = (
@@ -420,7 +420,7 @@ def _folder_for_jobs(options: RunOptions) -> Iterator[Path | None]:
 
 
 class _Told:
-    """Tells once of everything that is waited for."""
+    """Tells of workers that died, and once of everything that is waited for."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -428,6 +428,12 @@ class _Told:
 
     def busy(self, task: ScanTask) -> None:
         self._once(f"{task.scan.key}: another run is at it; its result is waited for")
+
+    def died(self, task: ScanTask) -> SubjectOutcome | None:
+        outcome = outcome_of_death(task)
+        if outcome is None:
+            self._progress.note(f"{task.scan.key}: its worker process died; the scan goes on in another")
+        return outcome
 
     def deserted(self) -> None:
         self._once(

@@ -27,6 +27,7 @@ def test_a_worker_that_is_killed_costs_the_stage_it_was_at(cohort, reference, tm
     code, said = cohort.run(orders={"sub-03": {"registration": f"die once in {tmp_path / 'died'}"}})
     assert code == DONE, said
     assert (tmp_path / "died").exists()
+    assert "sub-03: its worker process died; the scan goes on in another" in said
     assert digests(cohort.out) == reference
     # What the log says was computed lacks the four stages that the killed process had finished.
     assert len(cohort.computed()) == len(set(cohort.computed())) == len(cohort.keys) * len(STAGES) - 4
