@@ -317,7 +317,7 @@ def _local_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 -
         # Another user of this machine could reach a port, and a scheduler runs what it is sent.
         security=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=50,
         resources={GPU: 1} if options.gpu else None,
     )
@@ -345,7 +345,7 @@ def _slurm_cluster(options: EngineOptions, tasks: int) -> Iterator[Any]:
         log_directory=str(job.folder),
         local_directory=os.environ.get("TMPDIR"),
         security=_shared_keys(job.folder),
-        scheduler_options={"dashboard_address": None},
+        scheduler_options={"dashboard_address": "127.0.0.1:0"},
         worker_extra_args=["--resources", f"{GPU}=1"] if options.gpu else [],
         silence_logs="critical",
     ) as cluster:

@@ -79,7 +79,9 @@ def template_sha256() -> str:
         return sha256_of_file(path)
 
 
+@cache
 def _packaged(tissue: str) -> Volume:
+    # Kept too: most processes need the template on two grids, and unpacking takes longer than resampling.
     with as_file(files("nilearn") / _FOLDER / _NAME.format(tissue=tissue)) as path:
         if not path.is_file():
             raise ToolNotFoundError(

@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
 # A real SLURM on this one machine, with two virtual nodes: "slurm_here.sh start" or "slurm_here.sh stop".
-# For Debian and Ubuntu, as root, on a machine that may be changed: it writes /etc/slurm/slurm.conf.
+# For Debian and Ubuntu, as root, on a machine that may be changed: it installs packages and writes
+# /etc/slurm/slurm.conf, unless there is one that it did not write.
 set -euo pipefail
 
 host=$(hostname -s)
 packages="slurmd slurmctld slurm-client munge"
 
+conf=/etc/slurm/slurm.conf
+mark="# by brainstage's tests/faults/slurm_here.sh"
+
 start() {
+    if [ -f "$conf" ] && ! grep -qF "$mark" "$conf"; then
+        echo "$conf is there already and is left alone" >&2
+        return 1
+    fi
     command -v slurmctld >/dev/null || {
         DEBIAN_FRONTEND=noninteractive apt-get update -qq
         # shellcheck disable=SC2086 # one word each
@@ -15,7 +23,8 @@ start() {
     getent hosts "$host" >/dev/null || echo "127.0.0.1 $host" >>/etc/hosts
     mkdir -p /etc/slurm /run/munge /var/lib/slurm/{ctld,slurmd-n1,slurmd-n2} /var/log/slurm
     chown munge:munge /run/munge
-    cat >/etc/slurm/slurm.conf <<CONF
+    cat >"$conf" <<CONF
+$mark
 ClusterName=lab
 SlurmctldHost=$host
 SlurmUser=root

@@ -25,10 +25,11 @@ def slurm():
         pytest.skip("needs root on Debian or Ubuntu, to install and start SLURM")
     if shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True, check=False).returncode == 0:
         pytest.skip("a SLURM is running here already; it is left alone")
-    started = subprocess.run([SCRIPT, "start"], capture_output=True, text=True, check=False, timeout=300)
-    if started.returncode:
-        subprocess.run([SCRIPT, "stop"], check=False)
-        pytest.skip(f"SLURM cannot be started here: {started.stderr.strip()[-300:]}")
+    try:
+        subprocess.run([SCRIPT, "start"], capture_output=True, text=True, check=True, timeout=300)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        subprocess.run([SCRIPT, "stop"], check=False, capture_output=True)
+        pytest.skip(f"SLURM cannot be started here: {error.stderr or error}")
     yield
     subprocess.run([SCRIPT, "stop"], check=False, timeout=60)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 
+import psutil
 import pytest
 
 from brainstage.pipeline.config import Config
@@ -49,5 +50,8 @@ def test_a_stranger_gets_no_answer_from_the_workers(tmp_path):
     with _local_cluster(EngineOptions(), 1) as cluster:
         assert isinstance(cluster, LocalCluster)
         assert cluster.scheduler_address.startswith("tls://127.0.0.1")
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        doors = [door for one in processes for door in one.net_connections("inet") if door.status == "LISTEN"]
+        assert {door.laddr.ip for door in doors} == {"127.0.0.1"}
         with pytest.raises((OSError, TypeError)):
             Client(cluster.scheduler_address, timeout="3s")
