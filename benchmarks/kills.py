@@ -32,8 +32,9 @@ import psutil
 FOLDER = Path(__file__).resolve().parent
 STAGES = ("ingest", "brain_extraction", "bias_field", "intensity", "registration", "quality", "figures")
 DRIVER = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it would be ignored
 sys.path.insert(0, {benchmarks!r})
 from stand_in import stand_in_stages
 from brainstage.pipeline.errors import BrainstageError

@@ -24,9 +24,11 @@ STAGE_VERSION: Final = "1"
 @cache
 def model_of(model_dir: Path, device: str = "cpu") -> StoredModel:
     """Return the model of a directory; read once per process."""
-    from brainstage.models.model_store import load_model  # heavy: torch
+    # Heavy: torch.
+    from brainstage.models.features import choose_device
+    from brainstage.models.model_store import load_model
 
-    return load_model(model_dir, device)
+    return load_model(model_dir, str(choose_device(device)))
 
 
 def prediction_stage(
