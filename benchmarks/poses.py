@@ -234,8 +234,13 @@ def outcomes_of(name: str, path: Path, number: int, config: Config, *, every: bo
     """Yield what becomes of one scan in each of its poses, the scan as it is first."""
     from brainstage.preprocessing.ingest import ingest
 
-    head = ingest(path, config.ingest).head
-    reference, seconds = run_chain(path, config)
+    try:
+        head = ingest(path, config.ingest).head
+        reference, seconds = run_chain(path, config)
+    except BrainstageError as error:
+        missed = {"dice": 0.0, "apart_mm": float("inf"), "seconds": float("nan")}
+        yield Outcome(scan=name, group="refused", kind="as it is", pose="", error=error.message, **missed)
+        return
     group = _group_of(reference)
     yield Outcome(scan=name, group=group, kind="as it is", pose="", dice=1.0, apart_mm=0.0, seconds=seconds)
     with tempfile.TemporaryDirectory(prefix="brainstage-poses-") as folder:

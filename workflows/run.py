@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
-
-import psutil
 
 from brainstage.pipeline.attempt import forget_deaths
 from brainstage.pipeline.bids import Dataset, ScanFilter, read_dataset, read_filter_file
@@ -21,9 +16,7 @@ from brainstage.pipeline.config import Config, read_config
 from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.engine import (
     GPU,
-    EngineOptions,
     Listener,
-    SlurmJob,
     Workers,
     limit_threads,
     workers,
@@ -34,11 +27,10 @@ from brainstage.pipeline.errors import (
     InputMissingError,
     NothingSelectedError,
     OutputError,
-    StorageError,
     UsageError,
     output_error,
 )
-from brainstage.pipeline.files import TEMPORARY_PREFIX, read_json_or_empty, remove_leftovers, write_json
+from brainstage.pipeline.files import read_json_or_empty, remove_leftovers, write_json
 from brainstage.pipeline.lease import waited_for
 from brainstage.pipeline.manifest import apply_manifest, read_manifest
 from brainstage.pipeline.records import Failure, SubjectOutcome
@@ -55,16 +47,11 @@ from brainstage.workflows.participant import (
     read_outcome,
 )
 from brainstage.workflows.progress import Progress, RunLog
+from brainstage.workflows.resources import check_space, choose_engine, folder_for_jobs
 from brainstage.workflows.stages import preprocessing_content, scan_stages
 from brainstage.workflows.status import SCANS_FILE
 
-MEMORY_PER_WORKER_GB: Final = 3.0
-"""A 1 mm head needs 1.4 GB at its peak, one at 0.7 mm 1.9 GB."""
 PREDICTION_BATCH: Final = 8
-REMOTE_WORKERS: Final = 20
-REMOTE_WORKER_MEMORY_GB: Final = 4.0
-SPACE_PER_SCAN_GB: Final = 0.06
-"""What a run writes for a 1 mm head is 24 MB, for one at 0.7 mm twice that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,65 +214,6 @@ def _selected(dataset: Dataset, options: RunOptions) -> Dataset:
     return replace(dataset, scans=scans)
 
 
-def _engine(options: RunOptions, scans: int, folder: Path | None) -> tuple[EngineOptions, str]:
-    """Choose how many processes and threads, from what is asked for and what is there; return it with the reason."""
-    return (
-        _local_engine(options, scans) if options.engine == "local" else _remote_engine(options, scans, folder)
-    )
-
-
-def _local_engine(options: RunOptions, scans: int) -> tuple[EngineOptions, str]:
-    processors = len(os.sched_getaffinity(0))
-    memory_gb = options.memory_gb or psutil.virtual_memory().available / 1024**3
-    fitting = max(1, int(memory_gb // MEMORY_PER_WORKER_GB))
-    count = max(1, min(options.processes or min(processors, fitting), scans))
-    threads = 1 if options.deterministic else options.threads or max(1, processors // count)
-    room = "given" if options.memory_gb else "free"
-    reason = (
-        f"{count} at a time, {threads} thread(s) each: {processors} processor(s), {memory_gb:.1f} GB {room} for "
-        f"{fitting} of {MEMORY_PER_WORKER_GB:g} GB"
-        + (f", --nprocs {options.processes}" if options.processes else "")
-    )
-    share_gb = memory_gb / count
-    engine = EngineOptions(
-        workers=count,
-        threads=threads,
-        worker_memory_gb=share_gb if options.memory_gb else max(share_gb, MEMORY_PER_WORKER_GB),
-        gpu=_gpu_is_here(options),
-    )
-    return engine, reason
-
-
-def _remote_engine(options: RunOptions, scans: int, folder: Path | None) -> tuple[EngineOptions, str]:
-    count = min(options.processes or REMOTE_WORKERS, scans)
-    threads = 1 if options.deterministic else options.threads or 1
-    engine = EngineOptions(
-        kind=options.engine,
-        workers=count,
-        threads=threads,
-        worker_memory_gb=options.memory_gb / count if options.memory_gb else REMOTE_WORKER_MEMORY_GB,
-        scheduler=options.dask_scheduler,
-        gpu=any("gpu" in directive for directive in options.slurm_directives),
-        slurm=SlurmJob(
-            partition=options.slurm_partition,
-            walltime=options.slurm_walltime,
-            directives=options.slurm_directives,
-            folder=folder,
-        )
-        if folder
-        else None,
-    )
-    return engine, f"at most {count} at a time on {options.engine}, {threads} thread(s) each"
-
-
-def _gpu_is_here(options: RunOptions) -> bool:
-    if options.model_dir is None:
-        return False
-    import torch  # heavy, and loaded already with the model
-
-    return torch.cuda.is_available()
-
-
 def _prepare(options: RunOptions) -> None:
     """Make the output and scratch directories, and remove what a killed run left half-written."""
     inside = options.out_dir.resolve() == options.bids_dir.resolve()
@@ -365,9 +293,9 @@ def _outcomes(tasks: list[ScanTask], options: RunOptions, progress: Progress) ->
             yield outcome
     if not pending:
         return
-    _check_space(options.out_dir, len(pending), progress)
-    with _folder_for_jobs(options) as folder:
-        engine, reason = _engine(options, len(pending), folder)
+    check_space(options.out_dir, len(pending), progress)
+    with folder_for_jobs(options) as folder:
+        engine, reason = choose_engine(options, len(pending), folder)
         limit_threads(engine.threads, asked_for=options.deterministic or options.threads is not None)
         progress.note(f"{len(pending)} of {len(tasks)} scans to compute, {reason}")
         told = _Told(progress)
@@ -408,17 +336,6 @@ def _predicted_in_batches(
         yield replace(outcome, provenance=earlier + added)
 
 
-@contextmanager
-def _folder_for_jobs(options: RunOptions) -> Iterator[Path | None]:
-    """Give SLURM's jobs a folder that all nodes see, for the length of the run."""
-    if options.engine != "slurm":
-        yield None
-        return
-    place = options.work_dir or options.out_dir / STATE_FOLDER
-    with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=place.resolve()) as folder:
-        yield Path(folder)
-
-
 class _Told:
     """Tells of workers that died, and once of everything that is waited for."""
 
@@ -453,22 +370,6 @@ def _note_scans(out_dir: Path, keys: list[str]) -> None:
     known = read_json_or_empty(path).get("scans", [])
     if not set(keys) <= set(known):
         write_json(path, {"scans": sorted({*known, *keys})})
-
-
-def _check_space(out_dir: Path, scans: int, progress: Progress) -> None:
-    """Say beforehand when the disk will probably not hold the results; refuse when it cannot hold a single one.
-
-    Raises
-    ------
-    StorageError
-    """
-    free_gb = shutil.disk_usage(out_dir).free / 1024**3
-    wanted_gb = SPACE_PER_SCAN_GB * scans
-    sizes = f"{free_gb:.2f} GB free, about {wanted_gb:.2f} GB needed for {scans} scans"
-    if free_gb < SPACE_PER_SCAN_GB:
-        raise StorageError(f"{out_dir.name}: {sizes}. Free some space and run the same command again")
-    if free_gb < wanted_gb:
-        progress.note(f"the disk may become full ({sizes}); finished work would be kept")
 
 
 def _write_tables(

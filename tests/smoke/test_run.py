@@ -285,7 +285,7 @@ def test_predictions_in_batches_are_those_scan_by_scan(
     some = ["--participant-label", *labels[:3], "--resolution", "2", "--model", str(model)]
     assert main(["run", source, str(tmp_path / "one"), *some]) == 0
     # Where there is a GPU, features are computed batch by batch; without one, the same way on the CPU.
-    monkeypatch.setattr("brainstage.workflows.run._gpu_is_here", lambda _: True)
+    monkeypatch.setattr("brainstage.workflows.resources._gpu_is_here", lambda _: True)
     assert main(["run", source, str(tmp_path / "batched"), *some]) == 0
     one, batched = (rows_of(tmp_path / name / "predictions.csv") for name in ("one", "batched"))
     assert len(one) == len(batched) == 3
