@@ -54,6 +54,23 @@ def of_another_machine(path, *, silent_s: float = 0.0) -> None:
     os.utime(path, (moment, moment))
 
 
+def asked_at_once(path):
+    """Let sixteen threads ask for a lease in the same moment; return what each got."""
+    won = []
+    gate = threading.Barrier(16)
+
+    def ask():
+        gate.wait()
+        won.append(acquire(path))
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return won
+
+
 def test_a_lease_is_had_once(path):
     first = acquire(path)
     assert first is not None
@@ -80,35 +97,13 @@ def test_a_block_holds_it_and_gives_it_back_whatever_happens(path):
 
 
 def test_of_many_that_ask_at_once_one_gets_it(path):
-    won = []
-    gate = threading.Barrier(16)
-
-    def ask():
-        gate.wait()
-        won.append(acquire(path))
-
-    threads = [threading.Thread(target=ask) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    won = asked_at_once(path)
     assert sum(lease is not None for lease in won) == 1
 
 
 def test_many_that_follow_one_that_is_gone_agree_on_one(path):
     of_another_machine(path, silent_s=module.ABANDONED_S + 60)
-    won = []
-    gate = threading.Barrier(16)
-
-    def ask():
-        gate.wait()
-        won.append(acquire(path))
-
-    threads = [threading.Thread(target=ask) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    won = asked_at_once(path)
     # A winner that was pushed aside by a race must know it: only one may publish.
     assert sum(lease is not None and lease.still_held() for lease in won) == 1
 
