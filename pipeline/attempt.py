@@ -17,7 +17,7 @@ from typing import Final
 
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import output_error
-from brainstage.pipeline.files import read_json_or_empty, write_json
+from brainstage.pipeline.files import make_folder_of, read_json_or_empty, write_json
 
 DEATHS_ALLOWED: Final = 1
 """A scan that takes a second process with it is set aside."""
@@ -71,8 +71,7 @@ def begin_attempt(files: ScanFiles, stage: str, key: str = "") -> None:
     """Note that a stage of a scan is begun; the note is for this moment, so it is not flushed to the disk."""
     path = _note(files)
     try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(path)
         path.write_text(
             json.dumps(asdict(Attempt(stage=stage, key=key, started=time.time()))), encoding="utf-8"
         )

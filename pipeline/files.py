@@ -19,6 +19,17 @@ TEMPORARY_PREFIX = ".tmp-"
 """Every unfinished file begins with this; what a killed process left behind can be told and removed."""
 
 
+def temporary_name(final_name: str = "") -> str:
+    """Return a name that no other process draws, for something unfinished; the final name is its ending."""
+    return f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{final_name}"
+
+
+def make_folder_of(path: Path) -> None:
+    """Make the folder that `path` lies in; a look is cheaper than an attempt where it is there already."""
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def publish(path: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary sibling of `path`, flush it to disk, and rename it into place.
 
@@ -34,10 +45,9 @@ def publish(path: Path, write: Callable[[Path], None]) -> Path:
     OutputError, StorageError
         When the file system refuses; the temporary file is removed.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(path)
         write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())

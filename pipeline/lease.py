@@ -24,7 +24,7 @@ from typing import Any, Final
 import psutil
 
 from brainstage.pipeline.errors import LeaseLostError, output_error
-from brainstage.pipeline.files import TEMPORARY_PREFIX, sha256_of_bytes
+from brainstage.pipeline.files import make_folder_of, sha256_of_bytes, temporary_name
 
 HEARTBEAT_S: Final = 10.0
 ABANDONED_S: Final = 300.0
@@ -110,7 +110,7 @@ def acquire(path: Path) -> Lease | None:
         When the file system refuses.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(path)
         if path.exists() and not _cleared(path):
             return None
         return _created(path)
@@ -167,7 +167,7 @@ def _cleared(path: Path) -> bool:
     holder = _read(path)
     if not _is_gone(path, holder):
         return False
-    aside = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    aside = path.with_name(temporary_name(path.name))
     try:
         path.rename(aside)
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def _is_gone(path: Path, holder: Holder | None) -> bool:
 
 def _now_at(path: Path) -> float:
     """Return the time by the clock of the file system, which other machines write their signs of life with."""
-    probe = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}")
+    probe = path.with_name(temporary_name())
     try:
         probe.touch()
         return probe.stat().st_mtime

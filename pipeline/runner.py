@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import shutil
 import time
 import traceback
@@ -25,7 +24,7 @@ from brainstage.pipeline.errors import (
     attributed,
     output_error,
 )
-from brainstage.pipeline.files import TEMPORARY_PREFIX, write_json, write_text
+from brainstage.pipeline.files import make_folder_of, temporary_name, write_json, write_text
 from brainstage.pipeline.records import Failure, Provenance, T1wScan
 from brainstage.pipeline.stage import (
     Marker,
@@ -206,7 +205,7 @@ def _advance(
 @contextmanager
 def _staging(files: ScanFiles) -> Iterator[ScanFiles]:
     """Give a place of the same file system where a stage can write all its outputs before the first is published."""
-    folder = files.state / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}"
+    folder = files.state / temporary_name()
     try:
         yield replace(files, out_dir=folder)
     finally:
@@ -228,8 +227,7 @@ def _publish(fresh: Marker, earlier: Marker | None, staging: ScanFiles, files: S
             (files.out_dir / name).unlink(missing_ok=True)
         for stored in fresh.outputs:
             place = files.out_dir / stored.path
-            if not place.parent.is_dir():
-                place.parent.mkdir(parents=True, exist_ok=True)
+            make_folder_of(place)
             (staging.out_dir / stored.path).replace(place)
     except OSError as error:
         raise output_error(files.state, error) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -30,7 +29,7 @@ from brainstage.pipeline.errors import (
     UsageError,
     output_error,
 )
-from brainstage.pipeline.files import read_json_or_empty, remove_leftovers, write_json
+from brainstage.pipeline.files import read_json_or_empty, remove_leftovers, temporary_name, write_json
 from brainstage.pipeline.lease import waited_for
 from brainstage.pipeline.manifest import apply_manifest, read_manifest
 from brainstage.pipeline.records import Failure, SubjectOutcome
@@ -221,21 +220,17 @@ def _prepare(options: RunOptions) -> None:
         raise UsageError(
             "OUT_DIR must not be BIDS_DIR; choose another directory, such as BIDS_DIR/derivatives/brainstage"
         )
-    for folder in (options.out_dir, options.work_dir):
+    state = options.out_dir / STATE_FOLDER
+    for folder in (options.out_dir, state, options.work_dir):
         if folder is None:
             continue
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".tmp-{secrets.token_hex(4)}"
+            probe = folder / temporary_name()
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise output_error(folder, error) from error
-    state = options.out_dir / STATE_FOLDER
-    try:
-        state.mkdir(exist_ok=True)
-    except OSError as error:
-        raise output_error(state, error) from error
     for folder in (options.out_dir, state):
         remove_leftovers(folder)
     if options.work_dir is not None:

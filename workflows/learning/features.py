@@ -87,7 +87,7 @@ def cached_features(
     -------
     ndarray, (F,) float32
     """
-    path = files.state / f"features-{extractor.feature_id}.safetensors"
+    path = _features_path(extractor, files)
     return _cached(path, input_key, lambda: {"features": extractor.features(network_input)})["features"]
 
 
@@ -97,7 +97,7 @@ def keep_features(
     """Compute the features of several scans in one pass, and keep them where :func:`cached_features` looks."""
     inputs = [read_network_input(files, network_grid) for files in scans]
     for files, features in zip(scans, extractor.features_of(inputs), strict=True):
-        path = files.state / f"features-{extractor.feature_id}.safetensors"
+        path = _features_path(extractor, files)
         key = network_input_key(files, network_grid)
         write_bytes(path, save_arrays({"features": features}, metadata={"input": key}))
 
@@ -129,7 +129,7 @@ def training_arrays(
         }
 
     features = _cached(
-        files.state / f"features-{extractor.feature_id}.safetensors",
+        _features_path(extractor, files),
         key,
         lambda: {"features": extractor.features(once())},
     )
@@ -142,6 +142,10 @@ def training_arrays(
         voxels=kept["voxels"].astype(np.float32),
         inside=kept["inside"].astype(bool),
     )
+
+
+def _features_path(extractor: FeatureExtractor, files: ScanFiles) -> Path:
+    return files.state / f"features-{extractor.feature_id}.safetensors"
 
 
 def mask_only(network_input: NetworkInput) -> NetworkInput:
