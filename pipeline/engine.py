@@ -11,9 +11,9 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -83,8 +83,6 @@ class EngineOptions:
         For ``slurm``.
     gpu : bool
         Workers of ``local`` and ``slurm`` have a GPU; those of ``dask`` say so themselves.
-    environment : mapping
-        Further variables that workers of ``local`` and ``slurm`` start with.
     """
 
     kind: Literal["local", "dask", "slurm"] = "local"
@@ -94,7 +92,6 @@ class EngineOptions:
     scheduler: str | None = None
     slurm: SlurmJob | None = None
     gpu: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,22 +175,34 @@ class Workers:
         """
         announced = partial(_announcing, work)
         needs = {resource: 1} if resource else None
-        # No more tasks than workers are handed out: Dask blames a worker's death on every task that waits there.
-        waiting = deque((0.0, task) for task in tasks)
-        running: dict[Any, Task] = {}
-        while waiting or running:
-            while waiting and waiting[0][0] <= time.monotonic() and len(running) < self._at_a_time:
-                _, task = waiting.popleft()
+        waiting, running = deque(tasks), dict[Any, Task]()
+        resting: deque[tuple[float, Task]] = deque()
+        last_sign = time.monotonic()
+        while waiting or resting or running:
+            while resting and resting[0][0] <= time.monotonic():
+                waiting.append(resting.popleft()[1])
+            # No more tasks than workers are handed out: Dask blames a worker's death on every task that waits there.
+            while waiting and len(running) < self._at_a_time:
+                task = waiting.popleft()
                 running[self._client.submit(announced, task, pure=False, resources=needs)] = task
-            if not running:
-                time.sleep(max(0.0, waiting[0][0] - time.monotonic()))
-            for future in _finished(self._client, list(running), listener):
+            has_room = len(running) < self._at_a_time
+            wake = resting[0][0] if resting and has_room else last_sign + PATIENCE_S
+            done = _finished(list(running), max(0.05, wake - time.monotonic()))
+            for future in done:
                 task = running.pop(future)
                 result, pause_s = _collected(future, task, listener)
-                if result is None:
-                    waiting.append((time.monotonic() + pause_s, task))
-                else:
+                if result is not None:
                     yield result
+                elif pause_s:
+                    resting.append((time.monotonic() + pause_s, task))
+                else:
+                    waiting.append(task)
+            if done or not running:
+                last_sign = time.monotonic()
+            elif time.monotonic() - last_sign >= PATIENCE_S:
+                last_sign = time.monotonic()
+                if not self._client.nthreads():
+                    listener.deserted()
 
 
 @contextmanager
@@ -228,16 +237,16 @@ def _announcing(work: Callable[[Task, Announce], Any], task: Task) -> Any:  # no
     return work(task, lambda *message: worker.log_event(TOPIC, message))
 
 
-def _finished(client: Any, running: list[Any], listener: Listener) -> Collection[Any]:  # noqa: ANN401 - likewise
+def _finished(running: list[Any], timeout_s: float) -> Collection[Any]:
+    """Return what finishes first, nothing after a time without."""
     from distributed import wait
 
     if not running:
+        time.sleep(timeout_s)
         return ()
     try:
-        done: Collection[Any] = wait(running, timeout=PATIENCE_S, return_when="FIRST_COMPLETED").done
+        done: Collection[Any] = wait(running, timeout=timeout_s, return_when="FIRST_COMPLETED").done
     except TimeoutError:
-        if not client.nthreads():
-            listener.deserted()
         return ()
     return done
 
@@ -295,15 +304,15 @@ def _settings(options: EngineOptions) -> dict[str, Any]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": 0.98,
+        # It looks at every worker a hundred times a second, for a dashboard that nobody opens.
+        "distributed.worker.profile.enabled": False,
         # Dask's own setting of malloc returns memory after every stage, which costs more than it saves here.
         "distributed.nanny.pre-spawn-environ": _environment(options),
     }
 
 
 def _environment(options: EngineOptions) -> dict[str, str]:
-    return {name: os.environ.get(name, str(options.threads)) for name in THREAD_VARIABLES} | dict(
-        options.environment
-    )
+    return {name: os.environ.get(name, str(options.threads)) for name in THREAD_VARIABLES}
 
 
 def _local_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 - the library has no types

@@ -53,6 +53,14 @@ def busy_at_first(task, announce):
     return None
 
 
+def busy_or_long(task, announce):
+    folder, number = task
+    if number == 2:
+        time.sleep(12.0)
+        return number
+    return busy_at_first(task, announce)
+
+
 def surroundings(task, announce):
     umask = os.umask(0)
     os.umask(umask)
@@ -134,14 +142,21 @@ def test_a_task_that_another_run_is_at_comes_back(work, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_task_that_rests_is_tried_again_while_another_is_running(work, tmp_path):
+    tasks = [(str(tmp_path), 1), (str(tmp_path), 2)]
+    options = EngineOptions(workers=2)
+    assert list(run_all(work.busy_or_long, tasks, options, Listener(died=never))) == [1, 2]
+
+
+@pytest.mark.slow
 def test_workers_start_with_their_threads_and_our_umask(work, monkeypatch):
     for name in THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     os.umask(0o027)
-    asked = [(*THREAD_VARIABLES, "COLOUR", "MALLOC_TRIM_THRESHOLD_")]
-    options = EngineOptions(threads=3, environment={"COLOUR": "red"})
+    asked = [(*THREAD_VARIABLES, "MALLOC_TRIM_THRESHOLD_")]
+    options = EngineOptions(threads=3)
     ((found, umask),) = run_all(work.surroundings, asked, options, Listener(died=never))
-    assert found == dict.fromkeys(THREAD_VARIABLES, "3") | {"COLOUR": "red", "MALLOC_TRIM_THRESHOLD_": None}
+    assert found == dict.fromkeys(THREAD_VARIABLES, "3") | {"MALLOC_TRIM_THRESHOLD_": None}
     assert umask == 0o027
 
 
