@@ -41,8 +41,10 @@ def main() -> None:
     lines = [
         "# A second worker",
         "",
-        f"Made by `benchmarks/workers.py`: {len(labels)} scans of {options.bids_dir.name}, from start to tables, "
-        f"{options.repeats} times in turns; medians, and the speed-up of each turn.",
+        (
+            f"Made by `benchmarks/workers.py`: {len(labels)} scans of {options.bids_dir.name}, from start to tables, "
+            f"{options.repeats} times in turns; medians, and the speed-up of each turn."
+        ),
         "",
         "| `--nprocs` | `--omp-nthreads` | seconds | times as fast as one worker of one thread | in each turn |",
         "|---|---|---|---|---|",
