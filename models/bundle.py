@@ -6,12 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from brainstage.models.features import pooled_features
-from brainstage.models.med3d import build_med3d
+from brainstage.models.heads import HeadModule, head_module
+from brainstage.models.med3d import Strides, build_med3d
 from brainstage.models.model_store import StoredModel
 from brainstage.models.weights import state_bytes
 from brainstage.pipeline.files import write_bytes, write_json
@@ -20,48 +20,63 @@ WEIGHTS_FILE: Final = "models/model.safetensors"
 
 
 class EnsembleClassifier(nn.Module):
-    """Backbone, linear heads of all folds and temperature in one module.
+    """Networks and heads of all folds, and the temperature, in one module.
 
     Parameters
     ----------
-    architecture : str
+    architecture, strides : str
     classes, folds, features : int
-        Sizes C, K and F of the buffers that the weights file fills.
+    channels : int
+        Of all stages together where heads have an attention; 0 otherwise.
+    shared : bool
+        One network for all folds, because none was trained further.
     """
 
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
     temperature: Tensor
 
-    def __init__(self, architecture: str, classes: int, folds: int, features: int) -> None:
+    def __init__(
+        self,
+        architecture: str,
+        strides: Strides,
+        classes: int,
+        folds: int,
+        features: int,
+        channels: int,
+        shared: bool,
+    ) -> None:
         super().__init__()
-        self.backbone = build_med3d(architecture)
-        self.register_buffer("mean", torch.zeros(folds, features))
-        self.register_buffer("scale", torch.ones(folds, features))
-        self.register_buffer("weight", torch.zeros(folds, classes, features))
-        self.register_buffer("bias", torch.zeros(folds, classes))
+        networks = [build_med3d(architecture, strides) for _ in range(1 if shared else folds)]
+        self.networks = nn.ModuleList(networks)
+        self.heads = nn.ModuleList([HeadModule(features, classes, channels) for _ in range(folds)])
         self.register_buffer("temperature", torch.ones(1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return calibrated probabilities (B, C) of network inputs (B, 1, D, H, W)."""
-        features = pooled_features(self.backbone, image)
-        standardised = (features[:, None] - self.mean) / self.scale
-        logits = torch.einsum("bkf,kcf->bkc", standardised, self.weight) + self.bias
-        return torch.softmax(logits.mean(dim=1) / self.temperature, dim=1)
+        features = [pooled_features(network, image) for network in self.networks]
+        if len(features) == 1:
+            features *= len(self.heads)
+        logits = [head(own) for head, own in zip(self.heads, features, strict=True)]
+        return torch.softmax(torch.stack(logits).mean(dim=0) / self.temperature, dim=1)
 
 
 def ensemble_classifier(model: StoredModel) -> EnsembleClassifier:
     """Return a stored model as one PyTorch module, in evaluation mode."""
-    description, heads = model.description, model.heads
+    description, heads = model.description, [head_module(head) for head in model.heads]
+    shared = len({id(network) for network in model.networks}) == 1
     classes, features = heads[0].weight.shape
-    module = EnsembleClassifier(description.backbone.architecture, classes, len(heads), features)
-    module.backbone.load_state_dict(
-        {key: value.cpu() for key, value in model.extractor.network.state_dict().items()}
+    module = EnsembleClassifier(
+        architecture=description.backbone.architecture,
+        strides=description.backbone.strides,
+        classes=classes,
+        folds=len(heads),
+        features=features,
+        channels=heads[0].channels,
+        shared=shared,
     )
-    for name in ("mean", "scale", "weight", "bias"):
-        getattr(module, name).copy_(torch.from_numpy(np.stack([getattr(head, name) for head in heads])))
+    for own, network in zip(module.networks.children(), model.networks, strict=False):
+        own.load_state_dict({key: value.cpu() for key, value in network.state_dict().items()})
+    for own, head in zip(module.heads.children(), heads, strict=True):
+        own.load_state_dict(head.state_dict())
     module.temperature.fill_(description.temperature)
     return module.eval()
 
@@ -78,7 +93,8 @@ def write_bundle(folder: Path, model: StoredModel) -> None:
 
 
 def _inference_config(module: EnsembleClassifier, model: StoredModel) -> dict[str, Any]:
-    folds, classes, features = module.weight.shape
+    head = head_module(model.heads[0])
+    classes, features = head.weight.shape
     return {
         "imports": ["$import torch"],
         "bundle_root": ".",
@@ -86,9 +102,12 @@ def _inference_config(module: EnsembleClassifier, model: StoredModel) -> dict[st
         "network_def": {
             "_target_": "brainstage.models.bundle.EnsembleClassifier",
             "architecture": model.description.backbone.architecture,
+            "strides": model.description.backbone.strides,
             "classes": classes,
-            "folds": folds,
+            "folds": len(module.heads),
             "features": features,
+            "channels": head.channels,
+            "shared": len(module.networks) == 1,
         },
         "weights": {
             "_target_": "safetensors.torch.load_file",
@@ -115,7 +134,8 @@ def _metadata(model: StoredModel) -> dict[str, Any]:
         },
         "name": f"brainstage {model.model_id}",
         "task": f"Classification of T1w MRI into {', '.join(classes)}",
-        "description": "Frozen Med3D ResNet with linear heads, an ensemble of cross-validation folds.",
+        "description": f"Med3D ResNet ({model.description.finetune}) with {model.description.head} heads, an "
+        "ensemble of cross-validation folds.",
         "authors": "made with brainstage",
         "copyright": "of whoever trained it",
         "intended_use": "Research only; not a diagnosis.",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brainstage.models.baseline import LinearBaseline, fit_baseline
+from brainstage.models.heads import LinearHead
+from brainstage.models.learners import FoldModel, FrozenLearner, Learner
 from brainstage.models.metrics import Estimate
 from brainstage.models.novelty import NoveltyModel, fit_novelty
 from brainstage.models.splits import fold_of_scans, shuffled_labels
-from brainstage.models.training import HeadOptions, LinearHead, LogRow, train_head
+from brainstage.models.training import HeadOptions, LogRow
 
 RANDOM_LABEL_DRAWS: Final = 5
 """One permutation of few participants can look good by luck; five are judged together."""
@@ -23,19 +25,54 @@ LEAKAGE_ACCURACY: Final = 0.85
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossValidated:
-    """What the heads of all folds say about the scans they never saw.
+    """What the models of all folds say about the scans they never saw.
 
     Attributes
     ----------
     logits : ndarray, (N, C) float64
         Out of fold, uncalibrated.
-    heads : tuple of LinearHead
+    models : tuple of FoldModel
     log : tuple of LogRow
     """
 
     logits: NDArray[np.float64]
-    heads: tuple[LinearHead, ...]
+    models: tuple[FoldModel, ...]
     log: tuple[LogRow, ...]
+
+    @property
+    def heads(self) -> tuple[LinearHead, ...]:
+        """Of the folds."""
+        return tuple(model.head for model in self.models)
+
+
+def cross_validate(
+    learner: Learner,
+    targets: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    *,
+    classes: int,
+    seed: int,
+    name: str = "network",
+) -> CrossValidated:
+    """Let a learner learn from all folds but one, for each.
+
+    Parameters
+    ----------
+    learner : Learner
+    targets, folds : ndarray, (N,) int64
+    name : str
+        Of this cross-validation among those of a training.
+    """
+    logits = np.empty((len(targets), classes))
+    models: list[FoldModel] = []
+    log: list[LogRow] = []
+    for fold in range(int(folds.max()) + 1):
+        own = folds == fold
+        model, rows = learner.fit(~own, targets, fold=fold, seed=seed + fold, name=name)
+        logits[own] = learner.logits(model, own)
+        models.append(model)
+        log += rows
+    return CrossValidated(logits=logits, models=tuple(models), log=tuple(log))
 
 
 def cross_validate_heads(
@@ -47,7 +84,7 @@ def cross_validate_heads(
     classes: int,
     options: HeadOptions,
 ) -> CrossValidated:
-    """Train one head per fold on the other folds.
+    """Train one linear head per fold on the other folds.
 
     Parameters
     ----------
@@ -55,20 +92,8 @@ def cross_validate_heads(
     targets, folds : ndarray, (N,) int64
     participants : sequence of str
     """
-    names = np.asarray(participants)
-    logits = np.empty((len(targets), classes))
-    heads: list[LinearHead] = []
-    log: list[LogRow] = []
-    for fold in range(int(folds.max()) + 1):
-        own = folds == fold
-        inner = replace(options, seed=options.seed + fold)
-        head, rows = train_head(
-            features[~own], targets[~own], names[~own].tolist(), classes=classes, options=inner, fold=fold
-        )
-        logits[own] = head.logits(features[own])
-        heads.append(head)
-        log += rows
-    return CrossValidated(logits=logits, heads=tuple(heads), log=tuple(log))
+    learner = FrozenLearner(features=features, participants=participants, classes=classes, options=options)
+    return cross_validate(learner, targets, folds, classes=classes, seed=options.seed)
 
 
 def cross_validate_baseline(
@@ -122,13 +147,13 @@ class ControlRun:
 
 
 def random_label_control(
-    features: NDArray[np.float32],
+    learner: Learner,
     labels: Sequence[str],
     participants: Sequence[str],
     classes: Sequence[str],
     *,
     folds: int,
-    options: HeadOptions,
+    seed: int,
     draws: int = RANDOM_LABEL_DRAWS,
 ) -> ControlRun:
     """Train the same way on labels permuted between participants, which must end at chance.
@@ -141,12 +166,12 @@ def random_label_control(
     """
     logits, targets = [], []
     for draw in range(draws):
-        seed = options.seed + 1000 + draw
-        drawn = shuffled_labels(labels, participants, seed=seed)
+        drawn_with = seed + 1000 + draw
+        drawn = shuffled_labels(labels, participants, seed=drawn_with)
         wanted = np.array([list(classes).index(label) for label in drawn], dtype=np.int64)
-        parts = fold_of_scans(drawn, participants, folds=folds, seed=seed)
-        run = cross_validate_heads(
-            features, wanted, participants, parts, classes=len(classes), options=replace(options, seed=seed)
+        parts = fold_of_scans(drawn, participants, folds=folds, seed=drawn_with)
+        run = cross_validate(
+            learner, wanted, parts, classes=len(classes), seed=drawn_with, name=f"random-labels-{draw}"
         )
         logits.append(run.logits)
         targets.append(wanted)

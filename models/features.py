@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool3d
 
-from brainstage.models.med3d import stage_maps
+from brainstage.models.med3d import ARCHITECTURES, stage_maps
 from brainstage.models.weights import WeightsSource
 from brainstage.pipeline.errors import DeviceError, InferenceError
 from brainstage.pipeline.records import NetworkInput
@@ -29,6 +30,18 @@ lobe. The deeper stages see half the brain from every voxel and say what, not wh
 real brains with simulated atrophy, this did as well as grids with three times the features.
 """
 POOLING_VERSION: Final = 1
+CHANNELS: Final[Mapping[str, int]] = MappingProxyType({"layer2": 128, "layer3": 256, "layer4": 512})
+"""Of networks with basic blocks; bottlenecks have four times as many."""
+
+
+def feature_channels(architecture: str) -> NDArray[np.int64]:
+    """Return which channel, of those of all stages together, each feature belongs to: (F,) int64."""
+    wider = 4 if ARCHITECTURES[architecture].block == "bottleneck" else 1
+    repeats = [
+        np.full(CHANNELS[stage] * wider, math.prod(grid), dtype=np.int64) for stage, grid in POOLING.items()
+    ]
+    counts = np.concatenate(repeats)
+    return np.repeat(np.arange(len(counts)), counts)
 
 
 def choose_device(name: str) -> torch.device:
@@ -92,6 +105,7 @@ class FeatureExtractor:
         content = {
             "weights": self.source.sha256,
             "architecture": self.source.architecture,
+            "strides": self.source.strides,
             "pooling": {stage: list(grid) for stage, grid in POOLING.items()},
             "version": POOLING_VERSION,
         }
@@ -114,7 +128,11 @@ class FeatureExtractor:
         InferenceError
             When a feature is not finite.
         """
-        image = torch.from_numpy(np.stack([one.image for one in network_inputs])).to(self.device)
+        return self.features_of_images(np.stack([one.image for one in network_inputs]))
+
+    def features_of_images(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the features (N, F) of images (N, 1, D, H, W), as :meth:`features_of` does."""
+        image = torch.from_numpy(images).to(self.device)
         # TF32 and the choice among cuDNN's algorithms would change features from one GPU to the next.
         exact = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False

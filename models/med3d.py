@@ -3,7 +3,8 @@
 MONAI's own ``resnetNN`` takes the same weights but computes other features: its first convolution has stride 1
 and its layers 3 and 4 have stride 2 without dilation. Here the first convolution has stride 2, layers 3 and 4
 keep stride 1 with dilation 2 and 4, as in MedicalNet (Chen, Ma and Zheng 2019, arXiv 1904.00625), so the
-features are those the weights were trained for, at a seventh of the time.
+features are those the weights were trained for, at a seventh of the time. MONAI's own are kept on demand, to
+compare with what others built on them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Final, Protocol, cast
+from typing import Final, Literal, Protocol, cast, get_args
 
 import torch
 from monai.networks.nets import ResNet
@@ -58,6 +59,10 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
 DILATIONS: Final[Mapping[str, int]] = MappingProxyType({"layer3": 2, "layer4": 4})
 """Layers that keep their input's resolution and widen their view by dilation instead (MedicalNet, ``resnet.py``)."""
 
+Strides = Literal["med3d", "monai"]
+"""Whose strides and dilations: those of the pretraining, or MONAI's."""
+STRIDES: Final[tuple[Strides, ...]] = get_args(Strides)
+
 STAGES: Final = ("conv1", "layer1", "layer2", "layer3", "layer4")
 """Names of the feature maps of :func:`stage_maps`, shallow to deep."""
 
@@ -75,18 +80,20 @@ class _ResNetParts(Protocol):
     layer4: nn.Sequential
 
 
-def build_med3d(architecture: str) -> nn.Module:
+def build_med3d(architecture: str, strides: Strides = "med3d") -> nn.Module:
     """Return an untrained Med3D ResNet without classification layer, in evaluation mode.
 
     Parameters
     ----------
     architecture : str
         A key of :data:`ARCHITECTURES`.
+    strides : str
+        ``med3d``, or ``monai`` for the network as MONAI's ``resnetNN`` builds it. Both take the same weights.
 
     Returns
     -------
     torch.nn.Module
-        MONAI's ``ResNet`` for images of shape (B, 1, D, H, W), with Med3D's strides and dilations.
+        MONAI's ``ResNet`` for images of shape (B, 1, D, H, W).
     """
     design = ARCHITECTURES[architecture]
     with torch.random.fork_rng(devices=[]):
@@ -96,14 +103,15 @@ def build_med3d(architecture: str) -> nn.Module:
             block_inplanes=[64, 128, 256, 512],
             spatial_dims=3,
             n_input_channels=1,
-            conv1_t_stride=2,
+            conv1_t_stride=2 if strides == "med3d" else 1,
             shortcut_type=design.shortcut,
             bias_downsample=design.bias_downsample,
             feed_forward=False,
         )
-    for layer, dilation in DILATIONS.items():
-        for block in getattr(network, layer):
-            _dilate(block, dilation)
+    if strides == "med3d":
+        for layer, dilation in DILATIONS.items():
+            for block in getattr(network, layer):
+                _dilate(block, dilation)
     return cast("nn.Module", network.eval())
 
 
@@ -145,8 +153,9 @@ def stage_maps(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
     Returns
     -------
     dict
-        Each of :data:`STAGES` to a map (B, C, d, h, w). The edge length is a half of the image's after ``conv1``,
-        a quarter after ``layer1`` and an eighth from ``layer2`` on.
+        Each of :data:`STAGES` to a map (B, C, d, h, w). With Med3D's strides the edge length is a half of the
+        image's after ``conv1``, a quarter after ``layer1`` and an eighth from ``layer2`` on; with MONAI's it is
+        whole, a half, a quarter, an eighth and a sixteenth.
     """
     net = cast("_ResNetParts", network)
     maps = {"conv1": net.act(net.bn1(net.conv1(image)))}

@@ -4,8 +4,8 @@
 
     MODEL_DIR/
       model.json             everything but the weights, and the sha256 of each weights file
-      backbone.safetensors   the frozen network, once for all folds
-      fold-0.safetensors ... standardisation, linear head and novelty model of each fold
+      backbone.safetensors   the network as it was before training, once for all folds
+      fold-0.safetensors ... head, novelty model, and the layers that were trained, of each fold
       baseline.safetensors   the linear model on voxels
 """
 
@@ -27,14 +27,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
+from torch import nn
 
 from brainstage.models.baseline import LinearBaseline, block_voxels, mean_baseline
 from brainstage.models.calibration import calibrated
 from brainstage.models.conformal import set_members
 from brainstage.models.features import FeatureExtractor
-from brainstage.models.med3d import build_med3d
+from brainstage.models.fine_tuning import Regime, tuned_extractor
+from brainstage.models.heads import HeadKind, LinearHead, head_arrays, head_from_arrays
+from brainstage.models.learners import FoldModel
+from brainstage.models.med3d import Strides, build_med3d
 from brainstage.models.novelty import NoveltyModel
-from brainstage.models.training import LinearHead
 from brainstage.models.weights import WeightsSource, fill_network, state_bytes
 from brainstage.pipeline.errors import InferenceError, InputMissingError, ModelError, WeightsError
 from brainstage.pipeline.files import sha256_of_bytes, write_bytes, write_text
@@ -53,10 +56,11 @@ class _Part(BaseModel):
 
 
 class BackboneDescription(_Part):
-    """The frozen network: what it is, where its weights come from, and the hash of all that changes a feature."""
+    """The network before training: what it is, where its weights come from, the hash of all that changes a feature."""
 
     kind: str
     architecture: str
+    strides: Strides = "med3d"
     sha256: str
     words: str
     feature_id: str
@@ -95,7 +99,9 @@ class ModelDescription(_Part):
     classes: tuple[str, ...] = Field(min_length=2)
     label_column: str
     backbone: BackboneDescription
-    head: Literal["linear"] = "linear"
+    head: HeadKind = "linear"
+    finetune: Regime = "frozen"
+    augment: tuple[str, ...] = ()
     folds: int = Field(ge=2)
     network_grid: dict[str, Any]
     preprocessing_id: str
@@ -119,7 +125,8 @@ class StoredModel:
     description : ModelDescription
         `model_id`, `versions` and `files` are filled in here.
     extractor : FeatureExtractor
-    heads, novelty, baselines : sequence
+        With the network as it was before training.
+    models, novelty, baselines : sequence
         One for each fold.
     """
 
@@ -127,22 +134,38 @@ class StoredModel:
         self,
         description: ModelDescription,
         extractor: FeatureExtractor,
-        heads: Sequence[LinearHead],
+        models: Sequence[FoldModel],
         novelty: Sequence[NoveltyModel],
         baselines: Sequence[LinearBaseline],
     ) -> None:
         self.extractor = extractor
-        self.heads = tuple(heads)
+        self.models = tuple(models)
         self.novelty = tuple(novelty)
         self.baselines = tuple(baselines)
         self._described = description
+        self._extractors = tuple(tuned_extractor(extractor, model.state) for model in models)
+
+    @property
+    def heads(self) -> tuple[LinearHead, ...]:
+        """Of the folds."""
+        return tuple(model.head for model in self.models)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether any fold has a network of its own, and needs images."""
+        return any(extractor is not self.extractor for extractor in self._extractors)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Of the folds; the same module for those whose network was not trained."""
+        return tuple(extractor.network for extractor in self._extractors)
 
     @cached_property
     def weight_files(self) -> Mapping[str, bytes]:
         """The content of each weights file by name."""
         files = {BACKBONE_FILE: state_bytes(self.extractor.network.state_dict())}
-        for fold, (head, novelty) in enumerate(zip(self.heads, self.novelty, strict=True)):
-            files[f"fold-{fold}.safetensors"] = save_arrays(_fold_arrays(head, novelty))
+        for fold, (model, novelty) in enumerate(zip(self.models, self.novelty, strict=True)):
+            files[f"fold-{fold}.safetensors"] = save_arrays(_fold_arrays(model, novelty))
         files[BASELINE_FILE] = save_arrays(
             {
                 "weight": np.stack([baseline.weight for baseline in self.baselines]),
@@ -227,20 +250,38 @@ class StoredModel:
             Hash of the scan's file.
         """
         fold = self._described.fold_of_training_scan.get(source_sha256 or "")
-        return tuple(range(len(self.heads))) if fold is None else (fold,)
+        return tuple(range(len(self.models))) if fold is None else (fold,)
 
     def ensemble_logits(
-        self, features: NDArray[np.float32], folds: Sequence[int] | None = None
+        self,
+        features: NDArray[np.float32],
+        inputs: Sequence[NetworkInput] = (),
+        folds: Sequence[int] | None = None,
     ) -> NDArray[np.float64]:
-        """Return the mean over `folds`, or all, of the uncalibrated logits (N, C) of features (N, F)."""
-        chosen = range(len(self.heads)) if folds is None else folds
-        return np.asarray(np.mean([self.heads[fold].logits(features) for fold in chosen], axis=0))
+        """Return the mean over `folds`, or all, of the uncalibrated logits (N, C) of N scans.
+
+        Parameters
+        ----------
+        features : ndarray, (N, F) float32
+            From the network before training.
+        inputs : sequence of NetworkInput
+            Of the scans, for folds that have a network of their own.
+        """
+        logits = []
+        for fold in range(len(self.models)) if folds is None else folds:
+            extractor = self._extractors[fold]
+            own = features if extractor is self.extractor else extractor.features_of(inputs)
+            logits.append(self.models[fold].head.logits(own))
+        return np.asarray(np.mean(logits, axis=0))
 
     def probabilities(
-        self, features: NDArray[np.float32], folds: Sequence[int] | None = None
+        self,
+        features: NDArray[np.float32],
+        inputs: Sequence[NetworkInput] = (),
+        folds: Sequence[int] | None = None,
     ) -> NDArray[np.float64]:
-        """Return calibrated probabilities (N, C) of features (N, F)."""
-        return calibrated(self.ensemble_logits(features, folds), self._described.temperature)
+        """Return calibrated probabilities (N, C), from what :meth:`ensemble_logits` takes."""
+        return calibrated(self.ensemble_logits(features, inputs, folds), self._described.temperature)
 
     def predict(
         self,
@@ -258,7 +299,7 @@ class StoredModel:
         features : ndarray, (F,) float32
             From :meth:`features`, or the same cached.
         network_input : NetworkInput
-            For the baseline.
+            For the baseline, and for folds that have a network of their own.
         source_sha256 : str, optional
             Hash of the scan's file.
 
@@ -275,7 +316,7 @@ class StoredModel:
                 f"{expected[1]}: the network grid or the weights are others"
             )
         folds = self.folds_for(source_sha256)
-        probabilities = self.probabilities(features[None], folds)[0]
+        probabilities = self.probabilities(features[None], [network_input], folds)[0]
         members = set_members(probabilities, _quantiles(self._described))
         baseline = mean_baseline([self.baselines[fold] for fold in folds]).logits(voxels[None])[0]
         return Prediction(
@@ -286,7 +327,7 @@ class StoredModel:
             tier=self._described.tiers.tier(float(probabilities.max())),
             baseline_label=self.classes[int(baseline.argmax())],
             model_id=self.model_id,
-            seen_in_training=len(folds) < len(self.heads),
+            seen_in_training=len(folds) < len(self.models),
         )
 
 
@@ -312,7 +353,7 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
     description = read_description(path)
     contents = {name: _checked_content(path, name, sha256) for name, sha256 in description.files.items()}
     try:
-        network = build_med3d(description.backbone.architecture)
+        network = build_med3d(description.backbone.architecture, description.backbone.strides)
         fill_network(network, load_tensors(contents[BACKBONE_FILE]), BACKBONE_FILE)
         folds = [load_arrays(contents[f"fold-{fold}.safetensors"]) for fold in range(description.folds)]
         stacked = load_arrays(contents[BASELINE_FILE])
@@ -320,7 +361,10 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
             LinearBaseline(weight=weight, bias=bias)
             for weight, bias in zip(stacked["weight"], stacked["bias"], strict=True)
         ]
-        heads, novelty = zip(*map(_fold_models, folds), strict=True)
+        models, novelty = zip(*map(_fold_models, folds), strict=True)
+        strange = {key for model in models for key in model.state} - set(network.state_dict())
+        if strange:
+            raise ModelError(f"{path.name}: a fold holds {min(strange)!r}, which the network has not")
     except (KeyError, TypeError, ValueError, SafetensorError, WeightsError) as error:
         raise ModelError(
             f"{path.name}/{DESCRIPTION_FILE} and the weights beside it do not fit together: {error}"
@@ -332,7 +376,7 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
             f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose features are "
             "pooled otherwise: train the model again"
         )
-    return StoredModel(description, extractor, heads, novelty, baselines)
+    return StoredModel(description, extractor, models, novelty, baselines)
 
 
 def read_description(path: Path) -> ModelDescription:
@@ -388,30 +432,38 @@ def _quantiles(description: ModelDescription) -> list[float]:
     return [np.inf if quantile is None else quantile for quantile in found]
 
 
-def _fold_arrays(head: LinearHead, novelty: NoveltyModel) -> dict[str, NDArray[np.float32]]:
-    """Name the arrays of a fold; head and novelty model share the fold's standardisation."""
+_TRAINED: Final = "trained."
+"""Before the key of a tensor of the network in a fold's file."""
+
+
+def _fold_arrays(model: FoldModel, novelty: NoveltyModel) -> dict[str, NDArray[Any]]:
+    """Name the arrays of a fold."""
     return {
-        "mean": head.mean,
-        "scale": head.scale,
-        "head_weight": np.ascontiguousarray(head.weight),
-        "head_bias": head.bias,
+        **{f"head_{name}": array for name, array in head_arrays(model.head).items()},
+        **{f"{_TRAINED}{key}": value.contiguous().numpy() for key, value in model.state.items()},
+        "novelty_mean": novelty.mean,
+        "novelty_scale": novelty.scale,
         "novelty_axes": np.ascontiguousarray(novelty.axes),
         "novelty_variances": novelty.variances,
         "novelty_residual_variance": np.array([novelty.residual_variance], dtype=np.float64),
     }
 
 
-def _fold_models(arrays: Mapping[str, NDArray[Any]]) -> tuple[LinearHead, NoveltyModel]:
-    mean, scale = arrays["mean"], arrays["scale"]
-    head = LinearHead(mean=mean, scale=scale, weight=arrays["head_weight"], bias=arrays["head_bias"])
+def _fold_models(arrays: Mapping[str, NDArray[Any]]) -> tuple[FoldModel, NoveltyModel]:
+    head = {name.removeprefix("head_"): array for name, array in arrays.items() if name.startswith("head_")}
+    state = {
+        name.removeprefix(_TRAINED): torch.from_numpy(array)
+        for name, array in arrays.items()
+        if name.startswith(_TRAINED)
+    }
     novelty = NoveltyModel(
-        mean=mean,
-        scale=scale,
+        mean=arrays["novelty_mean"],
+        scale=arrays["novelty_scale"],
         axes=arrays["novelty_axes"],
         variances=arrays["novelty_variances"],
         residual_variance=float(arrays["novelty_residual_variance"][0]),
     )
-    return head, novelty
+    return FoldModel(head=head_from_arrays(head), state=state), novelty
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

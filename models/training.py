@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
+from brainstage.models.heads import LinearHead
 from brainstage.models.splits import inner_validation
 
 LEARNING_RATE: Final = 0.1
@@ -51,45 +52,16 @@ class HeadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LogRow:
-    """One epoch of one fold; `validation_loss` is None in the final fit on the whole training fold."""
+    """One epoch of one fold.
+
+    `validation_loss` is None in the final fit on the whole training fold, `training_loss` before tuning begins.
+    """
 
     fold: int
     phase: str
     epoch: int
-    training_loss: float
+    training_loss: float | None
     validation_loss: float | None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LinearHead:
-    """A standardisation and a linear map, as fitted in one training fold.
-
-    Attributes
-    ----------
-    mean, scale : ndarray, (F,) float32
-        Of the training fold's features.
-    weight : ndarray, (C, F) float32
-    bias : ndarray, (C,) float32
-    """
-
-    mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-
-    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return uncalibrated logits.
-
-        Parameters
-        ----------
-        features : ndarray, (N, F) float32
-
-        Returns
-        -------
-        ndarray, (N, C) float64
-        """
-        standardised = (features - self.mean) / self.scale
-        return np.asarray(standardised @ self.weight.T + self.bias, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

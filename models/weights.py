@@ -18,7 +18,13 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from brainstage.models.med3d import ARCHITECTURES, build_med3d, infer_architecture, initialise_randomly
+from brainstage.models.med3d import (
+    ARCHITECTURES,
+    Strides,
+    build_med3d,
+    infer_architecture,
+    initialise_randomly,
+)
 from brainstage.pipeline.errors import WeightsError, WeightsMissingError
 
 MED3D_ASSETS: Final = tuple(f"med3d-{name}" for name in ARCHITECTURES)
@@ -66,12 +72,15 @@ class WeightsSource:
         Of the file they were read from; of the values where there is no file.
     words : str
         One sentence for the model card.
+    strides : str
+        ``med3d`` or ``monai``: how the network is built.
     """
 
     kind: str
     architecture: str
     sha256: str
     words: str
+    strides: Strides = "med3d"
 
     @property
     def pretrained(self) -> bool:
@@ -96,7 +105,7 @@ def cache_directory() -> Path:
     return Path(base).expanduser() / "brainstage"
 
 
-def load_weights(choice: str, *, seed: int = 0) -> LoadedWeights:
+def load_weights(choice: str, *, seed: int = 0, strides: Strides = "med3d") -> LoadedWeights:
     """Build the network that `choice` names and fill it.
 
     Parameters
@@ -106,6 +115,8 @@ def load_weights(choice: str, *, seed: int = 0) -> LoadedWeights:
         ``.pth`` or ``.safetensors`` checkpoint with Med3D keys, whose architecture is read off the keys.
     seed : int
         For ``random``.
+    strides : str
+        ``med3d`` or ``monai``.
 
     Raises
     ------
@@ -115,16 +126,18 @@ def load_weights(choice: str, *, seed: int = 0) -> LoadedWeights:
         When it is altered, unreadable, of another network or incomplete.
     """
     if choice == "random":
-        network = build_med3d(RANDOM_ARCHITECTURE)
+        network = build_med3d(RANDOM_ARCHITECTURE, strides)
         initialise_randomly(network, seed)
         words = f"random He initialisation with seed {seed}: not pretrained"
         sha256 = state_sha256(network.state_dict())
-        source = WeightsSource(kind=choice, architecture=RANDOM_ARCHITECTURE, sha256=sha256, words=words)
+        source = WeightsSource(
+            kind=choice, architecture=RANDOM_ARCHITECTURE, sha256=sha256, words=words, strides=strides
+        )
         return LoadedWeights(network=network, source=source, report=None)
     if choice in MED3D_ASSETS:
         state, sha256 = _read_cached(choice)
         words = f"Med3D {choice.removeprefix('med3d-')}, pretrained by segmentation on 23 data sets (arXiv 1904.00625)"
-        return _filled(state, kind=choice, sha256=sha256, words=words, origin=choice)
+        return _filled(state, kind=choice, sha256=sha256, words=words, origin=choice, strides=strides)
     path = Path(choice).expanduser()
     if not path.is_file():
         raise WeightsMissingError(
@@ -133,18 +146,19 @@ def load_weights(choice: str, *, seed: int = 0) -> LoadedWeights:
     content = path.read_bytes()
     words = f"read from the file {path.name}; what they were trained on is not known to this program"
     state = read_checkpoint(content, path.name)
-    return _filled(
-        state, kind="path", sha256=hashlib.sha256(content).hexdigest(), words=words, origin=path.name
-    )
+    sha256 = hashlib.sha256(content).hexdigest()
+    return _filled(state, kind="path", sha256=sha256, words=words, origin=path.name, strides=strides)
 
 
-def _filled(state: Mapping[str, Tensor], *, kind: str, sha256: str, words: str, origin: str) -> LoadedWeights:
+def _filled(
+    state: Mapping[str, Tensor], *, kind: str, sha256: str, words: str, origin: str, strides: Strides
+) -> LoadedWeights:
     architecture = infer_architecture(state)
     if kind in MED3D_ASSETS and architecture != kind.removeprefix("med3d-"):
         raise WeightsError(f"{origin} holds the weights of a {architecture}")
-    network = build_med3d(architecture)
+    network = build_med3d(architecture, strides)
     report = fill_network(network, state, origin)
-    source = WeightsSource(kind=kind, architecture=architecture, sha256=sha256, words=words)
+    source = WeightsSource(kind=kind, architecture=architecture, sha256=sha256, words=words, strides=strides)
     return LoadedWeights(network=network, source=source, report=report)
 
 

@@ -128,12 +128,16 @@ class NetworkGridConfig(_Section):
         Voxel size of the network's image.
     shape : (int, int, int)
         Its voxels. 80 x 96 x 80 at 2 mm holds the template's brain and is divisible by 16.
+    normalisation : str
+        ``kept``: intensities as the chain left them; ``zscore``: mean 0 and SD 1 over the brain's voxels of the
+        network's image, as in Med3D's loader.
     background : str
         Value outside the mask: ``zero``; ``noise`` of N(0, 1) as in Med3D's loader; ``minimum`` of the brain.
     """
 
     spacing_mm: float = Field(default=2.0, ge=0.5, le=4.0)
     shape: tuple[int, int, int] = (80, 96, 80)
+    normalisation: Literal["kept", "zscore"] = "kept"
     background: Literal["zero", "noise", "minimum"] = "zero"
 
     @model_validator(mode="after")

@@ -54,6 +54,10 @@ def network_input(brain: Volume, brain_mask: BrainMask, config: NetworkGridConfi
     grid = network_grid(config)
     mask = resampled_mask(brain_mask, grid).data
     image = np.where(mask, resampled(brain, grid).data, np.float32(0.0))
+    if config.normalisation == "zscore" and mask.any():
+        inside = image[mask]
+        spread = max(float(inside.std(dtype=np.float64)), float(np.finfo(np.float32).eps))
+        image = np.where(mask, (image - inside.mean(dtype=np.float64)) / spread, 0.0).astype(np.float32)
     if config.background == "noise":
         noise = np.random.default_rng(NOISE_SEED).standard_normal(grid.shape, dtype=np.float32)
         image = np.where(mask, image, noise)

@@ -240,12 +240,45 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     train.add_argument(
         "--weights", default=MED3D[0], metavar="WEIGHTS", help=f"{', '.join(MED3D)}, a path, or random"
     )
+    train.add_argument(
+        "--strides",
+        choices=("med3d", "monai"),
+        default="med3d",
+        help="of the network: as the weights were trained, or as MONAI builds it; default med3d",
+    )
+    train.add_argument(
+        "--finetune",
+        choices=("frozen", "head+last", "full"),
+        default="frozen",
+        help="what is trained: a head on fixed features, the network's last stage as well, or all; default frozen",
+    )
+    train.add_argument(
+        "--head", choices=("linear", "multiscale-attention"), default="linear", help="default linear"
+    )
+    train.add_argument(
+        "--augment",
+        nargs="*",
+        metavar="NAME",
+        help="recipes for training images where the network is trained: pose, flip, left-right, bias-field, gamma, "
+        "noise, ghosting, low-resolution; none after the option for no recipe; default: pose, left-right, "
+        "bias-field, gamma, noise",
+    )
     train.add_argument("--imbalance", choices=("none", "weights"), default="weights", help="default weights")
     train.add_argument("--folds", type=_count, default=5, metavar="K")
-    train.add_argument("--epochs", type=_count, default=300, metavar="N", help="at most")
-    train.add_argument("--patience", type=_count, default=30, metavar="N", help="epochs without improvement")
+    train.add_argument(
+        "--epochs", type=_count, metavar="N", help="at most; default 300 with a frozen network, 30 otherwise"
+    )
+    train.add_argument(
+        "--patience",
+        type=_count,
+        metavar="N",
+        help="epochs without improvement; default 30 with a frozen network, 8 otherwise",
+    )
     train.add_argument("--seed", type=int, default=0, metavar="S")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    train.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write the curves of fine-tuning there, as they grow"
+    )
     train.set_defaults(handler=_train)
 
 
@@ -358,12 +391,17 @@ def _train(options: argparse.Namespace) -> int:
             classes=tuple(options.classes) if options.classes else None,
             label_column=options.label_column,
             weights=options.weights,
+            strides=options.strides,
+            finetune=options.finetune,
+            head=options.head,
+            augment=None if options.augment is None else tuple(options.augment),
             imbalance=options.imbalance,
             folds=options.folds,
             epochs=options.epochs,
             patience=options.patience,
             seed=options.seed,
             device=options.device,
+            tensorboard=options.tensorboard,
         ),
         _say,
     )

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
 from brainstage.models.bundle import write_bundle
 from brainstage.models.calibration import fit_temperature
 from brainstage.models.conformal import LEVEL, class_quantiles
 from brainstage.models.cross_validation import (
+    RANDOM_LABEL_DRAWS,
+    cross_validate,
     cross_validate_baseline,
-    cross_validate_heads,
     cross_validate_novelty,
     random_label_control,
 )
-from brainstage.models.features import FeatureExtractor, choose_device
+from brainstage.models.features import FeatureExtractor, choose_device, feature_channels
+from brainstage.models.fine_tuning import Images, Regime, TuneOptions
+from brainstage.models.heads import HeadKind
+from brainstage.models.learners import FrozenLearner, Learner, TuningLearner
+from brainstage.models.med3d import Strides
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_directory import replaced_directory, require_replaceable
 from brainstage.models.model_store import (
@@ -33,9 +42,16 @@ from brainstage.models.novelty import novelty_threshold
 from brainstage.models.splits import fold_of_scans
 from brainstage.models.training import HeadOptions, LogRow
 from brainstage.models.weights import MED3D_ASSETS, load_weights
+from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.errors import BrainstageError, UsageError
-from brainstage.pipeline.files import write_text
-from brainstage.workflows.learning.features import TrainingArrays, training_arrays
+from brainstage.pipeline.files import sha256_of_json, write_text
+from brainstage.workflows.learning.curves import curves
+from brainstage.workflows.learning.features import (
+    TrainingArrays,
+    network_images,
+    read_network_input,
+    training_arrays,
+)
 from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan, read_cohort
 from brainstage.workflows.learning.model_card import render_card
 from brainstage.workflows.learning.model_evaluation import (
@@ -61,11 +77,23 @@ class TrainOptions:
         Column of the run's ``data_manifest.csv``.
     weights : str
         ``med3d-resnet10`` (18, 34, 50), a path, or ``random``.
+    strides : str
+        ``med3d``, as the weights were trained, or ``monai``, as MONAI builds the network.
+    finetune : str
+        ``frozen``: a head on features computed once; ``head+last``: the last stage as well; ``full``: all.
+    head : str
+        ``linear`` or ``multiscale-attention``.
+    augment : tuple of str or None
+        Recipes that alter training images; only where the network is trained. None for the usual ones.
     imbalance : str
         ``none``, or ``weights``: every class counts the same.
-    folds, epochs, patience, seed : int
+    folds, seed : int
+    epochs, patience : int or None
+        None for 300 and 30 where the network is frozen, 30 and 8 otherwise.
     device : str
         ``auto``, ``cpu`` or ``cuda``, for the network.
+    tensorboard : Path or None
+        Folder for the curves of tuning.
     tiers : TierBounds
         Bounds of the tiers of confidence.
 
@@ -78,29 +106,58 @@ class TrainOptions:
     classes: tuple[str, ...] | None = None
     label_column: str = "diagnosis"
     weights: str = "med3d-resnet10"
+    strides: Strides = "med3d"
+    finetune: Regime = "frozen"
+    head: HeadKind = "linear"
+    augment: tuple[str, ...] | None = None
     imbalance: str = "weights"
     folds: int = 5
-    epochs: int = 300
-    patience: int = 30
+    epochs: int | None = None
+    patience: int | None = None
     seed: int = 0
     device: str = "auto"
+    tensorboard: Path | None = None
     tiers: TierBounds = field(default_factory=TierBounds)
 
     def __post_init__(self) -> None:
         if self.imbalance not in IMBALANCE:
             raise UsageError(f"--imbalance {self.imbalance!r} is unknown: known are {', '.join(IMBALANCE)}")
         for name in ("epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value}: at least 1 is needed")
+        if self.finetune == "frozen" and (self.augment or self.tensorboard):
+            unused = "--augment" if self.augment else "--tensorboard"
+            raise UsageError(
+                f"{unused} concerns a network that is trained; with --finetune frozen features are computed once: "
+                "choose head+last or full, or leave it out"
+            )
+        Augmentation(self.augment or ())
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed {self.seed}: 0 to {2**31 - 1} are allowed")
 
     @property
-    def head(self) -> HeadOptions:
-        """What concerns the head alone."""
-        return HeadOptions(
-            imbalance=self.imbalance, epochs=self.epochs, patience=self.patience, seed=self.seed
+    def head_options(self) -> HeadOptions:
+        """What concerns the head on frozen features."""
+        chosen = {"epochs": self.epochs, "patience": self.patience} if self.finetune == "frozen" else {}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return HeadOptions(imbalance=self.imbalance, seed=self.seed, **given)
+
+    @property
+    def tune_options(self) -> TuneOptions:
+        """What concerns the network."""
+        chosen = {"epochs": self.epochs, "patience": self.patience}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return TuneOptions(
+            regime=self.finetune, imbalance=self.imbalance, augment=self.recipes, seed=self.seed, **given
         )
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """Of the augmentation."""
+        if self.augment is not None:
+            return self.augment
+        return () if self.finetune == "frozen" else DEFAULT_RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,15 +209,18 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     extractor = _extractor(options, say)
     arrays = _all_arrays(extractor, cohort.scans, cohort, say)
     test_arrays = _all_arrays(extractor, cohort.test_scans, cohort, say)
-    model, found, log = fit(extractor, arrays, cohort, folds, options)
+    with _tuning(out_dir, extractor, arrays, cohort, options, say) as tuning:
+        model, found, log = fit(extractor, arrays, cohort, folds, options, tuning)
     say(f"trained {options.folds} folds, each with its controls")
-    test = model.probabilities(np.stack([a.features for a in test_arrays])) if test_arrays else None
+    test = _test_probabilities(model, test_arrays, cohort)
     result = evaluate_model(found, cohort, test, seed=options.seed)
     with replaced_directory(model_dir) as folder:
         write_model(folder, model)
         write_evaluation(folder, found, result, cohort, log)
         write_bundle(folder / "bundle", model)
         write_text(folder / "MODEL_CARD.md", render_card(model, result, cohort, options))
+    if tuning is not None:
+        shutil.rmtree(tuning.checkpoints, ignore_errors=True)
     _say_result(result, model, model_dir, say)
     return TrainResult(
         model_dir=model_dir,
@@ -170,12 +230,89 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tuning:
+    """What training the network needs beside what a head needs.
+
+    Attributes
+    ----------
+    images, masks : Images
+        Network inputs of all scans, and their brain masks alone for the control.
+    checkpoints : Path
+        Folder for states to go on from.
+    log : callable
+        Hears of each epoch: the run's name and the row.
+    """
+
+    images: Images
+    masks: Images
+    checkpoints: Path
+    log: Callable[[str, LogRow], None]
+
+
+@contextmanager
+def _tuning(
+    out_dir: Path,
+    extractor: FeatureExtractor,
+    arrays: Sequence[TrainingArrays],
+    cohort: Cohort,
+    options: TrainOptions,
+    say: Callable[[str], None],
+) -> Iterator[Tuning | None]:
+    """Give what tuning needs; None where the network is frozen."""
+    if options.finetune == "frozen":
+        yield None
+        return
+    content = {
+        "options": {
+            name: value
+            for name, value in vars(options).items()
+            if name not in ("device", "tensorboard", "tiers")
+        },
+        "feature_id": extractor.feature_id,
+        "scans": [
+            (scan.files.key, scan.label, scan.row.participant_id, array.input_key)
+            for scan, array in zip(cohort.scans, arrays, strict=True)
+        ],
+    }
+    checkpoints = out_dir / STATE_FOLDER / "training" / sha256_of_json(content)[:16]
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    if any(checkpoints.iterdir()):
+        say("an earlier training with the same options was cut short: it goes on from there")
+    files = [scan.files for scan in cohort.scans]
+    with network_images(files, cohort.network_grid) as (images, masks), curves(options.tensorboard) as draw:
+
+        def log(name: str, row: LogRow) -> None:
+            say(f"{name}, fold {row.fold}, epoch {row.epoch}: validation loss {row.validation_loss:.4f}")
+            draw(name, row)
+
+        yield Tuning(images=images, masks=masks, checkpoints=checkpoints, log=log)
+
+
+def _test_probabilities(
+    model: StoredModel, arrays: Sequence[TrainingArrays], cohort: Cohort
+) -> NDArray[np.float64] | None:
+    """Return what the ensemble says about the scans kept out, one scan in memory at a time."""
+    if not arrays:
+        return None
+    return np.concatenate(
+        [
+            model.probabilities(
+                array.features[None],
+                [read_network_input(scan.files, cohort.network_grid)] if model.tuned else [],
+            )
+            for scan, array in zip(cohort.test_scans, arrays, strict=True)
+        ]
+    )
+
+
 def fit(
     extractor: FeatureExtractor,
     arrays: Sequence[TrainingArrays],
     cohort: Cohort,
-    folds: np.ndarray[tuple[int], np.dtype[np.int64]],
+    folds: NDArray[np.int64],
     options: TrainOptions,
+    tuning: Tuning | None = None,
 ) -> tuple[StoredModel, OutOfFold, tuple[LogRow, ...]]:
     """Fit everything of a model in the given folds.
 
@@ -191,11 +328,11 @@ def fit(
     features = np.stack([a.features for a in arrays])
     mask_features = np.stack([a.mask_features for a in arrays])
     voxels, inside = np.stack([a.voxels for a in arrays]), np.stack([a.inside for a in arrays])
-    heads = cross_validate_heads(
-        features, targets, cohort.participants, folds, classes=classes, options=options.head
-    )
-    outlines = cross_validate_heads(
-        mask_features, targets, cohort.participants, folds, classes=classes, options=options.head
+    network = _learner(features, tuning.images if tuning else None, extractor, cohort, options, tuning)
+    outline = _learner(mask_features, tuning.masks if tuning else None, extractor, cohort, options, tuning)
+    trained = cross_validate(network, targets, folds, classes=classes, seed=options.seed)
+    outlines = cross_validate(
+        outline, targets, folds, classes=classes, seed=options.seed, name="brain-mask-only"
     )
     baseline_logits, baselines = cross_validate_baseline(
         voxels, inside, targets, folds, classes=classes, imbalance=options.imbalance
@@ -204,22 +341,52 @@ def fit(
     found = OutOfFold(
         targets=targets,
         folds=folds,
-        logits=heads.logits,
+        logits=trained.logits,
         baseline_logits=baseline_logits,
         mask_logits=outlines.logits,
         novelty=novelty_scores,
         random_labels=random_label_control(
-            features,
+            network,
             cohort.labels,
             cohort.participants,
             cohort.classes,
             folds=options.folds,
-            options=options.head,
+            seed=options.seed,
+            # One permutation where each takes as long as the training itself.
+            draws=RANDOM_LABEL_DRAWS if tuning is None else 1,
         ),
     )
     description = _describe(extractor, found, cohort, options)
-    model = StoredModel(description, extractor, heads.heads, novelty, baselines)
-    return model, found, heads.log
+    model = StoredModel(description, extractor, trained.models, novelty, baselines)
+    return model, found, trained.log
+
+
+def _learner(
+    features: NDArray[np.float32],
+    images: Images | None,
+    extractor: FeatureExtractor,
+    cohort: Cohort,
+    options: TrainOptions,
+    tuning: Tuning | None,
+) -> Learner:
+    frozen = FrozenLearner(
+        features=features,
+        participants=cohort.participants,
+        classes=len(cohort.classes),
+        options=options.head_options,
+        head=options.head,
+        channel=feature_channels(extractor.source.architecture),
+    )
+    if tuning is None or images is None:
+        return frozen
+    return TuningLearner(
+        frozen=frozen,
+        base=extractor,
+        images=images,
+        options=options.tune_options,
+        checkpoints=tuning.checkpoints,
+        log=tuning.log,
+    )
 
 
 def _describe(
@@ -233,10 +400,14 @@ def _describe(
         backbone=BackboneDescription(
             kind=source.kind,
             architecture=source.architecture,
+            strides=source.strides,
             sha256=source.sha256,
             words=source.words,
             feature_id=extractor.feature_id,
         ),
+        head=options.head,
+        finetune=options.finetune,
+        augment=options.recipes,
         folds=options.folds,
         network_grid=cohort.network_grid,
         preprocessing_id=cohort.preprocessing_id,
@@ -263,7 +434,7 @@ def _describe(
 
 def _extractor(options: TrainOptions, say: Callable[[str], None]) -> FeatureExtractor:
     device = choose_device(options.device)
-    loaded = load_weights(options.weights, seed=options.seed)
+    loaded = load_weights(options.weights, seed=options.seed, strides=options.strides)
     say(f"weights: {loaded.source.words}" + (f" ({loaded.report})" if loaded.report else ""))
     return FeatureExtractor(loaded.network, loaded.source, device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.nets import resnet10
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv3d, max_pool3d, relu
 
@@ -107,6 +108,20 @@ def test_maps_shrink_to_an_eighth_and_no_further():
         "layer3": (4, 6, 4),
         "layer4": (4, 6, 4),
     }
+
+
+def test_monais_strides_give_monais_features():
+    network = lively_network("resnet10")
+    built = build_med3d("resnet10", "monai")
+    built.load_state_dict(network.state_dict())
+    theirs = resnet10(n_input_channels=1, feed_forward=False, shortcut_type="B", bias_downsample=False).eval()
+    theirs.load_state_dict(network.state_dict())
+    image = torch.randn(1, 1, 32, 40, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        maps = stage_maps(built, image)
+        assert torch.allclose(maps["layer4"].mean(dim=(2, 3, 4)), theirs(image), atol=1e-5)
+        assert not torch.allclose(maps["layer4"].mean(), stage_maps(network, image)["layer4"].mean())
+    assert tuple(maps["layer4"].shape[2:]) == (2, 3, 2)
 
 
 def test_random_weights_follow_the_seed_and_leave_the_global_generator_alone():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from brainstage.models.cross_validation import cross_validate_heads, leakage_warnings, random_label_control
+from brainstage.models.learners import FrozenLearner
 from brainstage.models.metrics import Estimate, evaluate
 from brainstage.models.splits import fold_of_scans
 from brainstage.models.training import HeadOptions, class_weights, rotate, train_head
@@ -88,7 +89,8 @@ def test_constant_features_do_no_harm():
 def test_random_labels_end_at_chance():
     values, targets, participants = cohort(scans=60)
     labels = [CLASSES[t] for t in targets]
-    run = random_label_control(values, labels, participants, CLASSES, folds=5, options=HeadOptions())
+    learner = FrozenLearner(features=values, participants=participants, classes=3, options=HeadOptions())
+    run = random_label_control(learner, labels, participants, CLASSES, folds=5, seed=0)
     found = evaluate(run.logits, run.targets, run.participants, CLASSES, seed=0)
     accuracy = found.measures["balanced_accuracy"]
     assert accuracy.low <= 1 / 3 <= accuracy.high + 0.1

@@ -54,6 +54,23 @@ def test_the_background_is_what_was_asked_for(
         assert (outside == expected).all()
 
 
+def test_intensities_are_kept_or_standardised_over_the_brain_that_the_network_sees(
+    template: Template,
+) -> None:
+    brain, mask = (
+        template.t1w.with_data(template.t1w.data / 7 + 3 * template.brain_mask.data),
+        template.brain_mask,
+    )
+    kept = network_input(brain, mask, NetworkGridConfig())
+    standard = network_input(brain, mask, NetworkGridConfig(normalisation="zscore", background="minimum"))
+    inside = standard.image[0][standard.brain_mask]
+    assert inside.mean() == pytest.approx(0, abs=1e-4)
+    assert inside.std() == pytest.approx(1, abs=1e-4)
+    assert np.corrcoef(inside, kept.image[0][kept.brain_mask])[0, 1] > 0.9999
+    assert (standard.image[0][~standard.brain_mask] == inside.min()).all()
+    assert standard.image.dtype == np.float32
+
+
 def test_noise_is_the_same_for_every_scan(template: Template) -> None:
     assert np.array_equal(made(template, "noise").image, made(template, "noise").image)
 

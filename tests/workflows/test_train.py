@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
+from brainstage.models.features import FeatureExtractor
 from brainstage.models.model_store import load_model
+from brainstage.models.weights import load_weights
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.errors import (
@@ -174,8 +177,6 @@ def test_no_participant_is_on_two_sides(trained):
 
 
 def test_loaded_model_predicts_what_the_bundle_predicts(trained, finished_run):
-    from monai.bundle import ConfigParser
-
     result, _ = trained
     model = load_model(result.model_dir)
     given = read_network_input(files_of(finished_run, "05"), model.network_grid)
@@ -295,6 +296,69 @@ def test_features_of_a_batch_are_those_of_each_scan_and_are_found_again(trained,
         assert np.allclose(found, model.features(given), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_tuned_model_is_stored_whole_and_its_folds_have_networks_of_their_own(own_run, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = read_manifest(own_run / "data_manifest.csv")
+    test = {"sub-15", "sub-16", "sub-17"}
+    write_manifest(
+        own_run / "data_manifest.csv",
+        [ManifestRow(**{**vars(row), "split": "test" if row.participant_id in test else ""}) for row in rows],
+    )
+    options = TrainOptions(
+        weights="random",
+        folds=3,
+        finetune="head+last",
+        head="multiscale-attention",
+        epochs=2,
+        augment=("noise",),
+        tensorboard=tmp_path / "curves",
+    )
+    said = []
+    result = train(own_run, tmp_path / "model", options, said.append)
+    assert any(line.startswith("network, fold 2, epoch 1") for line in said)
+    assert not list((own_run / ".brainstage" / "training").iterdir()), "checkpoints are gone at the end"
+    model = load_model(result.model_dir)
+    assert model.tuned
+    assert (model.description.finetune, model.description.head) == ("head+last", "multiscale-attention")
+    with (result.model_dir / "training_log.csv").open() as stream:
+        log = list(csv.DictReader(stream))
+    assert {row["phase"] for row in log} >= {"tune", "attention search"}
+    given = read_network_input(files_of(own_run, "05"), model.network_grid)
+    prediction = model.predict(model.features(given), given)
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    metrics = json.loads((result.model_dir / "evaluation" / "metrics.json").read_text())
+    assert metrics["test_split"]["scans"] == {"CN": 1, "MCI": 1, "AD": 1}
+    card = (result.model_dir / "MODEL_CARD.md").read_text()
+    assert "its last stage trained further in each fold; a multiscale-attention head" in card
+    assert "| Augmentation | noise |" in card
+    assert "permuted between participants, 1 time;" in card
+    parser = ConfigParser()
+    parser.read_config(str(result.model_dir / "bundle" / "configs" / "inference.json"))
+    parser["bundle_root"] = str(result.model_dir / "bundle")
+    parser.get_parsed_content("initialize")
+    with torch.no_grad():
+        probabilities = parser.get_parsed_content("network")(torch.from_numpy(np.array(given.image))[None])[0]
+    assert np.allclose(probabilities.numpy(), list(prediction.probabilities.values()), atol=1e-5)
+    events = EventAccumulator(str(tmp_path / "curves" / "network-fold-0")).Reload()
+    drawn = [row for row in log if row["phase"] == "tune" and row["fold"] == "0"]
+    assert [event.value for event in events.Scalars("loss/validation")] == pytest.approx(
+        [float(row["validation_loss"]) for row in drawn]
+    )
+
+
+def test_monais_strides_are_another_network(finished_run, tmp_path):
+    options = TrainOptions(weights="random", folds=3, epochs=5, strides="monai")
+    train(finished_run, tmp_path / "model", options, lambda _: None)
+    model = load_model(tmp_path / "model")
+    given = read_network_input(files_of(finished_run, "05"), model.network_grid)
+    loaded = load_weights("random", seed=0)
+    other = FeatureExtractor(loaded.network, loaded.source)
+    assert model.feature_id != other.feature_id
+    assert not np.allclose(model.features(given), other.features(given), atol=1e-3)
+
+
 def test_any_column_and_any_classes(finished_run, tmp_path):
     options = TrainOptions(
         weights="random", folds=3, epochs=20, label_column="group", classes=("patient", "control")
@@ -330,13 +394,27 @@ def test_test_split_is_never_learnt_from(own_run, tmp_path):
         pytest.param({"classes": ("CN", "Ad")}, UsageError, "Did you mean 'AD'", id="class"),
         pytest.param({"classes": ("CN",)}, UsageError, "two or more", id="one class"),
         pytest.param({"folds": 7}, UsageError, "use --folds 6", id="folds"),
+        pytest.param(
+            {"augment": ("noise",)}, UsageError, "--augment concerns a network", id="augment frozen"
+        ),
+        pytest.param(
+            {"finetune": "full", "augment": ("blur",)}, UsageError, "known are pose", id="unknown recipe"
+        ),
+        pytest.param({"tensorboard": Path("x")}, UsageError, "--tensorboard concerns", id="curves frozen"),
         pytest.param({"weights": "nowhere.pth"}, WeightsMissingError, "nowhere.pth", id="weights"),
     ],
 )
 def test_bad_options_are_one_sentence(finished_run, tmp_path, options, error, message):
-    given = TrainOptions(**{"weights": "random", **options})
+    def attempt():
+        train(
+            finished_run,
+            tmp_path / "model",
+            TrainOptions(**{"weights": "random", **options}),
+            lambda _: None,
+        )
+
     with pytest.raises(error, match=message):
-        train(finished_run, tmp_path / "model", given, lambda _: None)
+        attempt()
     assert not any(tmp_path.iterdir())
 
 

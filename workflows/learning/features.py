@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from safetensors.numpy import save as save_arrays
 
 from brainstage.models.baseline import BASELINE_VERSION, block_voxels
 from brainstage.models.features import FeatureExtractor
+from brainstage.models.fine_tuning import Images
 from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.derivatives import ScanFiles
-from brainstage.pipeline.files import sha256_of_file, sha256_of_json, write_bytes
+from brainstage.pipeline.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_json, write_bytes
 from brainstage.pipeline.nifti import read_mask, read_volume
 from brainstage.pipeline.records import NetworkInput
 from brainstage.preprocessing.network_grid import STAGE_VERSION as GRID_VERSION
@@ -36,12 +39,15 @@ class TrainingArrays:
         Blocks of the network's image, for the baseline.
     inside : ndarray, (V,) bool
         Blocks that are brain.
+    input_key : str
+        From :func:`network_input_key`.
     """
 
     features: NDArray[np.float32]
     mask_features: NDArray[np.float32]
     voxels: NDArray[np.float32]
     inside: NDArray[np.bool_]
+    input_key: str
 
 
 def network_input_key(files: ScanFiles, network_grid: Mapping[str, Any]) -> str:
@@ -141,7 +147,30 @@ def training_arrays(
         mask_features=kept["mask_features"],
         voxels=kept["voxels"].astype(np.float32),
         inside=kept["inside"].astype(bool),
+        input_key=key,
     )
+
+
+@contextmanager
+def network_images(
+    scans: Sequence[ScanFiles], network_grid: Mapping[str, Any]
+) -> Iterator[tuple[Images, Images]]:
+    """Give the network inputs of many scans and their masks, from files of the scratch space.
+
+    Yields
+    ------
+    images : (N, 1, D, H, W) float16
+        Half a volume's size in memory, and no more of them there than are looked at.
+    masks : (N, 1, D, H, W) uint8
+    """
+    shape = (len(scans), 1, *network_grid["shape"])
+    with TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder:
+        images = np.memmap(Path(folder) / "images", dtype=np.float16, mode="w+", shape=shape)
+        masks = np.memmap(Path(folder) / "masks", dtype=np.uint8, mode="w+", shape=shape)
+        for index, files in enumerate(scans):
+            read = read_network_input(files, network_grid)
+            images[index], masks[index, 0] = read.image, read.brain_mask
+        yield images, masks
 
 
 def _features_path(extractor: FeatureExtractor, files: ScanFiles) -> Path:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from brainstage.models.cross_validation import RANDOM_LABEL_DRAWS
+from brainstage.models.fine_tuning import Regime
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_store import StoredModel
 from brainstage.models.splits import participant_classes
 from brainstage.workflows.learning.labelled_cohort import Cohort
 from brainstage.workflows.learning.model_evaluation import ModelEvaluation
+
+TRAINED_PARTS: Final[Mapping[Regime, str]] = MappingProxyType(
+    {
+        "frozen": "frozen",
+        "head+last": "its last stage trained further in each fold",
+        "full": "trained further as a whole in each fold",
+    }
+)
+"""Regime to what the card says about the network."""
 
 
 def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, options: object) -> str:
@@ -46,7 +57,8 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "always_in_set": [
             name for name, quantile in description.conformal.quantiles.items() if quantile is None
         ],
-        "draws": RANDOM_LABEL_DRAWS,
+        "draws": result.random_label_draws,
+        "trained_part": TRAINED_PARTS[description.finetune],
         "cell": cell,
     }
     return environment.get_template("model_card.md.j2").render(context)

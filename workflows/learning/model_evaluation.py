@@ -61,6 +61,8 @@ class ModelEvaluation:
     Attributes
     ----------
     network, uncalibrated, baseline, mask_only, random_labels : Evaluation
+    random_label_draws : int
+        Permutations that the control rests on.
     test : Evaluation or None
         Of the fold ensemble on the scans whose split is ``test``, where there are any.
     coverage : dict
@@ -75,6 +77,7 @@ class ModelEvaluation:
     baseline: Evaluation
     mask_only: Evaluation
     random_labels: Evaluation
+    random_label_draws: int
     test: Evaluation | None
     coverage: dict[str, float]
     mean_set_size: float
@@ -111,6 +114,7 @@ def evaluate_model(
         baseline=measured(cross_calibrated(found.baseline_logits, found.targets, found.folds)),
         mask_only=measured(cross_calibrated(found.mask_logits, found.targets, found.folds)),
         random_labels=random,
+        random_label_draws=len(control.targets) // len(found.targets),
         test=_test_evaluation(cohort, test_probabilities, seed),
         coverage={name: float(covered[found.targets == c].mean()) for c, name in enumerate(classes)},
         mean_set_size=float(members.sum(axis=1).mean()),
