@@ -19,7 +19,12 @@ from brainstage.models.training import LogRow
 from brainstage.pipeline.files import write_bytes, write_json, write_text
 from brainstage.pipeline.manifest import csv_text
 from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan
-from brainstage.workflows.learning.model_figures import calibration_figure, confusion_figure, roc_figure
+from brainstage.workflows.learning.model_figures import (
+    calibration_figure,
+    confusion_figure,
+    precision_recall_figure,
+    roc_figure,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,6 +136,10 @@ def write_evaluation(
     write_text(written / "oof_predictions.csv", csv_text(columns, records))
     write_bytes(written / "confusion_matrix.png", confusion_figure(result.network, classes))
     write_bytes(written / "roc.png", roc_figure(probabilities, found.targets, result.network, classes))
+    write_bytes(
+        written / "precision_recall.png",
+        precision_recall_figure(probabilities, found.targets, result.network, classes),
+    )
     before = calibrated(found.logits, 1.0)
     write_bytes(written / "calibration.png", calibration_figure(before, probabilities, found.targets))
     splits = [
