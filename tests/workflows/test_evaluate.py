@@ -15,16 +15,29 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_store import StoredModel, load_model, write_model
+from brainstage.pipeline.config import PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.errors import InputMissingError, ModelError, OutputError, UsageError
 from brainstage.pipeline.manifest import ManifestRow, read_manifest, write_manifest
-from brainstage.pipeline.nifti import write_mask, write_volume
+from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
+from brainstage.pipeline.records import (
+    AssessedBrain,
+    CorrectedBrain,
+    HeaderFindings,
+    Normalisation,
+    NormalisedBrain,
+    QcReport,
+    QcStatus,
+    QcVerdict,
+    RegisteredBrain,
+    StrippedBrain,
+)
 from brainstage.pipeline.volume import BrainMask, Volume
 from brainstage.workflows.cli import main
 from brainstage.workflows.evaluate import EvaluateOptions, evaluate
 from brainstage.workflows.learning.cohort_evaluation import comparison, read_cross_validated
-from brainstage.workflows.learning.features import read_network_input
+from brainstage.workflows.prediction import prediction_stage
 from brainstage.workflows.train import TrainOptions, train
 
 CLASSES = ("CN", "MCI", "AD")
@@ -129,6 +142,29 @@ def own_run(other_run, tmp_path) -> Path:
     return Path(shutil.copytree(other_run, tmp_path / "out"))
 
 
+def assessed_brain(files: ScanFiles) -> AssessedBrain:
+    """Return what a run hands to its last stage; only what lies in template space is looked at."""
+    brain, mask = read_volume(files.template_t1w), read_mask(files.template_mask)
+    findings = HeaderFindings(
+        shape=brain.shape, spacing_mm=brain.spacing_mm, axcodes="RAS", affine_source="sform"
+    )
+    stripped = StrippedBrain(
+        head=brain, findings=findings, brain_mask=mask, method="none", skull_stripped_input=True
+    )
+    corrected = CorrectedBrain(head=brain, brain_mask=mask, stripped=stripped, field_range=1.0)
+    normalised = NormalisedBrain(
+        brain=brain,
+        brain_mask=mask,
+        normalisation=Normalisation(method="zscore", centre=0.0, scale=1.0),
+        corrected=corrected,
+    )
+    registered = RegisteredBrain(
+        brain=brain, brain_mask=mask, native_to_template=np.eye(4), normalised=normalised
+    )
+    qc = QcReport(measures={}, verdict=QcVerdict(status=QcStatus.PASS))
+    return AssessedBrain(registered=registered, qc=qc)
+
+
 def keep(out_dir: Path, wanted) -> None:
     """Leave the rows of a manifest that `wanted` wants, as it changes them."""
     rows = [changed for row in read_manifest(out_dir / "data_manifest.csv") if (changed := wanted(row))]
@@ -177,11 +213,12 @@ def test_the_split_of_another_cohort_plays_no_part(evaluated):
 
 def test_every_scan_is_judged_as_a_run_judges_it(evaluated, model_dir, other_run):
     _, result_dir, _ = evaluated
-    model = load_model(model_dir)
+    model_id = load_model(model_dir).model_id
     row = table_of(result_dir)[5]
     entities = BidsEntities(subject=row["participant_id"][4:], session=row["session_id"][4:])
-    image = read_network_input(ScanFiles(out_dir=other_run, entities=entities), model.network_grid)
-    expected = model.predict(model.features(image), image)
+    files = ScanFiles(out_dir=other_run, entities=entities)
+    stage = prediction_stage(model_dir, model_id, PredictionConfig(), files, "f" * 64)
+    expected = stage.run(assessed_brain(files)).prediction
     assert [float(row[f"p_{name}"]) for name in CLASSES] == pytest.approx(
         list(expected.probabilities.values()), rel=1e-5
     )
