@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 BOOTSTRAP_SAMPLES: Final = 1000
 CONFIDENCE: Final = 0.95
@@ -42,8 +43,9 @@ class Evaluation:
     Attributes
     ----------
     measures : dict
-        Name to estimate; ``sensitivity_<class>``, ``specificity_<class>`` and ``auc_<class>`` (one against the rest)
-        for each class, ``f1`` and ``auc`` as means over classes.
+        Name to estimate; ``sensitivity_<class>``, ``specificity_<class>``, ``auc_<class>`` and
+        ``average_precision_<class>`` (one against the rest) for each class, ``f1``, ``auc`` and
+        ``average_precision`` as means over classes.
     confusion : ndarray, (C, C) int64
         Rows are true classes.
     participants, scans : dict
@@ -94,11 +96,12 @@ def evaluate(
             "ignore", RuntimeWarning
         )  # means over no class at all are NaN, as they should be
         samples_of = from_confusion(confusion_matrices(targets, predicted, weights, len(classes)), classes)
-        aucs = np.stack(
-            [auc(probabilities[:, c], targets == c, weights) for c in range(len(classes))], axis=1
-        )
-        samples_of |= {f"auc_{name}": aucs[:, c] for c, name in enumerate(classes)}
-        samples_of["auc"] = np.nanmean(aucs, axis=1)
+        for measure, of_class in (("auc", auc), ("average_precision", average_precision)):
+            values = np.stack(
+                [of_class(probabilities[:, c], targets == c, weights) for c in range(len(classes))], axis=1
+            )
+            samples_of |= {f"{measure}_{name}": values[:, c] for c, name in enumerate(classes)}
+            samples_of[measure] = np.nanmean(values, axis=1)
         samples_of["brier"] = brier(probabilities, targets, weights)
         samples_of["ece"] = expected_calibration_error(probabilities, targets, weights)
         measures = {name: _estimate(values) for name, values in samples_of.items()}
@@ -160,6 +163,31 @@ def auc(scores: NDArray[np.float64], positive: NDArray[np.bool_], weights: Weigh
         return np.asarray((ups * (below + downs / 2)).sum(axis=1) / (ups.sum(axis=1) * downs.sum(axis=1)))
 
 
+def average_precision(
+    scores: NDArray[np.float64], positive: NDArray[np.bool_], weights: Weights
+) -> NDArray[np.float64]:
+    """Return the average precision for each sample: the precision at every score, weighted by the recall it adds.
+
+    Scores without information give the part of positives, not one half; equal scores are one step. Nothing is
+    interpolated between the steps, which would be too hopeful (Davis 2006, doi:10.1145/1143844.1143874).
+
+    Returns
+    -------
+    ndarray, (B,) float64
+        NaN where a sample holds no positive or nothing else.
+    """
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) < 0])
+    ups = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)
+    downs = np.add.reduceat(weights[:, order] * ~positive[order], starts, axis=1)
+    hits = np.cumsum(ups, axis=1)
+    called = hits + np.cumsum(downs, axis=1)
+    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
+    both = (hits[:, -1] > 0) & (called[:, -1] > hits[:, -1])
+    total = np.where(both, hits[:, -1], np.nan)
+    return np.asarray((ups * precision).sum(axis=1) / total)
+
+
 def brier(
     probabilities: NDArray[np.float64], targets: NDArray[np.int64], weights: Weights
 ) -> NDArray[np.float64]:
@@ -183,6 +211,19 @@ def expected_calibration_error(
     bins = np.eye(ECE_BINS)[np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)]
     gaps = weights @ (bins * (correct - confidence)[:, None])
     return np.asarray(np.abs(gaps).sum(axis=1) / weights.sum(axis=1))
+
+
+def proportion(hits: int, trials: int) -> Estimate:
+    """Return a part of independent trials with its exact interval; all NaN without a trial.
+
+    References
+    ----------
+    Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404.
+    """
+    if not trials:
+        return Estimate(value=np.nan, low=np.nan, high=np.nan)
+    found = binomtest(hits, trials).proportion_ci(CONFIDENCE, method="exact")
+    return Estimate(value=hits / trials, low=float(found.low), high=float(found.high))
 
 
 def _estimate(values: NDArray[np.float64]) -> Estimate:

@@ -1,10 +1,10 @@
-"""Making a model directory appear whole, or not at all."""
+"""Making a directory of results appear whole, or not at all."""
 
 from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,8 +36,17 @@ def require_replaceable(model_dir: Path) -> None:
 
 
 @contextmanager
-def replaced_directory(model_dir: Path) -> Iterator[Path]:
+def replaced_directory(
+    model_dir: Path, require: Callable[[Path], None] = require_replaceable
+) -> Iterator[Path]:
     """Give a temporary sibling to fill; it takes the place of `model_dir` when the block ends without an error.
+
+    Parameters
+    ----------
+    model_dir : Path
+        Or another directory that a command makes as a whole.
+    require : callable
+        Raises unless what is there may be replaced.
 
     Yields
     ------
@@ -49,7 +58,7 @@ def replaced_directory(model_dir: Path) -> Iterator[Path]:
     OutputError, StorageError
         When the file system refuses; what was at `model_dir` is then still there.
     """
-    require_replaceable(model_dir)
+    require(model_dir)
     token = secrets.token_hex(4)
     filling = model_dir.with_name(f"{TEMPORARY_PREFIX}{token}-{model_dir.name}")
     outgoing = model_dir.with_name(f"{TEMPORARY_PREFIX}{token}-old-{model_dir.name}")

@@ -283,6 +283,13 @@ class StoredModel:
         """Return calibrated probabilities (N, C), from what :meth:`ensemble_logits` takes."""
         return calibrated(self.ensemble_logits(features, inputs, folds), self._described.temperature)
 
+    def baseline_logits(
+        self, voxels: NDArray[np.float32], folds: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
+        """Return the logits (N, C) of the mean of the linear baselines of `folds`, or all, for voxels (N, V)."""
+        chosen = range(len(self.baselines)) if folds is None else folds
+        return mean_baseline([self.baselines[fold] for fold in chosen]).logits(voxels)
+
     def predict(
         self,
         features: NDArray[np.float32],
@@ -318,7 +325,7 @@ class StoredModel:
         folds = self.folds_for(source_sha256)
         probabilities = self.probabilities(features[None], [network_input], folds)[0]
         members = set_members(probabilities, _quantiles(self._described))
-        baseline = mean_baseline([self.baselines[fold] for fold in folds]).logits(voxels[None])[0]
+        baseline = self.baseline_logits(voxels[None], folds)[0]
         return Prediction(
             probabilities=dict(zip(self.classes, map(float, probabilities), strict=True)),
             prediction_set=tuple(name for name, member in zip(self.classes, members, strict=True) if member),

@@ -22,6 +22,7 @@ from brainstage.preprocessing.quality import MEASURES, WARNING_CODES_THAT_WARN
 from brainstage.workflows.cli import build_parser
 from brainstage.workflows.gate import FLAG_EXPLANATIONS
 from brainstage.workflows.group import predictions_csv, qc_csv
+from brainstage.workflows.trajectories import trajectory_columns
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -292,6 +293,7 @@ def test_every_header_warning_is_explained():
     [
         ("## predictions.csv", predictions_csv([], None, ["<CLASS>"]).strip().split(",")),
         ("## qc.csv", qc_csv([]).strip().split(",")),
+        ("## trajectories.csv", list(trajectory_columns(["<CLASS>"]))),
         ("## data_manifest.csv", list(COLUMNS)),
     ],
 )

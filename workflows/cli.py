@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands)
     _add_train(commands)
+    _add_evaluate(commands)
     _add_manifest(commands)
     _add_status(commands)
     _add_fetch(commands)
@@ -282,6 +283,25 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     train.set_defaults(handler=_train)
 
 
+def _add_evaluate(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure a model on a labelled cohort that it never saw",
+        description="Judge the labelled scans of a finished run as brainstage run --model does, leave out what the "
+        "model was trained on, and write how well it went.",
+        epilog=EXIT_CODES,
+    )
+    evaluate.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    evaluate.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run")
+    evaluate.add_argument("result_dir", type=Path, metavar="RESULT_DIR")
+    evaluate.add_argument(
+        "--label-column", metavar="NAME", help="column of data_manifest.csv; default: the model's own"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the intervals")
+    evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    evaluate.set_defaults(handler=_evaluate)
+
+
 def _add_manifest(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
     manifest = commands.add_parser(
         "manifest",
@@ -403,6 +423,19 @@ def _train(options: argparse.Namespace) -> int:
             device=options.device,
             tensorboard=options.tensorboard,
         ),
+        _say,
+    )
+    return ExitCode.DONE
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from brainstage.workflows.evaluate import EvaluateOptions, evaluate
+
+    evaluate(
+        options.model_dir,
+        options.out_dir,
+        options.result_dir,
+        EvaluateOptions(label_column=options.label_column, seed=options.seed, device=options.device),
         _say,
     )
     return ExitCode.DONE

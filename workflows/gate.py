@@ -11,6 +11,7 @@ OUT_OF_DISTRIBUTION: Final = "out_of_distribution"
 BASELINE_DISAGREES: Final = "baseline_disagrees"
 
 SEEN_IN_TRAINING: Final = "seen_in_training"
+CHOSEN_OF_SESSION: Final = "chosen_of_session"
 
 FLAG_EXPLANATIONS: Final = {
     OUT_OF_DISTRIBUTION: "The scan is unlike the scans that the model was trained on (novelty score above the "
@@ -18,6 +19,8 @@ FLAG_EXPLANATIONS: Final = {
     BASELINE_DISAGREES: "The linear baseline, trained on the same scans, says another class than the network.",
     SEEN_IN_TRAINING: "The model was trained on this scan. What is said here comes from the one fold that did not "
     "see it, as in cross-validation; this alone flags nothing.",
+    CHOSEN_OF_SESSION: "Of several scans of the session this one stands for it: the best verdict of quality control, "
+    "then the highest contrast to noise; this alone flags nothing.",
 }
 """Reason code to the sentence that explains it."""
 

@@ -1,4 +1,4 @@
-"""From the scans of a run to its tables and pages: ``predictions.csv``, ``qc.csv``, ``cohort.html``."""
+"""From the scans of a run to its tables (predictions, quality, trajectories) and pages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from brainstage.pipeline.files import read_json_or_empty, write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
 from brainstage.pipeline.records import Completed, Failure, QcStatus, SubjectOutcome
 from brainstage.preprocessing.quality import MEASURES
-from brainstage.workflows.gate import FLAG_EXPLANATIONS, decide
+from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, decide
 from brainstage.workflows.participant import RunContext, run_info, tool_versions
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.methods import render_methods
 from brainstage.workflows.stages import preprocessing_content
+from brainstage.workflows.trajectories import chosen_of_sessions, trajectories_csv
 
 IDENTITY_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path")
 QC_MEASURES: Final = tuple(measure.name for measure in MEASURES if not measure.added)
@@ -48,6 +49,11 @@ def write_group(
     write_manifest(out_dir / "data_manifest.csv", rows_of(dataset, _known_hashes(outcomes, context)))
     write_text(out_dir / "predictions.csv", predictions_csv(outcomes, context, classes))
     write_text(out_dir / "qc.csv", qc_csv(outcomes))
+    trajectories = trajectories_csv(outcomes, classes)
+    if trajectories is None:
+        (out_dir / "trajectories.csv").unlink(missing_ok=True)  # of an earlier run, with a model
+    else:
+        write_text(out_dir / "trajectories.csv", trajectories)
     _write_pages(dataset, outcomes, context)
 
 
@@ -70,7 +76,12 @@ def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, cla
         "report",
         "error",
     )
-    return csv_text(columns, [_prediction_row(outcome, context) for outcome in outcomes])
+    chosen = chosen_of_sessions(outcomes)
+    rows = [_prediction_row(outcome, context) for outcome in outcomes]
+    for outcome, row in zip(outcomes, rows, strict=True):
+        if outcome.scan.key in chosen:
+            row["qc_reasons"] = ";".join(filter(None, (str(row["qc_reasons"]), CHOSEN_OF_SESSION)))
+    return csv_text(columns, rows)
 
 
 def qc_csv(outcomes: Sequence[SubjectOutcome]) -> str:

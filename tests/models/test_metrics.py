@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics as reference
 
 from brainstage.models.calibration import calibrated
-from brainstage.models.metrics import auc, bootstrap_weights, evaluate
+from brainstage.models.metrics import auc, average_precision, bootstrap_weights, evaluate, proportion
 
 CLASSES = ("CN", "MCI", "AD")
 
@@ -37,6 +40,8 @@ def test_measures_equal_scikit_learns(predictions, measures):
         "sensitivity_MCI": reference.recall_score(targets == 1, predicted == 1),
         "specificity_MCI": reference.recall_score(targets != 1, predicted != 1),
         "auc_AD": reference.roc_auc_score(targets == 2, probabilities[:, 2]),
+        "average_precision_AD": reference.average_precision_score(targets == 2, probabilities[:, 2]),
+        "average_precision": reference.average_precision_score(np.eye(3)[targets], probabilities),
         "brier": np.mean(((probabilities - np.eye(3)[targets]) ** 2).sum(axis=1)),
     }
     for name, value in expected.items():
@@ -55,6 +60,43 @@ def test_weighted_auc_equals_scikit_learns_with_ties():
     weights = generator.integers(0, 3, (1, 60)).astype(float)
     expected = reference.roc_auc_score(positive, scores, sample_weight=weights[0])
     assert auc(scores, positive, weights)[0] == pytest.approx(expected)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=2, max_size=25).filter(
+        lambda scans: {up for _, up, weight in scans if weight} == {True, False}
+    )
+)
+def test_weighted_average_precision_equals_scikit_learns_with_ties(scans):
+    tenths, positive, drawn = (np.array(values) for values in zip(*scans, strict=True))
+    weights = np.stack([np.ones(len(drawn)), drawn]).astype(float)
+    found = average_precision(tenths / 10, positive, weights)
+    for row, value in zip(weights, found, strict=True):
+        expected = reference.average_precision_score(positive, tenths / 10, sample_weight=row)
+        assert value == pytest.approx(expected)
+
+
+def test_average_precision_is_undefined_where_a_sample_holds_one_class():
+    scores, positive = np.array([0.1, 0.8, 0.4]), np.array([False, True, True])
+    weights = np.array([[1.0, 1, 1], [2, 0, 0], [0, 1, 1]])
+    assert np.isnan(average_precision(scores, positive, weights)).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "low", "high"),
+    [(0, 10, 0.0, 0.3085), (10, 10, 0.6915, 1.0), (9, 10, 0.5550, 0.9975), (81, 90, 0.8186, 0.9532)],
+)
+def test_exact_interval_of_a_proportion(hits, trials, low, high):
+    found = proportion(hits, trials)
+    assert (found.value, found.low, found.high) == pytest.approx((hits / trials, low, high), abs=5e-5)
+    beta = [stats.beta.ppf(0.025, hits, trials - hits + 1), stats.beta.ppf(0.975, hits + 1, trials - hits)]
+    assert [found.low, found.high] == pytest.approx(
+        [0.0 if hits == 0 else beta[0], 1.0 if hits == trials else beta[1]]
+    )
+
+
+def test_a_proportion_of_nothing_is_undefined():
+    assert np.isnan(proportion(0, 0).value)
 
 
 def test_participants_are_drawn_whole():

@@ -19,6 +19,7 @@ from brainstage.pipeline.records import (
 )
 from brainstage.workflows.gate import (
     BASELINE_DISAGREES,
+    CHOSEN_OF_SESSION,
     FLAG_EXPLANATIONS,
     OUT_OF_DISTRIBUTION,
     SEEN_IN_TRAINING,
@@ -104,5 +105,10 @@ def test_a_scan_of_the_training_is_noted_and_not_flagged(qc, baseline, status, c
 
 
 def test_every_flag_is_explained():
-    assert set(FLAG_EXPLANATIONS) == {OUT_OF_DISTRIBUTION, BASELINE_DISAGREES, SEEN_IN_TRAINING}
+    assert set(FLAG_EXPLANATIONS) == {
+        OUT_OF_DISTRIBUTION,
+        BASELINE_DISAGREES,
+        SEEN_IN_TRAINING,
+        CHOSEN_OF_SESSION,
+    }
     assert all(text.endswith(".") for text in FLAG_EXPLANATIONS.values())

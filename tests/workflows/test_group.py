@@ -225,7 +225,31 @@ def test_exactly_the_files_of_the_contract_are_written(written):
         "methods.md",
         "predictions.csv",
         "qc.csv",
+        "trajectories.csv",
     ]
+
+
+def test_trajectories_go_when_there_is_nothing_to_say_any_more(written, context, tmp_path):
+    found = rows((written / "trajectories.csv").read_text())
+    assert [(row["session_id"], row["prediction_status"]) for row in found] == [
+        ("ses-M00", "reported"),
+        ("ses-M12", "failed"),
+        ("", "withheld"),
+    ]
+    dataset = read_dataset(tmp_path / "bids")
+    write_group(dataset, [completed(scan, model=False) for scan in dataset.scans], context, ())
+    assert not (written / "trajectories.csv").exists()
+
+
+def test_the_best_of_several_scans_of_a_session_is_marked(context):
+    outcomes = [
+        completed(scan("01", "M00", "1"), QcStatus.WARN, ["cnr_low"]),
+        completed(scan("01", "M00", "2"), baseline="CN"),
+        completed(scan("01", "M12")),
+    ]
+    found = rows(predictions_csv(outcomes, context, CLASSES))
+    assert [row["qc_reasons"] for row in found] == ["cnr_low", "baseline_disagrees;chosen_of_session", ""]
+    assert [row["prediction_status"] for row in found] == ["flagged", "flagged", "reported"]
 
 
 @pytest.mark.parametrize("name", ["predictions.csv", "qc.csv", "data_manifest.csv"])

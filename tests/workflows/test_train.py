@@ -125,7 +125,10 @@ def test_model_directory_holds_exactly_what_it_should(trained):
         "backbone.safetensors",
         "baseline.safetensors",
         *(f"fold-{fold}.safetensors" for fold in range(3)),
-        *(f"evaluation/{name}.png" for name in ("confusion_matrix", "roc", "calibration")),
+        *(
+            f"evaluation/{name}.png"
+            for name in ("confusion_matrix", "roc", "precision_recall", "calibration")
+        ),
         "evaluation/metrics.json",
         "evaluation/oof_predictions.csv",
         "splits.csv",

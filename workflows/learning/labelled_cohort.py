@@ -75,7 +75,9 @@ class Cohort:
         return [scan.row.participant_id for scan in self.scans]
 
 
-def read_cohort(out_dir: Path, label_column: str, classes: Sequence[str] | None) -> Cohort:
+def read_cohort(
+    out_dir: Path, label_column: str, classes: Sequence[str] | None, *, by_split: bool = True
+) -> Cohort:
     """Read the labels of a finished run and sort its scans.
 
     Parameters
@@ -86,6 +88,8 @@ def read_cohort(out_dir: Path, label_column: str, classes: Sequence[str] | None)
         A column of its ``data_manifest.csv``.
     classes : sequence of str or None
         None takes all labels present.
+    by_split : bool
+        False takes the scans of every split alike, as a model does that learns from none of them.
 
     Raises
     ------
@@ -114,13 +118,14 @@ def read_cohort(out_dir: Path, label_column: str, classes: Sequence[str] | None)
             kept.append(LabelledScan(row=row, files=files, label=label))
         elif reason is not None:
             left_out[reason].append(files.key)
-    scans = tuple(scan for scan in kept if scan.row.split != "test")
-    test_scans = tuple(scan for scan in kept if scan.row.split == "test")
+    scans = tuple(scan for scan in kept if not by_split or scan.row.split != "test")
+    test_scans = tuple(scan for scan in kept if by_split and scan.row.split == "test")
     _require_apart(scans, test_scans)
     if not scans:
         counts = "; ".join(f"{len(keys)} {reason}" for reason, keys in left_out.items())
         raise InputMissingError(
-            f"{out_dir.name} holds no scan to learn from: {counts or 'all are in the test split'}"
+            f"{out_dir.name} holds no scan to {'learn from' if by_split else 'judge'}: "
+            f"{counts or 'all are in the test split'}"
         )
     return Cohort(
         classes=chosen,

@@ -34,13 +34,6 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
     options : TrainOptions
         As training was called.
     """
-    # Markdown is not HTML: select_autoescape leaves it alone, and a class name keeps its letters.
-    environment = Environment(
-        loader=PackageLoader("brainstage.workflows"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
     description = model.description
     participants_of = Counter(participant_classes(cohort.labels, cohort.participants).values())
     context: dict[str, Any] = {
@@ -61,7 +54,18 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "trained_part": TRAINED_PARTS[description.finetune],
         "cell": cell,
     }
-    return environment.get_template("model_card.md.j2").render(context)
+    return markdown_environment().get_template("model_card.md.j2").render(context)
+
+
+def markdown_environment() -> Environment:
+    """Return what fills Markdown templates; a name that is missing is an error."""
+    # Markdown is not HTML: select_autoescape leaves it alone, and a class name keeps its letters.
+    return Environment(
+        loader=PackageLoader("brainstage.workflows"),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
 
 
 def cell(estimate: Estimate) -> str:

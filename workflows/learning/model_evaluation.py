@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 from brainstage.models.calibration import calibrated, cross_calibrated
 from brainstage.models.conformal import LEVEL, cross_fitted_members
 from brainstage.models.cross_validation import ControlRun, leakage_warnings
-from brainstage.models.metrics import Evaluation, evaluate
+from brainstage.models.metrics import Estimate, Evaluation, evaluate
 from brainstage.models.training import LogRow
 from brainstage.pipeline.files import write_bytes, write_json, write_text
 from brainstage.pipeline.manifest import csv_text
 from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan
-from brainstage.workflows.learning.model_figures import calibration_figure, confusion_figure, roc_figure
+from brainstage.workflows.learning.model_figures import (
+    calibration_figure,
+    confusion_figure,
+    precision_recall_figure,
+    roc_figure,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,11 +140,15 @@ def write_evaluation(
     write_text(written / "oof_predictions.csv", csv_text(columns, records))
     write_bytes(written / "confusion_matrix.png", confusion_figure(result.network, classes))
     write_bytes(written / "roc.png", roc_figure(probabilities, found.targets, result.network, classes))
+    write_bytes(
+        written / "precision_recall.png",
+        precision_recall_figure(probabilities, found.targets, result.network, classes),
+    )
     before = calibrated(found.logits, 1.0)
     write_bytes(written / "calibration.png", calibration_figure(before, probabilities, found.targets))
     splits = [
-        *({**_scan_columns(scan), "fold": int(f)} for scan, f in zip(cohort.scans, found.folds, strict=True)),
-        *({**_scan_columns(scan), "fold": "test"} for scan in cohort.test_scans),
+        *({**scan_columns(scan), "fold": int(f)} for scan, f in zip(cohort.scans, found.folds, strict=True)),
+        *({**scan_columns(scan), "fold": "test"} for scan in cohort.test_scans),
     ]
     write_text(folder / "splits.csv", csv_text(tuple(splits[0]), splits))
     rows = [asdict(row) for row in log]
@@ -149,11 +158,11 @@ def write_evaluation(
 def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
     """Return an evaluation as JSON values; undefined numbers are null."""
     content: dict[str, Any] = {
-        "cross_validation": _evaluation_content(result.network),
-        "cross_validation_uncalibrated": _evaluation_content(result.uncalibrated),
-        "baseline": _evaluation_content(result.baseline),
-        "control_mask_only": _evaluation_content(result.mask_only),
-        "control_random_labels": _evaluation_content(result.random_labels),
+        "cross_validation": evaluation_content(result.network),
+        "cross_validation_uncalibrated": evaluation_content(result.uncalibrated),
+        "baseline": evaluation_content(result.baseline),
+        "control_mask_only": evaluation_content(result.mask_only),
+        "control_random_labels": evaluation_content(result.random_labels),
         "conformal": {
             "level": LEVEL,
             "coverage": {name: _number(value) for name, value in result.coverage.items()},
@@ -162,16 +171,19 @@ def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
         "warnings": list(result.warnings),
     }
     if result.test is not None:
-        content["test_split"] = _evaluation_content(result.test)
+        content["test_split"] = evaluation_content(result.test)
     return content
 
 
-def _evaluation_content(evaluation: Evaluation) -> dict[str, Any]:
+def estimate_content(estimate: Estimate) -> dict[str, float | None]:
+    """Return a value and the bounds of its interval as JSON values; undefined numbers are null."""
+    return {name: _number(value) for name, value in asdict(estimate).items()}
+
+
+def evaluation_content(evaluation: Evaluation) -> dict[str, Any]:
+    """Return measures, confusion matrix and numbers of scans as JSON values."""
     return {
-        "measures": {
-            name: {"value": _number(m.value), "low": _number(m.low), "high": _number(m.high)}
-            for name, m in evaluation.measures.items()
-        },
+        "measures": {name: estimate_content(found) for name, found in evaluation.measures.items()},
         "confusion_matrix": evaluation.confusion.tolist(),
         "scans": evaluation.scans,
     }
@@ -196,7 +208,7 @@ def _out_of_fold_table(found: OutOfFold, cohort: Cohort) -> tuple[tuple[str, ...
     probabilities, members = found.probabilities, found.members
     records: list[dict[str, object]] = []
     for index, scan in enumerate(cohort.scans):
-        row: dict[str, object] = {**_scan_columns(scan), "fold": int(found.folds[index])}
+        row: dict[str, object] = {**scan_columns(scan), "fold": int(found.folds[index])}
         row["predicted_label"] = classes[int(probabilities[index].argmax())]
         row |= {f"p_{name}": float(probabilities[index, c]) for c, name in enumerate(classes)}
         row["prediction_set"] = ";".join(name for c, name in enumerate(classes) if members[index, c])
@@ -206,7 +218,8 @@ def _out_of_fold_table(found: OutOfFold, cohort: Cohort) -> tuple[tuple[str, ...
     return tuple(records[0]), records
 
 
-def _scan_columns(scan: LabelledScan) -> Mapping[str, object]:
+def scan_columns(scan: LabelledScan) -> Mapping[str, object]:
+    """Return what names a scan in a table, and its label."""
     row = scan.row
     return {
         "participant_id": row.participant_id,

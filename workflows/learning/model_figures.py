@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: confusion matrix, ROC curves, calibration."""
+"""Pictures of an evaluation: confusion matrix, ROC and precision-recall curves, calibration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from brainstage.models.metrics import ECE_BINS, Evaluation
 
@@ -19,7 +19,9 @@ _SIZE_INCHES: Final = (4.6, 4.2)
 _DPI: Final = 130
 
 
-def confusion_figure(evaluation: Evaluation, classes: Sequence[str]) -> bytes:
+def confusion_figure(
+    evaluation: Evaluation, classes: Sequence[str], title: str = "Cross-validated predictions"
+) -> bytes:
     """Return a PNG of the confusion matrix: counts, shaded by the part of each true class."""
     counts = evaluation.confusion
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -33,7 +35,7 @@ def confusion_figure(evaluation: Evaluation, classes: Sequence[str]) -> bytes:
             axes.text(column, row, text, ha="center", va="center", color=ink)
     axes.set_xticks(range(len(classes)), classes)
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="true", title="Cross-validated predictions")
+    axes.set(xlabel="predicted", ylabel="true", title=title)
     figure.colorbar(shades, ax=axes, shrink=0.8, label="part of the true class")
     return _png(figure)
 
@@ -48,7 +50,7 @@ def roc_figure(
     figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
-    for index, name in enumerate(classes):
+    for index, name in _told_apart(targets, classes):
         false_rate, true_rate, _ = roc_curve(targets == index, probabilities[:, index])
         area = evaluation.measures[f"auc_{name}"]
         label = f"{name}: AUC {area.value:.2f} ({area.low:.2f} to {area.high:.2f})"
@@ -57,6 +59,28 @@ def roc_figure(
         xlabel="1 - specificity", ylabel="sensitivity", title="One class against the rest", aspect="equal"
     )
     axes.legend(loc="lower right", fontsize="small")
+    return _png(figure)
+
+
+def precision_recall_figure(
+    probabilities: NDArray[np.float64],
+    targets: NDArray[np.int64],
+    evaluation: Evaluation,
+    classes: Sequence[str],
+) -> bytes:
+    """Return a PNG of each class's precision-recall curve; the dashed line is what scores without information give."""
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    axes = figure.subplots()
+    for index, name in _told_apart(targets, classes):
+        precision, recall, _ = precision_recall_curve(targets == index, probabilities[:, index])
+        area = evaluation.measures[f"average_precision_{name}"]
+        label = f"{name}: AP {area.value:.2f} ({area.low:.2f} to {area.high:.2f})"
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(recall, precision, color=colour, label=label, drawstyle="steps-post")
+        axes.axhline(float((targets == index).mean()), color=colour, linestyle="--", linewidth=1)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="recall", ylabel="precision", aspect="equal")
+    axes.set_title("One class against the rest")
+    axes.legend(loc="lower left", fontsize="small")
     return _png(figure)
 
 
@@ -84,6 +108,11 @@ def calibration_figure(
     axes.set_title("Calibration (area: number of scans)")
     axes.legend(loc="upper left", fontsize="small")
     return _png(figure)
+
+
+def _told_apart(targets: NDArray[np.int64], classes: Sequence[str]) -> list[tuple[int, str]]:
+    """Return number and name of the classes that have scans and are not all there is: only they have a curve."""
+    return [(c, name) for c, name in enumerate(classes) if 0 < int((targets == c).sum()) < len(targets)]
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,0 +1,174 @@
+"""The visits of a participant in the order of time, and where what is said about them cannot both be right."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from brainstage.pipeline.entities import prefixed_label
+from brainstage.pipeline.manifest import csv_text
+from brainstage.pipeline.records import Completed, Failure, Prediction, QcStatus, SubjectOutcome
+from brainstage.workflows.gate import decide
+from brainstage.workflows.learning.labelled_cohort import CLINICAL_ORDER
+
+IMPLAUSIBLE_REVERSAL: Final = "implausible_reversal"
+SURE_TIERS: Final = frozenset({"high", "review"})
+"""A step back between two visits counts only where the model is this sure of both."""
+_QC_RANK: Final = {QcStatus.PASS: 0, QcStatus.WARN: 1, QcStatus.FAIL: 2}
+_FAILED_RANK: Final = 3
+
+Visits = dict[str, list[SubjectOutcome]]
+"""Participant's label to one outcome for each session, in the order of time."""
+
+
+def visits_of(outcomes: Sequence[SubjectOutcome]) -> Visits:
+    """Return the best scan of every session, participants sorted, their sessions in the order of time."""
+    visits: Visits = defaultdict(list)
+    for scans in _by_session(outcomes).values():
+        best = best_scan(scans)
+        visits[best.scan.entities.subject].append(best)
+    return {subject: in_time_order(visits[subject]) for subject in sorted(visits)}
+
+
+def best_scan(outcomes: Iterable[SubjectOutcome]) -> SubjectOutcome:
+    """Return the scan that stands for its session.
+
+    The better verdict of quality control comes first and a failed scan last; then the higher contrast to noise, where
+    it was measured; then the order of the tables.
+    """
+    return min(outcomes, key=_rank)
+
+
+def chosen_of_sessions(outcomes: Sequence[SubjectOutcome]) -> frozenset[str]:
+    """Return the keys of the scans that stand for a session of several."""
+    several = (scans for scans in _by_session(outcomes).values() if len(scans) > 1)
+    return frozenset(best_scan(scans).scan.key for scans in several)
+
+
+def in_time_order(visits: Iterable[SubjectOutcome]) -> list[SubjectOutcome]:
+    """Return the visits of one participant by age where it is known for all of them, else by the session's label."""
+    known = list(visits)
+    ages = [visit.scan.covariates.age for visit in known]
+    # An age that stands for the whole person is the same at every visit: the label then decides.
+    by_age = all(age is not None for age in ages)
+    return sorted(
+        known,
+        key=lambda visit: (
+            visit.scan.covariates.age if by_age else 0.0,
+            natural_order(visit.scan.entities.session or ""),
+            visit.scan.entities.sort_key,
+        ),
+    )
+
+
+def natural_order(label: str) -> tuple[str | int, ...]:
+    """Return a key by which numbers in labels count as numbers.
+
+    >>> sorted(["M120", "M6", "M12", "M00"], key=natural_order)
+    ['M00', 'M6', 'M12', 'M120']
+    """
+    # Every second part is digits, so that like is always compared with like.
+    parts = re.split(r"([0-9]+)", label)
+    return tuple(int(part) if place % 2 else part.casefold() for place, part in enumerate(parts))
+
+
+def trajectories_csv(outcomes: Sequence[SubjectOutcome], classes: Sequence[str]) -> str | None:
+    """Return ``trajectories.csv``: a row for every session; None without a model, or where nobody came twice.
+
+    Parameters
+    ----------
+    outcomes : sequence
+    classes : sequence of str
+        The model's, in its order; empty without a model.
+    """
+    visits = visits_of(outcomes)
+    if not classes or all(len(of_person) < 2 for of_person in visits.values()):
+        return None
+    rows = [row for of_person in visits.values() for row in _rows(of_person, classes)]
+    return csv_text(trajectory_columns(classes), rows)
+
+
+def trajectory_columns(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns of ``trajectories.csv``."""
+    return (
+        "participant_id",
+        "session_id",
+        "age",
+        "t1w_path",
+        "prediction_status",
+        "predicted_label",
+        *(f"p_{name}" for name in classes),
+        "confidence",
+        *(f"change_of_p_{name}" for name in classes),
+        "flag",
+    )
+
+
+def is_reversal(earlier: Prediction, later: Prediction, classes: Sequence[str]) -> bool:
+    """Tell whether a later visit lies back on the way from CN to AD, and neither prediction leaves room for it.
+
+    Both must be of a sure tier, and their prediction sets must have no class in common; an empty set says of no class
+    that it is this one, and takes part in no reversal. Without clinical classes in clinical order there is no back.
+    """
+    if list(classes) != [name for name in CLINICAL_ORDER if name in classes]:
+        return False
+    steps = classes.index(later.predicted_label) - classes.index(earlier.predicted_label)
+    sets = set(earlier.prediction_set), set(later.prediction_set)
+    return steps < 0 and {earlier.tier, later.tier} <= SURE_TIERS and all(sets) and not sets[0] & sets[1]
+
+
+def _rows(visits: Sequence[SubjectOutcome], classes: Sequence[str]) -> list[dict[str, object]]:
+    rows = []
+    previous: Prediction | None = None
+    last_sure: Prediction | None = None
+    for visit in visits:
+        row = _identity(visit)
+        shown = _shown(visit)
+        if shown is not None:
+            row |= {"predicted_label": shown.predicted_label, "confidence": shown.confidence}
+            row |= {f"p_{name}": value for name, value in shown.probabilities.items()}
+            if previous is not None:
+                row |= {
+                    f"change_of_p_{name}": value - previous.probabilities[name]
+                    for name, value in shown.probabilities.items()
+                }
+            if last_sure is not None and is_reversal(last_sure, shown, classes):
+                row["flag"] = IMPLAUSIBLE_REVERSAL
+            previous = shown
+            last_sure = shown if shown.tier in SURE_TIERS else last_sure
+        rows.append(row)
+    return rows
+
+
+def _identity(visit: SubjectOutcome) -> dict[str, object]:
+    entities = visit.scan.entities
+    return {
+        "participant_id": prefixed_label(entities.subject, "sub"),
+        "session_id": prefixed_label(entities.session, "ses"),
+        "age": visit.scan.covariates.age,
+        "t1w_path": visit.scan.t1w_path,
+        "prediction_status": str(decide(visit).status),
+    }
+
+
+def _shown(visit: SubjectOutcome) -> Prediction | None:
+    """Return the prediction where it may be seen: not where it is withheld."""
+    return visit.prediction if isinstance(visit, Completed) and decide(visit).shows_probabilities else None
+
+
+def _by_session(outcomes: Sequence[SubjectOutcome]) -> dict[tuple[str, str], list[SubjectOutcome]]:
+    sessions: dict[tuple[str, str], list[SubjectOutcome]] = defaultdict(list)
+    for outcome in outcomes:
+        entities = outcome.scan.entities
+        sessions[entities.subject, entities.session or ""].append(outcome)
+    return sessions
+
+
+def _rank(outcome: SubjectOutcome) -> tuple[int, float, tuple[str, ...]]:
+    if isinstance(outcome, Failure):
+        return _FAILED_RANK, 0.0, outcome.scan.entities.sort_key
+    cnr = outcome.qc.measures.get("cnr")
+    best_first = -float(cnr) if isinstance(cnr, int | float) else float("inf")
+    return _QC_RANK[outcome.qc.verdict.status], best_first, outcome.scan.entities.sort_key
