@@ -140,7 +140,7 @@ def _promise_lines() -> list[str]:
         f"Three classes as far apart as CN, MCI and AD, {len(SEEDS)} cohorts of each size, everything out of fold.",
         "",
         (
-            "| scans | balanced accuracy | coverage of each class at 90 % | classes in a set | ECE before | ECE after | "
+            "| scans | balanced accuracy | coverage of each class at 90 % | classes in a set | ECE before | after | "
             "random labels |"
         ),
         "|---|---|---|---|---|---|---|",

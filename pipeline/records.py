@@ -47,6 +47,34 @@ class Covariates:
     site: str | None = None
 
 
+class ReviewDecision(StrEnum):
+    """What a person who looked at a scan says of it."""
+
+    PASS = "pass"  # noqa: S105
+    FAIL = "fail"
+    UNSURE = "unsure"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """A person's decision about a scan.
+
+    Attributes
+    ----------
+    decision : ReviewDecision
+    note : str
+        In the reviewer's words.
+    """
+
+    decision: ReviewDecision
+    note: str = ""
+
+    @property
+    def code(self) -> str:
+        """For ``qc_reasons``."""
+        return f"reviewed_{self.decision}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class T1wScan:
     """One T1w file of a BIDS dataset.
@@ -65,6 +93,8 @@ class T1wScan:
         ``train``, ``test`` or empty.
     fault : str or None
         Why the file cannot even be tried, such as a link that leads out of the dataset.
+    review : Review or None
+        What a person decided who looked at it.
     """
 
     entities: BidsEntities
@@ -74,6 +104,7 @@ class T1wScan:
     label: str | None = None
     split: str = ""
     fault: str | None = None
+    review: Review | None = None
 
     @property
     def key(self) -> str:
@@ -392,6 +423,22 @@ class Completed:
     prediction: Prediction | None
     preprocessing_id: str
     provenance: tuple[Provenance, ...] = ()
+
+    @property
+    def verdict(self) -> QcVerdict:
+        """Quality control's verdict, or that of whoever looked at the scan.
+
+        A person's pass or fail stands; unsure turns a pass into a warning. What was measured stays among the reasons.
+        """
+        measured, review = self.qc.verdict, self.scan.review
+        if review is None:
+            return measured
+        status = {
+            ReviewDecision.PASS: QcStatus.PASS,
+            ReviewDecision.FAIL: QcStatus.FAIL,
+            ReviewDecision.UNSURE: QcStatus.FAIL if measured.status is QcStatus.FAIL else QcStatus.WARN,
+        }[review.decision]
+        return QcVerdict(status=status, reasons=(*measured.reasons, review.code))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from brainstage.pipeline.manifest import COLUMNS
 from brainstage.pipeline.records import PredictionStatus
 from brainstage.preprocessing.quality import MEASURES, WARNING_CODES_THAT_WARN
 from brainstage.workflows.cli import build_parser
-from brainstage.workflows.gate import FLAG_EXPLANATIONS
+from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS
 from brainstage.workflows.group import predictions_csv, qc_csv
 from brainstage.workflows.trajectories import trajectory_columns
 
@@ -274,7 +274,9 @@ def test_every_reason_code_is_explained():
     text = section(read("docs/concepts/quality-control.md"), "## Reason codes")
     of_measures = {m.reason for m in MEASURES if m.bounds}
     of_headers = {f"header_{code}" for code in WARNING_CODES_THAT_WARN}
-    assert set(rows(text)) == of_measures | of_headers | {"failed"} | set(FLAG_EXPLANATIONS)
+    assert set(rows(text)) == of_measures | of_headers | {"failed"} | set(FLAG_EXPLANATIONS) | set(
+        REVIEW_EXPLANATIONS
+    )
 
 
 def test_every_header_warning_is_explained():

@@ -153,6 +153,12 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         "--manifest", type=Path, metavar="FILE", help="data_manifest.csv: only its scans, its labels"
     )
     scans.add_argument(
+        "--qc-decisions",
+        type=Path,
+        metavar="FILE",
+        help="qc_decisions.tsv of the cohort page: what a person decided stands over quality control",
+    )
+    scans.add_argument(
         "--skip-bids-validation", action="store_true", help="do not ask for a dataset_description.json"
     )
     what = run.add_argument_group("what is done")
@@ -237,6 +243,12 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     train.add_argument("--classes", nargs="+", metavar="NAME", help="default: every label that is there")
     train.add_argument(
         "--label-column", default="diagnosis", metavar="NAME", help="column of data_manifest.csv"
+    )
+    train.add_argument(
+        "--qc-decisions",
+        type=Path,
+        metavar="FILE",
+        help="qc_decisions.tsv of the cohort page: learn from what a person passed, not from what one failed",
     )
     train.add_argument(
         "--weights", default=MED3D[0], metavar="WEIGHTS", help=f"{', '.join(MED3D)}, a path, or random"
@@ -376,6 +388,7 @@ def _run(options: argparse.Namespace) -> int:
                 sessions=tuple(options.session_label),
                 filter_file=options.bids_filter_file,
                 manifest=options.manifest,
+                qc_decisions=options.qc_decisions,
                 model_dir=options.model,
                 config_file=options.config,
                 overrides=_overrides(options),
@@ -410,6 +423,7 @@ def _train(options: argparse.Namespace) -> int:
         TrainOptions(
             classes=tuple(options.classes) if options.classes else None,
             label_column=options.label_column,
+            qc_decisions=options.qc_decisions,
             weights=options.weights,
             strides=options.strides,
             finetune=options.finetune,

@@ -13,6 +13,12 @@ BASELINE_DISAGREES: Final = "baseline_disagrees"
 SEEN_IN_TRAINING: Final = "seen_in_training"
 CHOSEN_OF_SESSION: Final = "chosen_of_session"
 
+REVIEW_EXPLANATIONS: Final = {
+    "reviewed_pass": "A person looked at the scan and passed it; quality control's own verdict is overruled.",
+    "reviewed_fail": "A person looked at the scan and failed it; quality control's own verdict is overruled.",
+    "reviewed_unsure": "A person looked at the scan and was not sure of it; a passed scan warns.",
+}
+"""Code of a decision in ``qc_decisions.tsv`` to the sentence that explains it."""
 FLAG_EXPLANATIONS: Final = {
     OUT_OF_DISTRIBUTION: "The scan is unlike the scans that the model was trained on (novelty score above the "
     "threshold that 5 % of the training scans exceed).",
@@ -64,10 +70,10 @@ def decide(outcome: SubjectOutcome) -> Decision:
     if outcome.prediction is None:
         return Decision(status=PredictionStatus.NO_MODEL)
     flags = _flags(outcome)
-    if outcome.qc.verdict.status is QcStatus.FAIL:
+    if outcome.verdict.status is QcStatus.FAIL:
         return Decision(status=PredictionStatus.WITHHELD)
     notes = (SEEN_IN_TRAINING,) if outcome.prediction.seen_in_training else ()
-    if flags or outcome.qc.verdict.status is QcStatus.WARN:
+    if flags or outcome.verdict.status is QcStatus.WARN:
         return Decision(status=PredictionStatus.FLAGGED, flags=flags, notes=notes)
     return Decision(status=PredictionStatus.REPORTED, notes=notes)
 

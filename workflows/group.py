@@ -12,7 +12,7 @@ from brainstage.pipeline.files import read_json_or_empty, write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
 from brainstage.pipeline.records import Completed, Failure, QcStatus, SubjectOutcome
 from brainstage.preprocessing.quality import MEASURES
-from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, decide
+from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.participant import RunContext, run_info, tool_versions
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.methods import render_methods
@@ -105,7 +105,7 @@ def _prediction_row(outcome: SubjectOutcome, context: RunContext) -> dict[str, o
     }
     if isinstance(outcome, Failure):
         return row | {"qc_status": str(QcStatus.FAIL), "qc_reasons": "failed", "error": error_text(outcome)}
-    verdict = outcome.qc.verdict
+    verdict = outcome.verdict
     row |= {"qc_status": str(verdict.status), "qc_reasons": ";".join((*verdict.reasons, *decision.codes))}
     prediction = outcome.prediction
     if prediction is None:
@@ -127,7 +127,7 @@ def _qc_row(outcome: SubjectOutcome) -> dict[str, object]:
     row = _identity(outcome)
     if isinstance(outcome, Failure):
         return row | {"qc_status": str(QcStatus.FAIL), "qc_reasons": "failed"}
-    verdict = outcome.qc.verdict
+    verdict = outcome.verdict
     return (
         row
         | dict(outcome.qc.measures)
@@ -174,7 +174,7 @@ def _write_pages(dataset: Dataset, outcomes: Sequence[SubjectOutcome], context: 
         [_cohort_scan(outcome, context) for outcome in outcomes],
         run_info(context),
         title=f"T1w scans of {dataset.description.get('Name') or 'a BIDS dataset'}",
-        explanations=FLAG_EXPLANATIONS,
+        explanations=FLAG_EXPLANATIONS | REVIEW_EXPLANATIONS,
     )
     write_text(context.out_dir / "cohort.html", page)
 

@@ -29,12 +29,13 @@ from brainstage.pipeline.records import (
     Failure,
     HeaderFindings,
     QcStatus,
+    ReviewDecision,
     SubjectOutcome,
     T1wScan,
 )
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
 from brainstage.pipeline.stage import Stage
-from brainstage.workflows.gate import FLAG_EXPLANATIONS, decide
+from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.prediction import model_of, prediction_stage, read_prediction
 from brainstage.workflows.reporting.methods import method_steps
 from brainstage.workflows.reporting.pages import RunInfo
@@ -288,6 +289,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "model": context.model_id,
         "label": outcome.scan.label,
         "covariates": vars(outcome.scan.covariates),
+        "review": vars(outcome.scan.review) if outcome.scan.review else None,
         "config": context.config.model_dump(mode="json"),
         "failure": outcome.message if isinstance(outcome, Failure) else None,
     }
@@ -417,7 +419,7 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
         figures=read_figures(files) if completed else {},
         findings=findings,
         qc_rows=qc_rows_of(outcome.qc, config.quality) if isinstance(outcome, Completed) else (),
-        qc_reasons=qc_reasons_of(outcome.qc, findings, config.quality)
+        qc_reasons=(*qc_reasons_of(outcome.qc, findings, config.quality), *_review_reasons(outcome))
         if isinstance(outcome, Completed)
         else (),
         prediction_reasons=tuple(
@@ -432,6 +434,19 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
         methods=method_steps(config, tool_versions(), model_id=context.model_id) if completed else (),
         tiers=config.prediction,
     )
+
+
+def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
+    review = outcome.scan.review
+    if review is None:
+        return ()
+    status = {
+        ReviewDecision.PASS: QcStatus.PASS,
+        ReviewDecision.FAIL: QcStatus.FAIL,
+        ReviewDecision.UNSURE: QcStatus.WARN,
+    }[review.decision]
+    explanation = REVIEW_EXPLANATIONS[review.code]
+    return (Reason(code=review.code, explanation=explanation, summary=review.note, status=status),)
 
 
 def _findings(files: ScanFiles) -> HeaderFindings | None:

@@ -105,9 +105,7 @@ class Progress:
     def summary(self, outcomes: Sequence[SubjectOutcome]) -> None:
         """Write what became of all scans."""
         statuses = Counter(str(decide(outcome).status) for outcome in outcomes)
-        qc = Counter(
-            str(outcome.qc.verdict.status) for outcome in outcomes if not isinstance(outcome, Failure)
-        )
+        qc = Counter(str(outcome.verdict.status) for outcome in outcomes if not isinstance(outcome, Failure))
         self.note(f"{len(outcomes)} scans: " + ", ".join(f"{n} {name}" for name, n in statuses.most_common()))
         if qc:
             self.note("quality control: " + ", ".join(f"{n} {name}" for name, n in qc.most_common()))

@@ -33,6 +33,7 @@ from brainstage.pipeline.files import read_json_or_empty, remove_leftovers, temp
 from brainstage.pipeline.lease import waited_for
 from brainstage.pipeline.manifest import apply_manifest, read_manifest
 from brainstage.pipeline.records import Failure, SubjectOutcome
+from brainstage.pipeline.review import read_decisions, reviewed
 from brainstage.pipeline.stage import Stage
 from brainstage.preprocessing.quality import require_known_measures
 from brainstage.workflows.group import write_group
@@ -63,6 +64,8 @@ class RunOptions:
         ``participant``, ``group``, or None for one after the other.
     overrides : mapping
         Section to key to value of the configuration, from the command line.
+    qc_decisions : Path or None
+        What a person decided about scans.
     processes, threads : int or None
         None for what the machine has.
     engine : str
@@ -86,6 +89,7 @@ class RunOptions:
     sessions: tuple[str, ...] = ()
     filter_file: Path | None = None
     manifest: Path | None = None
+    qc_decisions: Path | None = None
     model_dir: Path | None = None
     config_file: Path | None = None
     overrides: Mapping[str, Mapping[str, Any]]
@@ -141,7 +145,7 @@ def run(
     )
     config = read_config(options.config_file, options.overrides)
     require_known_measures(config.quality)
-    everything, expected = _dataset(options, config)
+    everything, expected = _dataset(options, config, progress)
     chosen = _selected(everything, options)
     os.umask(options.umask)
     if (options.engine == "dask") != (options.dask_scheduler is not None):
@@ -176,11 +180,16 @@ def run(
     return ExitCode.SOME_SCAN_FAILED if failed else ExitCode.DONE
 
 
-def _dataset(options: RunOptions, config: Config) -> tuple[Dataset, dict[str, str]]:
+def _dataset(options: RunOptions, config: Config, progress: Progress) -> tuple[Dataset, dict[str, str]]:
+    decisions = read_decisions(options.qc_decisions) if options.qc_decisions else {}
     dataset = read_dataset(options.bids_dir, validate=options.validate, label_column=config.label_column)
-    if options.manifest is None:
-        return dataset, {}
-    return apply_manifest(dataset, read_manifest(options.manifest))
+    unknown = sorted(decisions.keys() - {scan.t1w_path for scan in dataset.scans})
+    if unknown:
+        progress.note(f"{len(unknown)} decision(s) are about no scan of the dataset, first {unknown[0]}")
+    expected: dict[str, str] = {}
+    if options.manifest is not None:
+        dataset, expected = apply_manifest(dataset, read_manifest(options.manifest))
+    return replace(dataset, scans=reviewed(dataset.scans, decisions)), expected
 
 
 def _selected(dataset: Dataset, options: RunOptions) -> Dataset:

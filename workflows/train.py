@@ -45,6 +45,7 @@ from brainstage.models.weights import MED3D_ASSETS, load_weights
 from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.errors import BrainstageError, UsageError
 from brainstage.pipeline.files import sha256_of_json, write_text
+from brainstage.pipeline.review import read_decisions
 from brainstage.workflows.learning.curves import curves
 from brainstage.workflows.learning.features import (
     TrainingArrays,
@@ -75,6 +76,8 @@ class TrainOptions:
         In the order of the probabilities; None takes every label present.
     label_column : str
         Column of the run's ``data_manifest.csv``.
+    qc_decisions : Path or None
+        What a person decided about scans.
     weights : str
         ``med3d-resnet10`` (18, 34, 50), a path, or ``random``.
     strides : str
@@ -105,6 +108,7 @@ class TrainOptions:
 
     classes: tuple[str, ...] | None = None
     label_column: str = "diagnosis"
+    qc_decisions: Path | None = None
     weights: str = "med3d-resnet10"
     strides: Strides = "med3d"
     finetune: Regime = "frozen"
@@ -203,7 +207,8 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
         When `model_dir` holds something else, or cannot be written.
     """
     require_replaceable(model_dir)
-    cohort = read_cohort(out_dir, options.label_column, options.classes)
+    decisions = read_decisions(options.qc_decisions) if options.qc_decisions else {}
+    cohort = read_cohort(out_dir, options.label_column, options.classes, decisions=decisions)
     folds = fold_of_scans(cohort.labels, cohort.participants, folds=options.folds, seed=options.seed)
     _say_cohort(cohort, say)
     extractor = _extractor(options, say)
@@ -267,7 +272,7 @@ def _tuning(
         "options": {
             name: value
             for name, value in vars(options).items()
-            if name not in ("device", "tensorboard", "tiers")
+            if name not in ("device", "tensorboard", "tiers", "qc_decisions")
         },
         "feature_id": extractor.feature_id,
         "scans": [

@@ -171,4 +171,4 @@ def _rank(outcome: SubjectOutcome) -> tuple[int, float, tuple[str, ...]]:
         return _FAILED_RANK, 0.0, outcome.scan.entities.sort_key
     cnr = outcome.qc.measures.get("cnr")
     best_first = -float(cnr) if isinstance(cnr, int | float) else float("inf")
-    return _QC_RANK[outcome.qc.verdict.status], best_first, outcome.scan.entities.sort_key
+    return _QC_RANK[outcome.verdict.status], best_first, outcome.scan.entities.sort_key

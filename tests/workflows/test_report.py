@@ -63,10 +63,12 @@ class Page(HTMLParser):
         self.attributes: list[tuple[str, str]] = []
         self.words: list[str] = []
         self.meta: dict[str, str] = {}
+        self.closed = True
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.closed = False
         values = {name: value or "" for name, value in attrs}
         self.attributes += list(values.items())
         self.loads += [values[name] for name in ("src", "srcset", "poster", "data") if name in values]
@@ -80,7 +82,11 @@ class Page(HTMLParser):
             assert values.get("alt"), "a picture without alternative text"
 
     def handle_data(self, data):
-        self.words.append(data)
+        if self.tags[-1:] != ["script"] or self.closed:
+            self.words.append(data)
+
+    def handle_endtag(self, tag):  # noqa: ARG002 - as the parser calls it
+        self.closed = True
 
     @property
     def text(self) -> str:

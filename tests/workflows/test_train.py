@@ -27,6 +27,7 @@ from brainstage.pipeline.errors import (
 )
 from brainstage.pipeline.manifest import ManifestRow, read_manifest, write_manifest
 from brainstage.pipeline.nifti import write_mask, write_volume
+from brainstage.pipeline.review import read_decisions
 from brainstage.pipeline.volume import BrainMask, Volume
 from brainstage.workflows.learning.features import (
     cached_features,
@@ -34,6 +35,7 @@ from brainstage.workflows.learning.features import (
     network_input_key,
     read_network_input,
 )
+from brainstage.workflows.learning.labelled_cohort import read_cohort
 from brainstage.workflows.train import TrainOptions, train
 
 GRID = {"spacing_mm": 4.0, "shape": [40, 48, 40], "background": "zero"}
@@ -387,6 +389,19 @@ def test_test_split_is_never_learnt_from(own_run, tmp_path):
     write_manifest(own_run / "data_manifest.csv", both)
     with pytest.raises(ManifestError, match="first sub-00"):
         train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
+
+
+def test_what_a_person_decided_stands_over_quality_control(finished_run, tmp_path):
+    decisions = tmp_path / "qc_decisions.tsv"
+    decisions.write_text(
+        "t1w_path\tdecision\n"
+        "sub-90/anat/sub-90_T1w.nii.gz\tpass\n"
+        "sub-04/ses-M00/anat/sub-04_ses-M00_T1w.nii.gz\tfail\n"
+    )
+    cohort = read_cohort(finished_run, "diagnosis", None, decisions=read_decisions(decisions))
+    assert "sub-90" in {scan.files.key for scan in cohort.scans}
+    assert cohort.left_out["failed by whoever looked at it"] == ("sub-04_ses-M00",)
+    assert "failed quality control" not in cohort.left_out
 
 
 @pytest.mark.parametrize(

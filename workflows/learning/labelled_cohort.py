@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, Final
 
 from brainstage.pipeline.config import NetworkGridConfig
@@ -15,6 +16,7 @@ from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, Sca
 from brainstage.pipeline.entities import entities_of, parse_name, validate_name
 from brainstage.pipeline.errors import InputMissingError, ManifestError, UsageError
 from brainstage.pipeline.manifest import COLUMNS, ManifestRow, read_manifest
+from brainstage.pipeline.records import Review, ReviewDecision
 
 CLINICAL_ORDER: Final = ("CN", "MCI", "AD")
 """The order these classes are shown in where no other is asked for: by severity, not by alphabet."""
@@ -22,6 +24,7 @@ NO_LABEL: Final = "no label"
 OTHER_LABEL: Final = "label not among the classes"
 NO_OUTPUT: Final = "no preprocessed image"
 QC_FAILED: Final = "failed quality control"
+REVIEW_FAILED: Final = "failed by whoever looked at it"
 _NOT_LABELS: Final = frozenset({"participant_id", "session_id", "run_id", "t1w_path", "sha256", "split"})
 
 
@@ -76,7 +79,12 @@ class Cohort:
 
 
 def read_cohort(
-    out_dir: Path, label_column: str, classes: Sequence[str] | None, *, by_split: bool = True
+    out_dir: Path,
+    label_column: str,
+    classes: Sequence[str] | None,
+    *,
+    by_split: bool = True,
+    decisions: Mapping[str, Review] = MappingProxyType({}),
 ) -> Cohort:
     """Read the labels of a finished run and sort its scans.
 
@@ -90,6 +98,8 @@ def read_cohort(
         None takes all labels present.
     by_split : bool
         False takes the scans of every split alike, as a model does that learns from none of them.
+    decisions : mapping
+        ``t1w_path`` to what a person decided, which stands over quality control.
 
     Raises
     ------
@@ -113,7 +123,7 @@ def read_cohort(
     resolution = RESOLUTION_LABELS[preprocessing["content"]["registration"]["resolution_mm"]]
     for row, label in zip(rows, labels, strict=True):
         files = _files(row, out_dir, resolution)
-        reason = _objection(files, label, chosen)
+        reason = _objection(files, label, chosen, decisions.get(row.t1w_path))
         if reason is None and label is not None:
             kept.append(LabelledScan(row=row, files=files, label=label))
         elif reason is not None:
@@ -208,7 +218,9 @@ def _files(row: ManifestRow, out_dir: Path, resolution: str) -> ScanFiles:
     return ScanFiles(out_dir=out_dir, entities=entities_of(parsed), resolution=resolution)
 
 
-def _objection(files: ScanFiles, label: str | None, classes: Sequence[str]) -> str | None:
+def _objection(
+    files: ScanFiles, label: str | None, classes: Sequence[str], review: Review | None
+) -> str | None:
     """Return why a scan is not learnt from, or None."""
     if not label:
         return NO_LABEL
@@ -220,7 +232,10 @@ def _objection(files: ScanFiles, label: str | None, classes: Sequence[str]) -> s
         status = json.loads(files.qc_json.read_text(encoding="utf-8")).get("qc_status")
     except (OSError, ValueError, AttributeError):
         return NO_OUTPUT
-    return QC_FAILED if status == "fail" else None
+    if review is not None and review.decision is ReviewDecision.FAIL:
+        return REVIEW_FAILED
+    passed = review is not None and review.decision is ReviewDecision.PASS
+    return QC_FAILED if status == "fail" and not passed else None
 
 
 def _require_apart(scans: Sequence[LabelledScan], test_scans: Sequence[LabelledScan]) -> None:

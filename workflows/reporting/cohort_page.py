@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,12 +62,12 @@ class CohortScan:
     @property
     def qc_status(self) -> QcStatus | None:
         """The verdict of quality control; None for a failure."""
-        return None if isinstance(self.outcome, Failure) else self.outcome.qc.verdict.status
+        return None if isinstance(self.outcome, Failure) else self.outcome.verdict.status
 
     @property
     def qc_reasons(self) -> tuple[str, ...]:
         """The reason codes."""
-        return () if isinstance(self.outcome, Failure) else self.outcome.qc.verdict.reasons
+        return () if isinstance(self.outcome, Failure) else self.outcome.verdict.reasons
 
     @property
     def qc_rank(self) -> int:
@@ -88,6 +89,11 @@ class CohortScan:
         value = None if isinstance(self.outcome, Failure) else self.outcome.qc.measures.get(name)
         return None if value is None or isinstance(value, bool | str) else float(value)
 
+    def values(self, measures: Sequence[tuple[str, str]]) -> str:
+        """Return measures as short numbers with spaces between them; ``-`` where there is none."""
+        found = [self.measure(name) for name, _ in measures]
+        return " ".join("-" if value is None else f"{value:.5g}" for value in found)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
@@ -95,6 +101,8 @@ class Strip:
 
     Attributes
     ----------
+    lowest, highest : str
+        Keys of the scans at the ends.
     paths : mapping
         Verdict to SVG path data, in a box of 320 x 16.
     """
@@ -103,6 +111,8 @@ class Strip:
     low: float
     median: float
     high: float
+    lowest: str
+    highest: str
     paths: Mapping[str, str]
 
 
@@ -136,12 +146,45 @@ def render_cohort(
         title=title,
         counts=_counts(scans),
         strips=strips_of(scans),
+        measures=_numeric_measures(scans),
+        choices=_choices(scans),
+        # Decisions are kept in the browser under what they are about.
+        about=_identity(scans, run),
         codes=[(code, number, (explanations or {}).get(code, "")) for code, number in codes.most_common()],
         has=_columns(scans),
         script=script,
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {script_hash(str(script))}; "
         "base-uri 'none'; form-action 'none'",
     )  # fmt: skip
+
+
+def _numeric_measures(scans: Sequence[CohortScan]) -> list[tuple[str, str]]:
+    """Return name and label of every measure that is a number for any scan."""
+    names = dict.fromkeys(name for scan in scans for name in _measures(scan))
+    return [
+        (name, measure_label(name)) for name in names if any(scan.measure(name) is not None for scan in scans)
+    ]
+
+
+def _choices(scans: Sequence[CohortScan]) -> list[tuple[str, str, list[str]]]:
+    """Return what a filter can choose from, where there is a choice: field, label and values."""
+    found = {
+        ("site", "Site"): {scan.outcome.scan.covariates.site or "" for scan in scans},
+        ("class", "Predicted class"): {
+            scan.prediction.predicted_label if scan.prediction else "" for scan in scans
+        },
+    }
+    return [
+        (field, name, sorted(values - {""}))
+        for (field, name), values in found.items()
+        if len(values - {""}) > 1
+    ]
+
+
+def _identity(scans: Sequence[CohortScan], run: RunInfo) -> str:
+    """Return a short hash of which scans were preprocessed how."""
+    content = "\n".join([run.preprocessing_id, *(scan.outcome.scan.t1w_path for scan in scans)])
+    return hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
 
 
 def _counts(scans: Sequence[CohortScan]) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -190,7 +233,15 @@ def strips_of(scans: Sequence[CohortScan]) -> list[Strip]:
             verdict = scan.qc_status.value if scan.qc_status else "none"
             paths[verdict] = f"{paths.get(verdict, '')}M{place:.1f} 2v12"
         strips.append(
-            Strip(label=measure_label(name), low=low, median=float(np.median(values)), high=high, paths=paths)
+            Strip(
+                label=measure_label(name),
+                low=low,
+                median=float(np.median(values)),
+                high=high,
+                lowest=known[int(values.argmin())][0].outcome.scan.key,
+                highest=known[int(values.argmax())][0].outcome.scan.key,
+                paths=paths,
+            )
         )
     return strips
 

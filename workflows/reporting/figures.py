@@ -84,12 +84,13 @@ def scan_figures(registered: RegisteredBrain, *, keep_face: bool = False) -> dic
     """
     native = _native_scene(registered)
     shown = _whole_head_scene(registered) if keep_face else native
+    registered_scene = _registered_scene(registered)
     return {
         "mask": _mask_figure(shown),
-        "registration": _registration_figure(registered),
+        "registration": _registration_figure(registered_scene),
         "bias_field": _bias_field_figure(native),
         "histogram": _histogram_figure(registered),
-        "montage": _montage_figure(shown),
+        "montage": _montage_figure(shown, registered_scene),
     }
 
 
@@ -123,16 +124,33 @@ def _mask_figure(native: Scene) -> bytes:
     return png_of(drawn(picture, [outline], [*_directions(mosaic), *_indices(mosaic, native)]))
 
 
-def _montage_figure(native: Scene) -> bytes:
-    row = [(axis, spread(native.mask, axis, 1)[0]) for axis in (AXIAL, CORONAL, SAGITTAL)]
-    mosaic = mosaic_of(native, [row], width=_THUMBNAIL_WIDTH_PIXELS, gap=2)
-    picture = grey(painted(native.layers["before"], mosaic), window_of(native.layers["before"], native.mask))
-    picture *= painted(native.layers["visible"], mosaic)
-    outline = Line(canvas=painted(native.mask, mosaic), colour=_MASK_COLOUR, width=0.8)
-    return png_of(drawn(picture, [outline], []), colour_counts=COLOUR_COUNTS[1:])
+def _montage_figure(native: Scene, registered: Scene) -> bytes:
+    """Draw a thumbnail: the mask's outline on the native scan, and below it the template's on the registered brain."""
+    mosaics = [
+        mosaic_of(
+            scene,
+            [[(axis, spread(scene.mask, axis, 1)[0]) for axis in (AXIAL, CORONAL, SAGITTAL)]],
+            width=_THUMBNAIL_WIDTH_PIXELS,
+            gap=2,
+        )
+        for scene in (native, registered)
+    ]
+    above = grey(
+        painted(native.layers["before"], mosaics[0]), window_of(native.layers["before"], native.mask)
+    )
+    above *= painted(native.layers["visible"], mosaics[0])
+    below = painted(registered.layers["brain"], mosaics[1])
+    outlines = [
+        painted(scene.mask, mosaic) for scene, mosaic in zip((native, registered), mosaics, strict=True)
+    ]
+    lines = [
+        Line(canvas=np.concatenate([outlines[0], 0 * below]), colour=_MASK_COLOUR, width=0.8),
+        Line(canvas=np.concatenate([0 * above, outlines[1]]), colour=_MASK_COLOUR, width=0.8),
+    ]
+    return png_of(drawn(np.concatenate([above, below]), lines, []), colour_counts=COLOUR_COUNTS[1:])
 
 
-def _registration_figure(registered: RegisteredBrain) -> bytes:
+def _registered_scene(registered: RegisteredBrain) -> Scene:
     template_mask, white_matter = _template_on(registered.brain.grid)
     own_mask = registered.brain_mask.data
     window = window_of(registered.brain.data, own_mask)
@@ -141,7 +159,10 @@ def _registration_figure(registered: RegisteredBrain) -> bytes:
         "brain": grey(np.where(own_mask, registered.brain.data, np.float32(window[0])), window),
         "white_matter": white_matter,
     }
-    scene = scene_of(layers, registered.brain.voxel_to_ras, margin_mm=8.0)
+    return scene_of(layers, registered.brain.voxel_to_ras, margin_mm=8.0)
+
+
+def _registration_figure(scene: Scene) -> bytes:
     mosaic = mosaic_of(scene, _three_planes(scene), width=_WIDTH_PIXELS, gap=_GAP_PIXELS)
     lines = [
         Line(canvas=painted(scene.mask, mosaic), colour=_MASK_COLOUR),

@@ -135,7 +135,7 @@ def render_scan_report(report: ScanReport) -> str:
         run=report.run,
         scan=outcome.scan,
         failure=outcome if isinstance(outcome, Failure) else None,
-        qc=None if isinstance(outcome, Failure) else outcome.qc.verdict,
+        qc=None if isinstance(outcome, Failure) else outcome.verdict,
         prediction=report.shown_prediction,
         verdict=verdict_of(
             outcome,

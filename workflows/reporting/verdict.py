@@ -91,7 +91,7 @@ def verdict_of(
             ),
         )
     if prediction is None:
-        judged = outcome.qc.verdict.status
+        judged = outcome.verdict.status
         sentences = (quality, "The run had no model, so nothing is predicted.")
         return Verdict(
             headline=f"Preprocessed; quality control {_VERBS[judged]}",
@@ -143,7 +143,7 @@ def _set_sentence(prediction: Prediction, coverage: float) -> str:
 
 
 def _quality_sentence(outcome: Completed, reasons: Sequence[Reason]) -> str:
-    verdict = outcome.qc.verdict
+    verdict = outcome.verdict
     if verdict.status is QcStatus.PASS:
         return "Quality control passed: no measure is out of bounds."
     named = "; ".join(reason.summary or reason.code for reason in reasons) or ", ".join(verdict.reasons)
