@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from brainstage.models.imbalance import resampled
 from brainstage.models.training import Rotation, rotate
 from brainstage.pipeline.records import NetworkInput
 
@@ -66,6 +67,7 @@ def fit_baseline(
     *,
     classes: int,
     imbalance: str,
+    seed: int = 0,
 ) -> LinearBaseline:
     """Fit an L2-penalised logistic regression on one training fold.
 
@@ -77,12 +79,16 @@ def fit_baseline(
     voxels : ndarray, (N, V) float32
     inside : ndarray, (N, V) bool
     targets : ndarray, (N,) int64
+    imbalance : str
+        One of :data:`~brainstage.models.imbalance.IMBALANCE`; sampling happens among the given scans.
+    seed : int
+        Of sampling.
     """
     used = inside.mean(axis=0) >= _MASK_PART
     rotation = rotate(voxels[:, used])
     model = LogisticRegression(
         C=_INVERSE_PENALTY, class_weight="balanced" if imbalance == "weights" else None, max_iter=1000
-    ).fit(rotation.scores, targets)
+    ).fit(*resampled(rotation.scores, targets, imbalance, seed=seed))
     coefficients, intercepts = model.coef_, model.intercept_
     if classes == 2:  # scikit-learn gives one row for two classes
         coefficients, intercepts = np.vstack([0 * coefficients, coefficients]), np.r_[0, intercepts]

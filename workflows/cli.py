@@ -29,6 +29,7 @@ For research; never a diagnosis."""
 PRIVATE_UMASK: Final = "077"
 """Nobody else reads what is written about participants."""
 MED3D: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "med3d-resnet50")
+IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -240,7 +241,12 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     train.add_argument(
         "--weights", default=MED3D[0], metavar="WEIGHTS", help=f"{', '.join(MED3D)}, a path, or random"
     )
-    train.add_argument("--imbalance", choices=("none", "weights"), default="weights", help="default weights")
+    train.add_argument(
+        "--imbalance",
+        choices=IMBALANCE,
+        default="weights",
+        help="how classes of different size are made to count the same; default weights",
+    )
     train.add_argument("--folds", type=_count, default=5, metavar="K")
     train.add_argument("--epochs", type=_count, default=300, metavar="N", help="at most")
     train.add_argument("--patience", type=_count, default=30, metavar="N", help="epochs without improvement")

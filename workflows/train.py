@@ -19,6 +19,7 @@ from brainstage.models.cross_validation import (
     random_label_control,
 )
 from brainstage.models.features import FeatureExtractor, choose_device
+from brainstage.models.imbalance import IMBALANCE
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_directory import replaced_directory, require_replaceable
 from brainstage.models.model_store import (
@@ -46,7 +47,6 @@ from brainstage.workflows.learning.model_evaluation import (
 )
 
 MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
-IMBALANCE: Final = ("none", "weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class TrainOptions:
     weights : str
         ``med3d-resnet10`` (18, 34, 50), a path, or ``random``.
     imbalance : str
-        ``none``, or ``weights``: every class counts the same.
+        ``none``; or so that every class counts the same: ``weights``, ``oversample``, ``undersample``, ``smote``.
     folds, epochs, patience, seed : int
     device : str
         ``auto``, ``cpu`` or ``cuda``, for the network.
@@ -198,7 +198,7 @@ def fit(
         mask_features, targets, cohort.participants, folds, classes=classes, options=options.head
     )
     baseline_logits, baselines = cross_validate_baseline(
-        voxels, inside, targets, folds, classes=classes, imbalance=options.imbalance
+        voxels, inside, targets, folds, classes=classes, imbalance=options.imbalance, seed=options.seed
     )
     novelty_scores, novelty = cross_validate_novelty(features, folds)
     found = OutOfFold(
