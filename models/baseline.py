@@ -5,6 +5,7 @@ Wen et al. 2020 (doi:10.1016/j.media.2020.101694) found no network for T1w MRI t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,6 +59,16 @@ def block_voxels(network_input: NetworkInput) -> tuple[NDArray[np.float32], NDAr
     sums = _block_sums(np.where(mask, network_input.image[0], np.float32(0)))
     voxels = sums / np.maximum(counts, 1)
     return voxels.ravel().astype(np.float32), (counts >= BLOCK_VOXELS**3 / 2).ravel()
+
+
+def block_shape(grid: Sequence[int]) -> tuple[int, int, int]:
+    """Return the grid of the blocks that :func:`block_voxels` makes of a network's grid.
+
+    >>> block_shape((80, 96, 81))
+    (40, 48, 41)
+    """
+    i, j, k = (-(-n // BLOCK_VOXELS) for n in grid)
+    return i, j, k
 
 
 def fit_baseline(
