@@ -44,7 +44,7 @@ def resampled(
     ----------
     Chawla et al. 2002, doi:10.1613/jair.953.
     """
-    if imbalance in ("none", "weights"):
+    if imbalance in ("none", "weights") or not scores.shape[1]:  # features that never vary: nothing to sample
         return scores, targets
     found, wanted = _sampler(targets, imbalance, seed).fit_resample(scores, targets)
     return np.ascontiguousarray(found, dtype=np.float32), np.asarray(wanted, dtype=np.int64)

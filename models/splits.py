@@ -217,13 +217,13 @@ def _likeness(person: Person) -> tuple[str, bool, float]:
 
 def _deal(strata: Sequence[Sequence[str]], folds: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """Return the fold of each participant in the order of the strata: round by round, each block shuffled."""
-    dealt = []
+    dealt: list[NDArray[np.int64]] = []
     for members in strata:
         position = np.arange(len(members))
         shuffled = np.lexsort((generator.random(len(members)), position // folds))
-        turn = np.empty(len(members), dtype=np.int64)
-        turn[shuffled] = (sum(map(len, dealt)) + position) % folds
-        dealt.append(turn)
+        own = np.empty(len(members), dtype=np.int64)
+        own[shuffled] = (sum(len(turn) for turn in dealt) + position) % folds
+        dealt.append(own)
     return np.concatenate(dealt)
 
 

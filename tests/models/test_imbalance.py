@@ -128,3 +128,14 @@ def test_heads_learn_from_sampled_scans(imbalance):
 
 def test_the_command_line_knows_every_treatment():
     assert cli.IMBALANCE == IMBALANCE  # written out there, because the sampler's library is slow to import
+
+
+@pytest.mark.parametrize("imbalance", SAMPLERS)
+def test_features_that_never_vary_do_no_harm(imbalance):
+    """Such are those of the mask-only control when all masks are the same."""
+    _, targets, names, _ = cohort()
+    values = np.ones((len(targets), 5), dtype=np.float32)
+    head, _ = train_head(
+        values, targets, names, classes=2, options=HeadOptions(imbalance=imbalance, epochs=5)
+    )
+    assert np.isfinite(head.logits(values)).all()
