@@ -247,6 +247,13 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         default="weights",
         help="how classes of different size are made to count the same; default weights",
     )
+    train.add_argument(
+        "--covariates",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns of data_manifest.csv, such as age sex, that the model looks at besides the image",
+    )
     train.add_argument("--folds", type=_count, default=5, metavar="K")
     train.add_argument("--epochs", type=_count, default=300, metavar="N", help="at most")
     train.add_argument("--patience", type=_count, default=30, metavar="N", help="epochs without improvement")
@@ -365,6 +372,7 @@ def _train(options: argparse.Namespace) -> int:
             label_column=options.label_column,
             weights=options.weights,
             imbalance=options.imbalance,
+            covariates=tuple(options.covariates),
             folds=options.folds,
             epochs=options.epochs,
             patience=options.patience,

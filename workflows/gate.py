@@ -11,6 +11,7 @@ OUT_OF_DISTRIBUTION: Final = "out_of_distribution"
 BASELINE_DISAGREES: Final = "baseline_disagrees"
 
 SEEN_IN_TRAINING: Final = "seen_in_training"
+COVARIATES_MISSING: Final = "covariates_missing"
 
 FLAG_EXPLANATIONS: Final = {
     OUT_OF_DISTRIBUTION: "The scan is unlike the scans that the model was trained on (novelty score above the "
@@ -18,6 +19,8 @@ FLAG_EXPLANATIONS: Final = {
     BASELINE_DISAGREES: "The linear baseline, trained on the same scans, says another class than the network.",
     SEEN_IN_TRAINING: "The model was trained on this scan. What is said here comes from the one fold that did not "
     "see it, as in cross-validation; this alone flags nothing.",
+    COVARIATES_MISSING: "The model looks at covariates such as age besides the image, and not all of this scan's are "
+    "known to it; averages of the training scans stand in for them. This alone flags nothing.",
 }
 """Reason code to the sentence that explains it."""
 
@@ -63,7 +66,11 @@ def decide(outcome: SubjectOutcome) -> Decision:
     flags = _flags(outcome)
     if outcome.qc.verdict.status is QcStatus.FAIL:
         return Decision(status=PredictionStatus.WITHHELD)
-    notes = (SEEN_IN_TRAINING,) if outcome.prediction.seen_in_training else ()
+    noted = {
+        SEEN_IN_TRAINING: outcome.prediction.seen_in_training,
+        COVARIATES_MISSING: outcome.prediction.covariates_missing,
+    }
+    notes = tuple(code for code, applies in noted.items() if applies)
     if flags or outcome.qc.verdict.status is QcStatus.WARN:
         return Decision(status=PredictionStatus.FLAGGED, flags=flags, notes=notes)
     return Decision(status=PredictionStatus.REPORTED, notes=notes)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from brainstage.models.baseline import block_shape
 from brainstage.models.bundle import write_bundle
 from brainstage.models.calibration import fit_temperature
 from brainstage.models.conformal import LEVEL, class_quantiles
+from brainstage.models.covariates import Column, CovariateExpert, chosen_columns, cross_validate_covariates
 from brainstage.models.cross_validation import (
     cross_validate_baseline,
     cross_validate_heads,
     cross_validate_novelty,
     random_label_control,
 )
+from brainstage.models.duplicates import NearDuplicate, near_duplicates, same_person
 from brainstage.models.features import FeatureExtractor, choose_device
 from brainstage.models.imbalance import IMBALANCE
 from brainstage.models.metrics import Estimate
@@ -31,7 +35,7 @@ from brainstage.models.model_store import (
     write_model,
 )
 from brainstage.models.novelty import novelty_threshold
-from brainstage.models.splits import fold_of_scans
+from brainstage.models.splits import fold_of_scans, require_folds
 from brainstage.models.training import HeadOptions, LogRow
 from brainstage.models.weights import MED3D_ASSETS, load_weights
 from brainstage.pipeline.errors import BrainstageError, UsageError
@@ -46,6 +50,8 @@ from brainstage.workflows.learning.model_evaluation import (
     write_evaluation,
 )
 
+AGE_AND_SEX: Final = ("age", "sex")
+"""What the control without an image knows in any case."""
 MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
 
 
@@ -63,6 +69,8 @@ class TrainOptions:
         ``med3d-resnet10`` (18, 34, 50), a path, or ``random``.
     imbalance : str
         ``none``; or so that every class counts the same: ``weights``, ``oversample``, ``undersample``, ``smote``.
+    covariates : tuple of str
+        Columns of the manifest that the model looks at besides the image.
     folds, epochs, patience, seed : int
     device : str
         ``auto``, ``cpu`` or ``cuda``, for the network.
@@ -79,6 +87,7 @@ class TrainOptions:
     label_column: str = "diagnosis"
     weights: str = "med3d-resnet10"
     imbalance: str = "weights"
+    covariates: tuple[str, ...] = ()
     folds: int = 5
     epochs: int = 300
     patience: int = 30
@@ -147,18 +156,26 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     """
     require_replaceable(model_dir)
     cohort = read_cohort(out_dir, options.label_column, options.classes)
-    folds = fold_of_scans(cohort.labels, cohort.participants, folds=options.folds, seed=options.seed)
+    require_folds(cohort.labels, cohort.participants, options.folds)
+    chosen_columns(options.covariates, cohort.covariates(options.covariates), cohort.columns)
     _say_cohort(cohort, say)
     extractor = _extractor(options, say)
     arrays = _all_arrays(extractor, cohort.scans, cohort, say)
     test_arrays = _all_arrays(extractor, cohort.test_scans, cohort, say)
+    duplicates = _duplicates((*arrays, *test_arrays), cohort)
+    cohort = replace(
+        cohort, same_person=same_person(_all_participants(cohort), _one_sided(duplicates, cohort))
+    )
+    folds = fold_of_scans(
+        cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
+    )
     model, found, log = fit(extractor, arrays, cohort, folds, options)
     say(f"trained {options.folds} folds, each with its controls")
-    test = model.probabilities(np.stack([a.features for a in test_arrays])) if test_arrays else None
-    result = evaluate_model(found, cohort, test, seed=options.seed)
+    test = _test_probabilities(model, test_arrays, cohort)
+    result = evaluate_model(found, cohort, test, seed=options.seed, duplicates=duplicates)
     with replaced_directory(model_dir) as folder:
         write_model(folder, model)
-        write_evaluation(folder, found, result, cohort, log)
+        write_evaluation(folder, found, result, cohort, log, duplicates)
         write_bundle(folder / "bundle", model)
         write_text(folder / "MODEL_CARD.md", render_card(model, result, cohort, options))
     _say_result(result, model, model_dir, say)
@@ -201,10 +218,13 @@ def fit(
         voxels, inside, targets, folds, classes=classes, imbalance=options.imbalance, seed=options.seed
     )
     novelty_scores, novelty = cross_validate_novelty(features, folds)
+    control_columns = _control_columns(cohort, options)
+    alone, _, _ = _covariates(control_columns, cohort, targets, folds, options)
+    _, evidence, experts = _covariates(options.covariates, cohort, targets, folds, options)
     found = OutOfFold(
         targets=targets,
         folds=folds,
-        logits=heads.logits,
+        logits=heads.logits if evidence is None else heads.logits + evidence,
         baseline_logits=baseline_logits,
         mask_logits=outlines.logits,
         novelty=novelty_scores,
@@ -216,14 +236,21 @@ def fit(
             folds=options.folds,
             options=options.head,
         ),
+        image_logits=None if evidence is None else heads.logits,
+        covariate_logits=alone,
+        control_columns=control_columns,
     )
-    description = _describe(extractor, found, cohort, options)
+    description = _describe(extractor, found, cohort, options, experts)
     model = StoredModel(description, extractor, heads.heads, novelty, baselines)
     return model, found, heads.log
 
 
 def _describe(
-    extractor: FeatureExtractor, found: OutOfFold, cohort: Cohort, options: TrainOptions
+    extractor: FeatureExtractor,
+    found: OutOfFold,
+    cohort: Cohort,
+    options: TrainOptions,
+    experts: tuple[CovariateExpert, ...],
 ) -> ModelDescription:
     source = extractor.source
     quantiles = class_quantiles(found.probabilities, found.targets, LEVEL)
@@ -258,7 +285,62 @@ def _describe(
             for scan, fold in zip(cohort.scans, found.folds, strict=True)
             if scan.row.sha256
         },
+        covariate_experts=experts,
     )
+
+
+def _covariates(
+    names: Sequence[str],
+    cohort: Cohort,
+    targets: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    options: TrainOptions,
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None, tuple[CovariateExpert, ...]]:
+    """Return what some columns say out of fold, as log-probabilities and as evidence, and the experts."""
+    if not names:
+        return None, None, ()
+    rows = cohort.covariates(names)
+    columns: tuple[Column, ...] = chosen_columns(names, rows, cohort.columns)
+    return cross_validate_covariates(
+        columns, rows, targets, folds, classes=len(cohort.classes), imbalance=options.imbalance
+    )
+
+
+def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
+    """Return age and sex where most scans have them, and what was asked for besides."""
+    rows = cohort.covariates(AGE_AND_SEX)
+    usual = [
+        name
+        for name in AGE_AND_SEX
+        if name in cohort.columns and 2 * sum(row[name] is not None for row in rows) > len(rows)
+    ]
+    return tuple(dict.fromkeys((*usual, *options.covariates)))
+
+
+def _duplicates(arrays: Sequence[TrainingArrays], cohort: Cohort) -> tuple[NearDuplicate, ...]:
+    shape = block_shape(cohort.network_grid["shape"])
+    return near_duplicates(
+        [a.voxels for a in arrays], [a.inside for a in arrays], shape, _all_participants(cohort)
+    )
+
+
+def _all_participants(cohort: Cohort) -> list[str]:
+    return [scan.row.participant_id for scan in (*cohort.scans, *cohort.test_scans)]
+
+
+def _one_sided(duplicates: Sequence[NearDuplicate], cohort: Cohort) -> list[NearDuplicate]:
+    """Keep pairs on one side of the split: who is on both stays two, and a warning says so."""
+    learnt = len(cohort.scans)
+    return [pair for pair in duplicates if (pair.first < learnt) == (pair.second < learnt)]
+
+
+def _test_probabilities(
+    model: StoredModel, arrays: Sequence[TrainingArrays], cohort: Cohort
+) -> NDArray[np.float64] | None:
+    if not arrays:
+        return None
+    covariates = cohort.covariates(model.description.covariate_columns, test=True)
+    return model.probabilities(np.stack([a.features for a in arrays]), covariates=covariates)
 
 
 def _extractor(options: TrainOptions, say: Callable[[str], None]) -> FeatureExtractor:
