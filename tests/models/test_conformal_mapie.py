@@ -51,9 +51,7 @@ def sets_of_mapie(probabilities, targets, fresh, level):
 
 
 @pytest.mark.filterwarnings("ignore:WARNING. your conformalization dataset has less labels:UserWarning")
-@pytest.mark.parametrize(
-    ("count", "level"), [(60, 0.8), (200, 0.9), (1000, 0.95), (1000, 0.99)]
-)
+@pytest.mark.parametrize(("count", "level"), [(60, 0.8), (200, 0.9), (1000, 0.95), (1000, 0.99)])
 def test_the_sets_are_those_of_mapie(count, level):
     for seed in range(5):
         logits, targets = scans(count, seed)
