@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from brainstage.models.heads import LinearHead, attention_head, head_module, head_of
+from brainstage.models.imbalance import resampled
 from brainstage.models.splits import inner_validation
 from brainstage.models.training import HeadOptions, LogRow, class_weights, train_head
 
@@ -80,6 +81,8 @@ def _descend(
     """Minimise the weighted cross-entropy with full-batch AdamW; row n holds the losses after n steps."""
     module = head_module(attention_head(start, channel, seed=options.seed))
     optimiser = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    balanced = torch.from_numpy(class_weights(targets, len(start.bias), options.imbalance))
+    features, targets = resampled(features, targets, options.imbalance, seed=options.seed)
     importance = torch.from_numpy(class_weights(targets, len(start.bias), options.imbalance))
     inputs, wanted = torch.from_numpy(features), torch.from_numpy(targets)
     steps: list[tuple[float, float | None]] = []
@@ -91,7 +94,7 @@ def _descend(
         if validation is not None:
             with torch.no_grad():
                 logits = module(torch.from_numpy(validation[0]))
-            held_loss = cross_entropy(logits, torch.from_numpy(validation[1]), weight=importance).item()
+            held_loss = cross_entropy(logits, torch.from_numpy(validation[1]), weight=balanced).item()
             since_best = 0 if held_loss < best else since_best + 1
             best = min(best, held_loss)
         steps.append((loss.item(), held_loss))

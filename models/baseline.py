@@ -5,6 +5,7 @@ Wen et al. 2020 (doi:10.1016/j.media.2020.101694) found no network for T1w MRI t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from brainstage.models.imbalance import resampled
 from brainstage.models.training import Rotation, rotate
 from brainstage.pipeline.records import NetworkInput
 
@@ -59,6 +61,16 @@ def block_voxels(network_input: NetworkInput) -> tuple[NDArray[np.float32], NDAr
     return voxels.ravel().astype(np.float32), (counts >= BLOCK_VOXELS**3 / 2).ravel()
 
 
+def block_shape(grid: Sequence[int]) -> tuple[int, int, int]:
+    """Return the grid of the blocks that :func:`block_voxels` makes of a network's grid.
+
+    >>> block_shape((80, 96, 81))
+    (40, 48, 41)
+    """
+    i, j, k = (-(-n // BLOCK_VOXELS) for n in grid)
+    return i, j, k
+
+
 def fit_baseline(
     voxels: NDArray[np.float32],
     inside: NDArray[np.bool_],
@@ -66,6 +78,7 @@ def fit_baseline(
     *,
     classes: int,
     imbalance: str,
+    seed: int = 0,
 ) -> LinearBaseline:
     """Fit an L2-penalised logistic regression on one training fold.
 
@@ -77,12 +90,16 @@ def fit_baseline(
     voxels : ndarray, (N, V) float32
     inside : ndarray, (N, V) bool
     targets : ndarray, (N,) int64
+    imbalance : str
+        One of :data:`~brainstage.models.imbalance.IMBALANCE`; sampling happens among the given scans.
+    seed : int
+        Of sampling.
     """
     used = inside.mean(axis=0) >= _MASK_PART
     rotation = rotate(voxels[:, used])
     model = LogisticRegression(
         C=_INVERSE_PENALTY, class_weight="balanced" if imbalance == "weights" else None, max_iter=1000
-    ).fit(rotation.scores, targets)
+    ).fit(*resampled(rotation.scores, targets, imbalance, seed=seed))
     coefficients, intercepts = model.coef_, model.intercept_
     if classes == 2:  # scikit-learn gives one row for two classes
         coefficients, intercepts = np.vstack([0 * coefficients, coefficients]), np.r_[0, intercepts]

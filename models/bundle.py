@@ -119,6 +119,15 @@ def _inference_config(module: EnsembleClassifier, model: StoredModel) -> dict[st
     }
 
 
+def _without_covariates(model: StoredModel) -> str:
+    columns = ", ".join(model.description.covariate_columns)
+    return (
+        f" The model also looks at {columns}; that is not in this bundle: it takes the image."
+        if columns
+        else ""
+    )
+
+
 def _metadata(model: StoredModel) -> dict[str, Any]:
     classes = model.classes
     return {
@@ -135,7 +144,7 @@ def _metadata(model: StoredModel) -> dict[str, Any]:
         "name": f"brainstage {model.model_id}",
         "task": f"Classification of T1w MRI into {', '.join(classes)}",
         "description": f"Med3D ResNet ({model.description.finetune}) with {model.description.head} heads, an "
-        "ensemble of cross-validation folds.",
+        f"ensemble of cross-validation folds.{_without_covariates(model)}",
         "authors": "made with brainstage",
         "copyright": "of whoever trained it",
         "intended_use": "Research only; not a diagnosis.",

@@ -104,13 +104,21 @@ def cross_validate_baseline(
     *,
     classes: int,
     imbalance: str,
+    seed: int = 0,
 ) -> tuple[NDArray[np.float64], list[LinearBaseline]]:
     """Fit the voxel baseline in the same folds; logits (N, C) out of fold, and the models."""
     logits = np.empty((len(targets), classes))
     models = []
     for fold in range(int(folds.max()) + 1):
         own = folds == fold
-        model = fit_baseline(voxels[~own], inside[~own], targets[~own], classes=classes, imbalance=imbalance)
+        model = fit_baseline(
+            voxels[~own],
+            inside[~own],
+            targets[~own],
+            classes=classes,
+            imbalance=imbalance,
+            seed=seed + fold,
+        )
         logits[own] = model.logits(voxels[own])
         models.append(model)
     return logits, models

@@ -193,7 +193,7 @@ def validation_part(
 class _Run:
     """A network, its head and its optimiser while they are trained."""
 
-    importance: Tensor
+    importance: dict[str, Tensor]
 
     def __init__(
         self, base: FeatureExtractor, head: LinearHead, images: Images, *, classes: int, options: TuneOptions
@@ -242,7 +242,7 @@ class _Run:
                     self.augmentation(_image(self.images, scan), (self.options.seed, epoch, int(scan)))
                     for scan in micro
                 ]
-                loss = self._loss(altered, targets[micro]) * len(micro) / len(batch)
+                loss = self._loss(altered, targets[micro], "training") * len(micro) / len(batch)
                 if not torch.isfinite(loss):
                     raise InferenceError(
                         f"the loss became {loss.item()} in epoch {epoch}: the weights or the images do not suit "
@@ -260,9 +260,8 @@ class _Run:
         with torch.inference_mode():
             for first in range(0, len(scans), MICRO_BATCH):
                 micro = scans[first : first + MICRO_BATCH]
-                total += self._loss(
-                    [_image(self.images, scan) for scan in micro], targets[micro]
-                ).item() * len(micro)
+                loss = self._loss([_image(self.images, scan) for scan in micro], targets[micro], "validation")
+                total += loss.item() * len(micro)
         return total / len(scans)
 
     def judge(self, loss: float) -> None:
@@ -298,7 +297,7 @@ class _Run:
         self.scaler.load_state_dict(kept["scaler"])
         self.best, self.best_loss, self.since_best = kept["best"], kept["best_loss"], kept["since_best"]
 
-    def _loss(self, images: list[NDArray[np.float32]], targets: NDArray[np.int64]) -> Tensor:
+    def _loss(self, images: list[NDArray[np.float32]], targets: NDArray[np.int64], part: str) -> Tensor:
         batch = torch.from_numpy(np.stack(images)).to(self.device)
         wanted = torch.from_numpy(targets).to(self.device)
         # On a CPU without units for it, half precision takes 300 times as long.
@@ -306,7 +305,7 @@ class _Run:
             features = pooled_features(self.network, batch)
         logits = self.head(features.float())
         # A mean weighted by class would count a scan differently in each batch.
-        losses = cross_entropy(logits, wanted, reduction="none") * self.importance[wanted]
+        losses = cross_entropy(logits, wanted, reduction="none") * self.importance[part][wanted]
         return losses.mean()
 
     def _schedule(self, part: float) -> None:

@@ -32,6 +32,7 @@ from torch import nn
 from brainstage.models.baseline import LinearBaseline, block_voxels, mean_baseline
 from brainstage.models.calibration import calibrated
 from brainstage.models.conformal import set_members
+from brainstage.models.covariates import CovariateExpert, Row
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.fine_tuning import Regime, tuned_extractor
 from brainstage.models.heads import HeadKind, LinearHead, head_arrays, head_from_arrays
@@ -91,7 +92,8 @@ class TierBounds(_Part):
 class ModelDescription(_Part):
     """``model.json``: all of a model but its weights.
 
-    `fold_of_training_scan` leads from the sha256 of a training scan's file to the fold that held it out.
+    `fold_of_training_scan` leads from the sha256 of a training scan's file to the fold that held it out;
+    `covariate_experts` has one for each fold, or none where the model looks at the image alone.
     """
 
     schema_version: Literal[1] = 1
@@ -113,8 +115,14 @@ class ModelDescription(_Part):
     seed: int
     pretraining_cohorts: tuple[str, ...] = ()
     fold_of_training_scan: dict[str, int] = Field(default_factory=dict)
+    covariate_experts: tuple[CovariateExpert, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def covariate_columns(self) -> tuple[str, ...]:
+        """The columns that the model looks at besides the image."""
+        return tuple(column.name for expert in self.covariate_experts[:1] for column in expert.columns)
 
 
 class StoredModel:
@@ -274,15 +282,6 @@ class StoredModel:
             logits.append(self.models[fold].head.logits(own))
         return np.asarray(np.mean(logits, axis=0))
 
-    def probabilities(
-        self,
-        features: NDArray[np.float32],
-        inputs: Sequence[NetworkInput] = (),
-        folds: Sequence[int] | None = None,
-    ) -> NDArray[np.float64]:
-        """Return calibrated probabilities (N, C), from what :meth:`ensemble_logits` takes."""
-        return calibrated(self.ensemble_logits(features, inputs, folds), self._described.temperature)
-
     def baseline_logits(
         self, voxels: NDArray[np.float32], folds: Sequence[int] | None = None
     ) -> NDArray[np.float64]:
@@ -290,11 +289,51 @@ class StoredModel:
         chosen = range(len(self.baselines)) if folds is None else folds
         return mean_baseline([self.baselines[fold] for fold in chosen]).logits(voxels)
 
+    def covariate_evidence(
+        self, covariates: Sequence[Row] | None, scans: int, folds: Sequence[int] | None = None
+    ) -> NDArray[np.float64]:
+        """Return what covariates add to the logits (N, C), the mean over `folds`; 0 for a model of images alone.
+
+        Parameters
+        ----------
+        covariates : sequence of mapping or None
+            Of each of N scans; None where nothing is known of any.
+        """
+        experts = self._described.covariate_experts
+        rows = [{} for _ in range(scans)] if covariates is None else covariates
+        chosen = [experts[fold] for fold in (range(len(experts)) if folds is None else folds) if experts]
+        if not chosen:
+            return np.zeros((scans, len(self.classes)))
+        return np.asarray(np.mean([expert.evidence(rows) for expert in chosen], axis=0))
+
+    def fused_logits(
+        self,
+        features: NDArray[np.float32],
+        inputs: Sequence[NetworkInput] = (),
+        folds: Sequence[int] | None = None,
+        covariates: Sequence[Row] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return the uncalibrated logits (N, C) of images and, where the model uses them, of covariates."""
+        logits = self.ensemble_logits(features, inputs, folds)
+        return logits + self.covariate_evidence(covariates, len(features), folds)
+
+    def probabilities(
+        self,
+        features: NDArray[np.float32],
+        inputs: Sequence[NetworkInput] = (),
+        folds: Sequence[int] | None = None,
+        covariates: Sequence[Row] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return calibrated probabilities (N, C), from what :meth:`fused_logits` takes."""
+        fused = self.fused_logits(features, inputs, folds, covariates)
+        return calibrated(fused, self._described.temperature)
+
     def predict(
         self,
         features: NDArray[np.float32],
         network_input: NetworkInput,
         source_sha256: str | None = None,
+        covariates: Row | None = None,
     ) -> Prediction:
         """Return what the model says about one scan.
 
@@ -309,6 +348,8 @@ class StoredModel:
             For the baseline, and for folds that have a network of their own.
         source_sha256 : str, optional
             Hash of the scan's file.
+        covariates : mapping, optional
+            The scan's values of :attr:`ModelDescription.covariate_columns`, as text; only these are looked at.
 
         Raises
         ------
@@ -323,7 +364,8 @@ class StoredModel:
                 f"{expected[1]}: the network grid or the weights are others"
             )
         folds = self.folds_for(source_sha256)
-        probabilities = self.probabilities(features[None], [network_input], folds)[0]
+        known = covariates or {}
+        probabilities = self.probabilities(features[None], [network_input], folds, [known])[0]
         members = set_members(probabilities, _quantiles(self._described))
         baseline = self.baseline_logits(voxels[None], folds)[0]
         return Prediction(
@@ -335,6 +377,7 @@ class StoredModel:
             baseline_label=self.classes[int(baseline.argmax())],
             model_id=self.model_id,
             seen_in_training=len(folds) < len(self.models),
+            covariates_missing=any(expert.misses(known) for expert in self._described.covariate_experts),
         )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from brainstage.models.heads import LinearHead
+from brainstage.models.imbalance import resampled
 from brainstage.models.splits import inner_validation
 
 LEARNING_RATE: Final = 0.1
@@ -35,13 +36,14 @@ class HeadOptions:
     Attributes
     ----------
     imbalance : str
-        ``none``, or ``weights``: each class counts the same in the loss.
+        One of :data:`~brainstage.models.imbalance.IMBALANCE`. With all but ``none`` each class counts the same.
     epochs : int
         At most; each is one full-batch AdamW step.
     patience : int
         Epochs without a better validation loss before training stops.
     seed : int
-        Of the inner validation split. The problem is convex and starts from zero: nothing else is random.
+        Of the inner validation split and of sampling. The problem is convex and starts from zero: nothing else is
+        random.
     """
 
     imbalance: str = "weights"
@@ -129,7 +131,7 @@ def rotate(features: NDArray[np.float32]) -> Rotation:
 
 
 def class_weights(targets: NDArray[np.int64], classes: int, imbalance: str) -> NDArray[np.float32]:
-    """Return the weight of each class in the loss: 1, or N / (C n_c)."""
+    """Return the weight of each class in the loss: 1 for ``none``, otherwise N / (C n_c), which is 1 after sampling."""
     if imbalance == "none":
         return np.ones(classes, dtype=np.float32)
     counts = np.bincount(targets, minlength=classes)
@@ -148,7 +150,8 @@ def train_head(
     """Train a head on one training fold.
 
     A part of the fold's participants is held back to find the number of epochs (early stopping); the head is then
-    fitted anew on the whole fold for that many. Standardisation and rotation are fitted on whatever part is trained on.
+    fitted anew on the whole fold for that many. Standardisation and rotation are fitted on whatever part is trained on,
+    and sampling against imbalance happens in that part alone, after the split.
 
     Parameters
     ----------
@@ -165,7 +168,8 @@ def train_head(
     """
     held = inner_validation([str(target) for target in targets], participants, seed=options.seed)
     inner = rotate(features[~held])
-    validation = (inner.project(features[held]), targets[held])
+    importance = class_weights(targets[~held], classes, options.imbalance)
+    validation = (inner.project(features[held]), targets[held], importance)
     _, _, searched = _descend(inner.scores, targets[~held], classes, options, options.epochs, validation)
     losses = [np.inf if loss is None else loss for _, loss in searched]
     best = int(np.argmin(losses)) + 1
@@ -181,6 +185,8 @@ def train_head(
 
 
 _Steps = list[tuple[float, float | None]]
+_Validation = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
+"""Scores and targets of the scans held back, and the weight of each class in their loss."""
 
 
 def _descend(
@@ -189,9 +195,10 @@ def _descend(
     classes: int,
     options: HeadOptions,
     epochs: int,
-    validation: tuple[NDArray[np.float32], NDArray[np.int64]] | None,
+    validation: _Validation | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], _Steps]:
     """Minimise the weighted cross-entropy with full-batch AdamW from zero; stop early when validation says so."""
+    scores, targets = resampled(scores, targets, options.imbalance, seed=options.seed)
     with _one_thread():
         return _steps_of(scores, targets, classes, options, epochs, validation)
 
@@ -213,7 +220,7 @@ def _steps_of(
     classes: int,
     options: HeadOptions,
     epochs: int,
-    validation: tuple[NDArray[np.float32], NDArray[np.int64]] | None,
+    validation: _Validation | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], _Steps]:
     inputs, wanted = torch.from_numpy(scores), torch.from_numpy(targets)
     importance = torch.from_numpy(class_weights(targets, classes, options.imbalance))
@@ -235,7 +242,8 @@ def _steps_of(
             continue
         with torch.no_grad():
             logits = torch.from_numpy(validation[0]) @ weight.T + bias
-            held_loss = cross_entropy(logits, torch.from_numpy(validation[1]), weight=importance).item()
+            held = torch.from_numpy(validation[1])
+            held_loss = cross_entropy(logits, held, weight=torch.from_numpy(validation[2])).item()
         steps.append((loss.item(), held_loss))
         since_best = 0 if held_loss < best else since_best + 1
         best = min(best, held_loss)

@@ -278,8 +278,9 @@ def _described(
         of_session = sessions.get(f"ses-{scan.entities.session}", sessions.get(scan.entities.session, {}))
         row |= {name: value for name, value in of_session.items() if value not in MISSING}
     known = {name: value for name, value in row.items() if value not in MISSING}
+    extra = {name: known.get(name, "") for name in row if name not in (*_FIXED_COLUMNS, "diagnosis")}
     covariates = Covariates(
-        age=number_or_none(known.get("age")), sex=known.get("sex"), site=known.get("site")
+        age=number_or_none(known.get("age")), sex=known.get("sex"), site=known.get("site"), extra=extra
     )
     described = T1wScan(
         entities=scan.entities,
@@ -289,5 +290,4 @@ def _described(
         label=known.get(label_column),
         fault=scan.fault,
     )
-    extra = {name: known.get(name, "") for name in row if name not in (*_FIXED_COLUMNS, "diagnosis")}
     return described, extra

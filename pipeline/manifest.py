@@ -202,6 +202,7 @@ def _overlaid(scan: T1wScan, row: ManifestRow) -> T1wScan:
             age=row.age if row.age is not None else known.age,
             sex=row.sex or known.sex,
             site=row.site or known.site,
+            extra={**known.extra, **row.extra},
         ),
         label=row.diagnosis or scan.label,
         split=row.split,

@@ -40,11 +40,19 @@ class Covariates:
         As written in the table; ``F`` and ``M`` are understood.
     site : str or None
         Scanner or centre.
+    extra : mapping
+        Every further column of the tables, as text.
     """
 
     age: float | None = None
     sex: str | None = None
     site: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def value(self, column: str) -> str | None:
+        """Return a column by name as text, as a manifest writes it; None where it is empty or absent."""
+        found = getattr(self, column) if column in ("age", "sex", "site") else self.extra.get(column)
+        return None if found in (None, "") else f"{found:g}" if isinstance(found, float) else str(found)
 
 
 class ReviewDecision(StrEnum):
@@ -364,6 +372,8 @@ class Prediction:
     model_id : str
     seen_in_training : bool
         The model was trained on this scan; what is said here comes from the fold that did not see it.
+    covariates_missing : bool
+        The model uses covariates, and not all of this scan's are known.
     """
 
     probabilities: dict[str, float]
@@ -374,6 +384,7 @@ class Prediction:
     baseline_label: str | None
     model_id: str
     seen_in_training: bool = False
+    covariates_missing: bool = False
 
     def __post_init__(self) -> None:
         values = np.array(list(self.probabilities.values()))

@@ -29,6 +29,7 @@ For research; never a diagnosis."""
 PRIVATE_UMASK: Final = "077"
 """Nobody else reads what is written about participants."""
 MED3D: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "med3d-resnet50")
+IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -276,7 +277,19 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         "noise, ghosting, low-resolution; none after the option for no recipe; default: pose, left-right, "
         "bias-field, gamma, noise",
     )
-    train.add_argument("--imbalance", choices=("none", "weights"), default="weights", help="default weights")
+    train.add_argument(
+        "--imbalance",
+        choices=IMBALANCE,
+        default="weights",
+        help="how classes of different size are made to count the same; default weights",
+    )
+    train.add_argument(
+        "--covariates",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="columns of data_manifest.csv, such as age sex, that the model looks at besides the image",
+    )
     train.add_argument("--folds", type=_count, default=5, metavar="K")
     train.add_argument(
         "--epochs", type=_count, metavar="N", help="at most; default 300 with a frozen network, 30 otherwise"
@@ -430,6 +443,7 @@ def _train(options: argparse.Namespace) -> int:
             head=options.head,
             augment=None if options.augment is None else tuple(options.augment),
             imbalance=options.imbalance,
+            covariates=tuple(options.covariates),
             folds=options.folds,
             epochs=options.epochs,
             patience=options.patience,

@@ -177,8 +177,9 @@ def judge(model: StoredModel, scans: Sequence[LabelledScan]) -> JudgedCohort:
             image = read_network_input(files, model.network_grid)
             key = network_input_key(files, model.network_grid)
             features = cached_features(model.extractor, files, image, key)
-            predictions.append(model.predict(features, image, scan.row.sha256))
-        logits.append(model.ensemble_logits(features[None], [image])[0])
+            known = {name: scan.row.value(name) for name in model.description.covariate_columns}
+            predictions.append(model.predict(features, image, scan.row.sha256, known))
+        logits.append(model.fused_logits(features[None], [image], covariates=[known])[0])
         baseline_logits.append(model.baseline_logits(block_voxels(image)[0][None])[0])
         qc.append(str(json.loads(files.qc_json.read_text(encoding="utf-8"))["qc_status"]))
     return JudgedCohort(

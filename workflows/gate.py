@@ -12,6 +12,7 @@ BASELINE_DISAGREES: Final = "baseline_disagrees"
 
 SEEN_IN_TRAINING: Final = "seen_in_training"
 CHOSEN_OF_SESSION: Final = "chosen_of_session"
+COVARIATES_MISSING: Final = "covariates_missing"
 
 REVIEW_EXPLANATIONS: Final = {
     "reviewed_pass": "A person looked at the scan and passed it; quality control's own verdict is overruled.",
@@ -27,6 +28,8 @@ FLAG_EXPLANATIONS: Final = {
     "see it, as in cross-validation; this alone flags nothing.",
     CHOSEN_OF_SESSION: "Of several scans of the session this one stands for it: the best verdict of quality control, "
     "then the highest contrast to noise; this alone flags nothing.",
+    COVARIATES_MISSING: "The model looks at covariates such as age besides the image, and not all of this scan's are "
+    "known to it; averages of the training scans stand in for them. This alone flags nothing.",
 }
 """Reason code to the sentence that explains it."""
 
@@ -72,7 +75,11 @@ def decide(outcome: SubjectOutcome) -> Decision:
     flags = _flags(outcome)
     if outcome.verdict.status is QcStatus.FAIL:
         return Decision(status=PredictionStatus.WITHHELD)
-    notes = (SEEN_IN_TRAINING,) if outcome.prediction.seen_in_training else ()
+    noted = {
+        SEEN_IN_TRAINING: outcome.prediction.seen_in_training,
+        COVARIATES_MISSING: outcome.prediction.covariates_missing,
+    }
+    notes = tuple(code for code, applies in noted.items() if applies)
     if flags or outcome.verdict.status is QcStatus.WARN:
         return Decision(status=PredictionStatus.FLAGGED, flags=flags, notes=notes)
     return Decision(status=PredictionStatus.REPORTED, notes=notes)

@@ -83,6 +83,8 @@ class RunContext:
     model_dir : Path or None
     model_id : str or None
         Of that model.
+    model_covariates : tuple of str
+        The columns that it uses besides the image.
     retry_failed, reports_only : bool
     started : str
         When the run began, for the reports.
@@ -100,6 +102,7 @@ class RunContext:
     config: Config
     model_dir: Path | None = None
     model_id: str | None = None
+    model_covariates: tuple[str, ...] = ()
     retry_failed: bool = False
     reports_only: bool = False
     started: str = ""
@@ -288,7 +291,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "codes": decision.codes,
         "model": context.model_id,
         "label": outcome.scan.label,
-        "covariates": vars(outcome.scan.covariates),
+        "covariates": {name: vars(outcome.scan.covariates)[name] for name in ("age", "sex", "site")},
         "review": vars(outcome.scan.review) if outcome.scan.review else None,
         "config": context.config.model_dump(mode="json"),
         "failure": outcome.message if isinstance(outcome, Failure) else None,
@@ -381,8 +384,11 @@ def _run_stages(
     stages = list(context.chain(context.config))
     sha256 = source_sha256(task.scan, files)
     if context.model_dir is not None and context.model_id is not None:
+        covariates = {name: task.scan.covariates.value(name) for name in context.model_covariates}
         stages.append(
-            prediction_stage(context.model_dir, context.model_id, context.config.prediction, files, sha256)
+            prediction_stage(
+                context.model_dir, context.model_id, context.config.prediction, files, sha256, covariates
+            )
         )
     options = ChainOptions(
         retry_failed=context.retry_failed,

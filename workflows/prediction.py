@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,12 @@ def model_of(model_dir: Path, device: str = "cpu") -> StoredModel:
 
 
 def prediction_stage(
-    model_dir: Path, model_id: str, tiers: PredictionConfig, files: ScanFiles, source_sha256: str
+    model_dir: Path,
+    model_id: str,
+    tiers: PredictionConfig,
+    files: ScanFiles,
+    source_sha256: str,
+    covariates: Mapping[str, str | None],
 ) -> Stage:
     """Return the stage that predicts.
 
@@ -47,6 +52,8 @@ def prediction_stage(
         Of the scan; its features are cached there.
     source_sha256 : str
         Hash of the scan's file; tells whether the model was trained on it.
+    covariates : mapping
+        The columns that the model uses besides the image, with the scan's values: another age means another key.
     """
     return Stage(
         name="prediction",
@@ -55,9 +62,12 @@ def prediction_stage(
             "model_id": model_id,
             "tiers": tiers.model_dump(mode="json"),
             "source_sha256": source_sha256,
-        },
+        }
+        | ({"covariates": dict(covariates)} if covariates else {}),
         reads=("registration",),
-        run=lambda assessed: _predicted(assessed, model_of(model_dir), tiers, files, source_sha256),
+        run=lambda assessed: _predicted(
+            assessed, model_of(model_dir), tiers, files, source_sha256, covariates
+        ),
         save=_save,
         load=lambda assessed, files: replace(assessed, prediction=read_prediction(files)),
     )
@@ -89,6 +99,7 @@ def _predicted(
     tiers: PredictionConfig,
     files: ScanFiles,
     source_sha256: str,
+    covariates: Mapping[str, str | None],
 ) -> AssessedBrain:
     # Heavy: torch.
     from brainstage.preprocessing.network_grid import network_input
@@ -98,7 +109,7 @@ def _predicted(
     grid: dict[str, Any] = model.network_grid
     image = network_input(registered.brain, registered.brain_mask, NetworkGridConfig.model_validate(grid))
     features = cached_features(model.extractor, files, image, network_input_key(files, grid))
-    prediction = model.predict(features, image, source_sha256)
+    prediction = model.predict(features, image, source_sha256, covariates)
     return replace(assessed, prediction=replace(prediction, tier=tier_of(prediction.confidence, tiers)))
 
 

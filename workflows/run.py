@@ -248,7 +248,8 @@ def _prepare(options: RunOptions) -> None:
 
 
 def _context(options: RunOptions, config: Config) -> RunContext:
-    model_id = None
+    model_id: str | None = None
+    model_covariates: tuple[str, ...] = ()
     if options.model_dir is not None:
         from brainstage.models.model_store import read_description  # heavy: torch
 
@@ -256,12 +257,14 @@ def _context(options: RunOptions, config: Config) -> RunContext:
             raise InputMissingError(
                 f"model directory {options.model_dir.name} does not exist; make one with brainstage train"
             )
-        model_id = read_description(options.model_dir).model_id
+        description = read_description(options.model_dir)
+        model_id, model_covariates = description.model_id, description.covariate_columns
     return RunContext(
         out_dir=options.out_dir,
         config=config,
         model_dir=options.model_dir,
         model_id=model_id,
+        model_covariates=model_covariates,
         retry_failed=options.retry_failed,
         reports_only=options.reports_only,
         stage_timeout_s=options.stage_timeout_min * 60.0,

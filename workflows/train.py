@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
+from brainstage.models.baseline import block_shape
 from brainstage.models.bundle import write_bundle
 from brainstage.models.calibration import fit_temperature
 from brainstage.models.conformal import LEVEL, class_quantiles
+from brainstage.models.covariates import Column, CovariateExpert, chosen_columns, cross_validate_covariates
 from brainstage.models.cross_validation import (
     RANDOM_LABEL_DRAWS,
     cross_validate,
@@ -23,9 +25,11 @@ from brainstage.models.cross_validation import (
     cross_validate_novelty,
     random_label_control,
 )
+from brainstage.models.duplicates import NearDuplicate, near_duplicates, same_person
 from brainstage.models.features import FeatureExtractor, choose_device, feature_channels
 from brainstage.models.fine_tuning import Images, Regime, TuneOptions
 from brainstage.models.heads import HeadKind
+from brainstage.models.imbalance import IMBALANCE
 from brainstage.models.learners import FrozenLearner, Learner, TuningLearner
 from brainstage.models.med3d import Strides
 from brainstage.models.metrics import Estimate
@@ -39,7 +43,7 @@ from brainstage.models.model_store import (
     write_model,
 )
 from brainstage.models.novelty import novelty_threshold
-from brainstage.models.splits import fold_of_scans
+from brainstage.models.splits import fold_of_scans, require_folds
 from brainstage.models.training import HeadOptions, LogRow
 from brainstage.models.weights import MED3D_ASSETS, load_weights
 from brainstage.pipeline.derivatives import STATE_FOLDER
@@ -62,8 +66,9 @@ from brainstage.workflows.learning.model_evaluation import (
     write_evaluation,
 )
 
+AGE_AND_SEX: Final = ("age", "sex")
+"""What the control without an image knows in any case."""
 MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
-IMBALANCE: Final = ("none", "weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,9 @@ class TrainOptions:
     augment : tuple of str or None
         Recipes that alter training images; only where the network is trained. None for the usual ones.
     imbalance : str
-        ``none``, or ``weights``: every class counts the same.
+        ``none``; or so that every class counts the same: ``weights``, ``oversample``, ``undersample``, ``smote``.
+    covariates : tuple of str
+        Columns of the manifest that the model looks at besides the image.
     folds, seed : int
     epochs, patience : int or None
         None for 300 and 30 where the network is frozen, 30 and 8 otherwise.
@@ -115,6 +122,7 @@ class TrainOptions:
     head: HeadKind = "linear"
     augment: tuple[str, ...] | None = None
     imbalance: str = "weights"
+    covariates: tuple[str, ...] = ()
     folds: int = 5
     epochs: int | None = None
     patience: int | None = None
@@ -135,6 +143,11 @@ class TrainOptions:
             raise UsageError(
                 f"{unused} concerns a network that is trained; with --finetune frozen features are computed once: "
                 "choose head+last or full, or leave it out"
+            )
+        if self.finetune != "frozen" and self.imbalance == "smote":
+            raise UsageError(
+                "--imbalance smote draws points between features, and --finetune "
+                f"{self.finetune} learns from images: choose oversample, undersample or weights, or --finetune frozen"
             )
         Augmentation(self.augment or ())
         if not 0 <= self.seed < 2**31:
@@ -209,19 +222,27 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     require_replaceable(model_dir)
     decisions = read_decisions(options.qc_decisions) if options.qc_decisions else {}
     cohort = read_cohort(out_dir, options.label_column, options.classes, decisions=decisions)
-    folds = fold_of_scans(cohort.labels, cohort.participants, folds=options.folds, seed=options.seed)
+    require_folds(cohort.labels, cohort.participants, options.folds)
+    chosen_columns(options.covariates, cohort.covariates(options.covariates), cohort.columns)
     _say_cohort(cohort, say)
     extractor = _extractor(options, say)
     arrays = _all_arrays(extractor, cohort.scans, cohort, say)
     test_arrays = _all_arrays(extractor, cohort.test_scans, cohort, say)
+    duplicates = _duplicates((*arrays, *test_arrays), cohort)
+    cohort = replace(
+        cohort, same_person=same_person(_all_participants(cohort), _one_sided(duplicates, cohort))
+    )
+    folds = fold_of_scans(
+        cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
+    )
     with _tuning(out_dir, extractor, arrays, cohort, options, say) as tuning:
         model, found, log = fit(extractor, arrays, cohort, folds, options, tuning)
     say(f"trained {options.folds} folds, each with its controls")
     test = _test_probabilities(model, test_arrays, cohort)
-    result = evaluate_model(found, cohort, test, seed=options.seed)
+    result = evaluate_model(found, cohort, test, seed=options.seed, duplicates=duplicates)
     with replaced_directory(model_dir) as folder:
         write_model(folder, model)
-        write_evaluation(folder, found, result, cohort, log)
+        write_evaluation(folder, found, result, cohort, log, duplicates)
         write_bundle(folder / "bundle", model)
         write_text(folder / "MODEL_CARD.md", render_card(model, result, cohort, options))
     if tuning is not None:
@@ -300,13 +321,15 @@ def _test_probabilities(
     """Return what the ensemble says about the scans kept out, one scan in memory at a time."""
     if not arrays:
         return None
+    known = cohort.covariates(model.description.covariate_columns, test=True)
     return np.concatenate(
         [
             model.probabilities(
                 array.features[None],
                 [read_network_input(scan.files, cohort.network_grid)] if model.tuned else [],
+                covariates=[covariates],
             )
-            for scan, array in zip(cohort.test_scans, arrays, strict=True)
+            for scan, array, covariates in zip(cohort.test_scans, arrays, known, strict=True)
         ]
     )
 
@@ -340,13 +363,16 @@ def fit(
         outline, targets, folds, classes=classes, seed=options.seed, name="brain-mask-only"
     )
     baseline_logits, baselines = cross_validate_baseline(
-        voxels, inside, targets, folds, classes=classes, imbalance=options.imbalance
+        voxels, inside, targets, folds, classes=classes, imbalance=options.imbalance, seed=options.seed
     )
     novelty_scores, novelty = cross_validate_novelty(features, folds)
+    control_columns = _control_columns(cohort, options)
+    alone, _, _ = _covariates(control_columns, cohort, targets, folds, options)
+    _, evidence, experts = _covariates(options.covariates, cohort, targets, folds, options)
     found = OutOfFold(
         targets=targets,
         folds=folds,
-        logits=trained.logits,
+        logits=trained.logits if evidence is None else trained.logits + evidence,
         baseline_logits=baseline_logits,
         mask_logits=outlines.logits,
         novelty=novelty_scores,
@@ -360,8 +386,11 @@ def fit(
             # One permutation where each takes as long as the training itself.
             draws=RANDOM_LABEL_DRAWS if tuning is None else 1,
         ),
+        image_logits=None if evidence is None else trained.logits,
+        covariate_logits=alone,
+        control_columns=control_columns,
     )
-    description = _describe(extractor, found, cohort, options)
+    description = _describe(extractor, found, cohort, options, experts)
     model = StoredModel(description, extractor, trained.models, novelty, baselines)
     return model, found, trained.log
 
@@ -395,7 +424,11 @@ def _learner(
 
 
 def _describe(
-    extractor: FeatureExtractor, found: OutOfFold, cohort: Cohort, options: TrainOptions
+    extractor: FeatureExtractor,
+    found: OutOfFold,
+    cohort: Cohort,
+    options: TrainOptions,
+    experts: tuple[CovariateExpert, ...],
 ) -> ModelDescription:
     source = extractor.source
     quantiles = class_quantiles(found.probabilities, found.targets, LEVEL)
@@ -434,7 +467,53 @@ def _describe(
             for scan, fold in zip(cohort.scans, found.folds, strict=True)
             if scan.row.sha256
         },
+        covariate_experts=experts,
     )
+
+
+def _covariates(
+    names: Sequence[str],
+    cohort: Cohort,
+    targets: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    options: TrainOptions,
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None, tuple[CovariateExpert, ...]]:
+    """Return what some columns say out of fold, as log-probabilities and as evidence, and the experts."""
+    if not names:
+        return None, None, ()
+    rows = cohort.covariates(names)
+    columns: tuple[Column, ...] = chosen_columns(names, rows, cohort.columns)
+    return cross_validate_covariates(
+        columns, rows, targets, folds, classes=len(cohort.classes), imbalance=options.imbalance
+    )
+
+
+def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
+    """Return age and sex where most scans have them, and what was asked for besides."""
+    rows = cohort.covariates(AGE_AND_SEX)
+    usual = [
+        name
+        for name in AGE_AND_SEX
+        if name in cohort.columns and 2 * sum(row[name] is not None for row in rows) > len(rows)
+    ]
+    return tuple(dict.fromkeys((*usual, *options.covariates)))
+
+
+def _duplicates(arrays: Sequence[TrainingArrays], cohort: Cohort) -> tuple[NearDuplicate, ...]:
+    shape = block_shape(cohort.network_grid["shape"])
+    return near_duplicates(
+        [a.voxels for a in arrays], [a.inside for a in arrays], shape, _all_participants(cohort)
+    )
+
+
+def _all_participants(cohort: Cohort) -> list[str]:
+    return [scan.row.participant_id for scan in (*cohort.scans, *cohort.test_scans)]
+
+
+def _one_sided(duplicates: Sequence[NearDuplicate], cohort: Cohort) -> list[NearDuplicate]:
+    """Keep pairs on one side of the split: who is on both stays two, and a warning says so."""
+    learnt = len(cohort.scans)
+    return [pair for pair in duplicates if (pair.first < learnt) == (pair.second < learnt)]
 
 
 def _extractor(options: TrainOptions, say: Callable[[str], None]) -> FeatureExtractor:

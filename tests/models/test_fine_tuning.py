@@ -165,6 +165,20 @@ def test_an_epoch_holds_as_many_of_each_class_as_asked_for(imbalance, counts):
         assert set(orders[0]) == set(range(12))
 
 
+def test_what_is_drawn_more_often_has_no_weight_on_top():
+    images, targets = cohort(), np.array([0] * 14 + [1] * 6, dtype=np.int64)
+    base = extractor()
+    features = features_of(base, images)
+    head, _ = train_head(features, targets, PARTICIPANTS, classes=2, options=HeadOptions())
+    losses = {}
+    for imbalance in ("none", "weights", "oversample"):
+        options = TuneOptions(regime="head+last", imbalance=imbalance, epochs=1)
+        _, rows = fine_tune(base, (head, head), images, targets, PARTICIPANTS, classes=2, options=options)
+        losses[imbalance] = rows[0].validation_loss
+    assert losses["weights"] == pytest.approx(losses["oversample"])
+    assert losses["weights"] != pytest.approx(losses["none"])
+
+
 @pytest.mark.slow
 def test_scans_left_out_have_no_part_in_their_fold():
     images, folds = cohort(), np.arange(20) // 2 % 3

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainstage.models.splits import fold_of_scans, inner_validation, participant_classes, shuffled_labels
+from brainstage.models.splits import (
+    Person,
+    fold_balance,
+    fold_of_scans,
+    inner_validation,
+    participant_classes,
+    people,
+    shuffled_labels,
+)
 from brainstage.pipeline.errors import UsageError
 
 
@@ -24,11 +32,17 @@ def cohorts(draw):
     return [label for label, _ in order], [participant for _, participant in order]
 
 
+PERSONS = st.builds(
+    Person, age=st.none() | st.floats(20, 90), sex=st.none() | st.sampled_from(["F", "M", "other"])
+)
+
+
 @settings(max_examples=60, deadline=None)
-@given(cohort=cohorts(), seed=st.integers(0, 1000))
-def test_participants_stay_whole_and_classes_balanced(cohort, seed):
+@given(cohort=cohorts(), seed=st.integers(0, 1000), data=st.data())
+def test_participants_stay_whole_and_classes_balanced(cohort, seed, data):
     labels, participants = cohort
-    folds = fold_of_scans(labels, participants, folds=3, seed=seed)
+    about = {name: data.draw(PERSONS) for name in sorted(set(participants))}
+    folds = fold_of_scans(labels, participants, folds=3, seed=seed, about=about)
     where = defaultdict(set)
     for participant, fold in zip(participants, folds, strict=True):
         where[participant].add(int(fold))
@@ -40,6 +54,64 @@ def test_participants_stay_whole_and_classes_balanced(cohort, seed):
         counts = [per_fold[(name, fold)] for fold in range(3)]
         assert min(counts) >= 1
         assert max(counts) - min(counts) <= 1
+    of_all = Counter(min(found) for found in where.values())
+    assert max(of_all.values()) - min(of_all.values()) <= 1
+
+
+def old_and_young(seed, size=60):
+    """Two classes of different age, women in one class twice as often as in the other."""
+    generator = np.random.default_rng(seed)
+    names = [f"sub-{n:02d}" for n in range(size)]
+    labels = ["CN", "AD"] * (size // 2)
+    about = {
+        name: Person(
+            age=float(generator.normal(72 if label == "AD" else 65, 8)),
+            sex="F" if generator.random() < (2 / 3 if label == "AD" else 1 / 3) else "M",
+        )
+        for name, label in zip(names, labels, strict=True)
+    }
+    return labels, names, about
+
+
+def test_folds_are_alike_in_age_and_sex_far_more_than_by_chance():
+    balanced, blind = [], []
+    for seed in range(6):
+        labels, names, about = old_and_young(seed)
+        for found, known in ((balanced, about), (blind, None)):
+            folds = fold_of_scans(labels, names, folds=5, seed=seed, about=known)
+            found.append(fold_balance(folds, names, about))
+    assert max(found.age_difference for found in balanced) < 0.2
+    assert np.mean([found.age_difference for found in blind]) > 0.3
+    assert max(found.sex_spread for found in balanced) <= 1 / 12 + 1e-9  # one of the twelve in a fold
+    assert np.mean([found.sex_spread for found in blind]) > 0.2
+
+
+def test_unknown_ages_and_sexes_are_shared_out_too():
+    labels, names, about = old_and_young(0)
+    about |= dict.fromkeys(names[:20], Person())
+    folds = fold_of_scans(labels, names, folds=5, seed=0, about=about)
+    unknown = Counter(folds[:20].tolist())
+    assert max(unknown.values()) - min(unknown.values()) <= 2
+    assert fold_balance(folds, names, about).age_difference < 0.3
+
+
+def test_balance_of_nothing_known_is_not_defined():
+    labels, names, _ = old_and_young(0)
+    about = dict.fromkeys(names, Person())
+    balance = fold_balance(fold_of_scans(labels, names, folds=5, seed=0, about=about), names, about)
+    assert (balance.age_difference, balance.sex_spread) == (None, None)
+
+
+def test_balance_is_what_it_says():
+    about = {"a": Person(age=60, sex="F"), "b": Person(age=70, sex="M"), "c": Person(age=80, sex="M")}
+    balance = fold_balance(np.array([0, 1, 1, 0]), ["a", "b", "c", "a"], about)
+    assert balance.age_difference == pytest.approx(15 / np.std([60, 70, 80]))
+    assert balance.sex_spread == 1
+
+
+def test_a_person_is_as_old_as_on_average_over_the_visits():
+    found = people(["a", "a", "b"], [70.0, 72.0, None], [None, "F", None])
+    assert found == {"a": Person(age=71.0, sex="F"), "b": Person()}
 
 
 @settings(max_examples=40, deadline=None)

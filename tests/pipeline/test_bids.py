@@ -79,6 +79,13 @@ def test_tables_describe_scans_and_the_sessions_table_wins(bids_tree):
     }
 
 
+def test_every_column_of_a_scan_is_found_by_its_name(bids_tree):
+    table = "participant_id\tage\tsex\tmmse\tapoe\nsub-01\t70.50\tF\t29\tn/a\n"
+    scan = read_dataset(bids_tree(ONE, tables={"participants.tsv": table})).scans[0]
+    names = ("age", "sex", "site", "mmse", "apoe", "unheard_of")
+    assert [scan.covariates.value(name) for name in names] == ["70.5", "F", None, "29", None, None]
+
+
 def test_the_label_column_can_be_another(bids_tree):
     root = bids_tree(ONE, tables={"participants.tsv": "participant_id\tgroup\nsub-01\tpatient\n"})
     assert read_dataset(root, label_column="group").scans[0].label == "patient"

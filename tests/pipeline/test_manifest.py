@@ -188,6 +188,7 @@ def test_a_manifest_chooses_scans_and_overlays_what_it_knows(dataset):
     [scan] = chosen.scans
     assert (scan.covariates.age, scan.covariates.sex, scan.label, scan.split) == (71.0, "F", "MCI", "test")
     assert chosen.extra == {"sub-01": {"mmse": "29", "apoe": "e4"}}
+    assert [scan.covariates.value(name) for name in ("age", "mmse", "apoe")] == ["71", "29", "e4"]
     assert chosen.columns == ("mmse", "apoe")
     assert expected == {"sub-01": "b" * 64}
 

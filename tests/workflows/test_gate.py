@@ -20,6 +20,7 @@ from brainstage.pipeline.records import (
 from brainstage.workflows.gate import (
     BASELINE_DISAGREES,
     CHOSEN_OF_SESSION,
+    COVARIATES_MISSING,
     FLAG_EXPLANATIONS,
     OUT_OF_DISTRIBUTION,
     SEEN_IN_TRAINING,
@@ -31,7 +32,9 @@ PASS, WARN, FAIL = QcStatus.PASS, QcStatus.WARN, QcStatus.FAIL
 REPORTED, FLAGGED, WITHHELD = PredictionStatus.REPORTED, PredictionStatus.FLAGGED, PredictionStatus.WITHHELD
 
 
-def completed(qc: QcStatus, *, novel=False, baseline: str | None = "AD", model=True, seen=False) -> Completed:
+def completed(
+    qc: QcStatus, *, novel=False, baseline: str | None = "AD", model=True, seen=False, missing=False
+) -> Completed:
     prediction = Prediction(
         probabilities={"CN": 0.2, "AD": 0.8},
         prediction_set=("AD",),
@@ -41,6 +44,7 @@ def completed(qc: QcStatus, *, novel=False, baseline: str | None = "AD", model=T
         baseline_label=baseline,
         model_id="m",
         seen_in_training=seen,
+        covariates_missing=missing,
     )
     return Completed(
         scan=SCAN,
@@ -104,11 +108,18 @@ def test_a_scan_of_the_training_is_noted_and_not_flagged(qc, baseline, status, c
     assert (decision.status, decision.codes) == (status, codes)
 
 
+def test_missing_covariates_are_noted_and_not_flagged():
+    decision = decide(completed(PASS, missing=True))
+    assert (decision.status, decision.codes) == (REPORTED, (COVARIATES_MISSING,))
+    assert decide(completed(PASS, missing=True, seen=True)).notes == (SEEN_IN_TRAINING, COVARIATES_MISSING)
+
+
 def test_every_flag_is_explained():
     assert set(FLAG_EXPLANATIONS) == {
         OUT_OF_DISTRIBUTION,
         BASELINE_DISAGREES,
         SEEN_IN_TRAINING,
+        COVARIATES_MISSING,
         CHOSEN_OF_SESSION,
     }
     assert all(text.endswith(".") for text in FLAG_EXPLANATIONS.values())

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from scipy.ndimage import gaussian_filter
 
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.model_store import load_model
 from brainstage.models.weights import load_weights
+from brainstage.pipeline.config import PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.errors import (
@@ -26,8 +28,9 @@ from brainstage.pipeline.errors import (
     WeightsMissingError,
 )
 from brainstage.pipeline.manifest import ManifestRow, read_manifest, write_manifest
-from brainstage.pipeline.nifti import write_mask, write_volume
+from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
 from brainstage.pipeline.review import read_decisions
+from brainstage.pipeline.stage import content_key
 from brainstage.pipeline.volume import BrainMask, Volume
 from brainstage.workflows.learning.features import (
     cached_features,
@@ -36,6 +39,7 @@ from brainstage.workflows.learning.features import (
     read_network_input,
 )
 from brainstage.workflows.learning.labelled_cohort import read_cohort
+from brainstage.workflows.prediction import prediction_stage
 from brainstage.workflows.train import TrainOptions, train
 
 GRID = {"spacing_mm": 4.0, "shape": [40, 48, 40], "background": "zero"}
@@ -44,7 +48,10 @@ OPTIONS = TrainOptions(weights="random", folds=3, epochs=60)
 
 
 def brain(label: str, generator: np.random.Generator) -> tuple[Volume, BrainMask]:
-    """Make an ellipsoid on a 4 mm grid of the template's extent; its dark middle grows from CN to AD."""
+    """Make an ellipsoid on a 4 mm grid of the template's extent; its dark middle grows from CN to AD.
+
+    The folds of its grey are each one's own: without them all would be one picture with noise.
+    """
     shape = (50, 59, 48)
     matrix = np.diag([4.0, 4.0, 4.0, 1.0])
     matrix[:3, 3] = (-98, -134, -72)
@@ -53,6 +60,7 @@ def brain(label: str, generator: np.random.Generator) -> tuple[Volume, BrainMask
     inside = radius < 1
     values = np.where(radius < 0.25 + 0.1 * CLASSES.index(label), -1.5, 0.5)
     values = values + 0.3 * generator.standard_normal(shape)
+    values = values + 4 * gaussian_filter(generator.standard_normal(shape), 1.5)
     data = np.where(inside, values, 0).astype(np.float32)
     return Volume(data=data, voxel_to_ras=matrix), BrainMask(data=inside, voxel_to_ras=matrix)
 
@@ -442,6 +450,180 @@ def test_no_finished_run_says_what_to_do_first(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputMissingError, match="brainstage run"):
         train(tmp_path / "empty", tmp_path / "model", OPTIONS, lambda _: None)
+
+
+def rewritten(out_dir: Path, change) -> None:
+    """Alter the manifest of a run: `change` gets the row's place and the row, and returns what differs."""
+    rows = read_manifest(out_dir / "data_manifest.csv")
+    altered = [ManifestRow(**vars(row) | change(number, row)) for number, row in enumerate(rows)]
+    write_manifest(out_dir / "data_manifest.csv", altered)
+
+
+def aged(number: int, row: ManifestRow) -> dict:
+    """Make patients older, and leave some ages open."""
+    years = 60.0 + 8 * CLASSES.index(row.diagnosis or "CN") + number % 5
+    known = {"age": None if number == 4 else years, "sex": "FM"[number // 3 % 2]}
+    return known | {"extra": {**row.extra, "education": str(8 + number % 7)}}
+
+
+@pytest.fixture(scope="module")
+def with_age(finished_run, tmp_path_factory):
+    """A model that looks at age and education besides the image."""
+    folder = tmp_path_factory.mktemp("with_age")
+    out_dir = Path(shutil.copytree(finished_run, folder / "out"))
+    rewritten(out_dir, aged)
+    said: list[str] = []
+    options = TrainOptions(weights="random", folds=3, epochs=60, covariates=("age", "education"))
+    return train(out_dir, folder / "model", options, said.append), out_dir
+
+
+def test_folds_are_balanced_and_the_card_says_how_well(with_age, trained):
+    result, _ = with_age
+    with (result.model_dir / "splits.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    ages = {row["participant_id"]: row["age"] for row in rows}
+    assert (ages["sub-01"], ages["sub-04"]) == ("69", "")
+    assert {row["sex"] for row in rows} == {"F", "M"}
+    balance = json.loads((result.model_dir / "evaluation" / "metrics.json").read_text())["fold_balance"]
+    card = (result.model_dir / "MODEL_CARD.md").read_text()
+    assert balance["age_difference"] < 0.5
+    assert f"at most {balance['age_difference']:.2f} standard deviations" in card
+    assert "age is not known; the proportion" in (trained[0].model_dir / "MODEL_CARD.md").read_text()
+
+
+def test_covariates_alone_are_a_control_with_and_without_their_use(with_age, own_run, tmp_path):
+    rewritten(own_run, aged)
+    result = train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
+    for model_dir, columns in (
+        (result.model_dir, ["age", "sex"]),
+        (with_age[0].model_dir, ["age", "sex", "education"]),
+    ):
+        control = json.loads((model_dir / "evaluation" / "metrics.json").read_text())["control_covariates"]
+        assert control["columns"] == columns
+        assert control["measures"]["balanced_accuracy"]["value"] > 0.6  # each class is eight years older
+        assert f"covariates alone ({', '.join(columns)})" in (model_dir / "MODEL_CARD.md").read_text()
+    assert load_model(result.model_dir).description.covariate_experts == ()
+
+
+def test_without_age_and_sex_the_card_says_that_there_is_no_such_control(own_run, tmp_path):
+    rewritten(own_run, lambda *_: {"sex": None})
+    result = train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
+    assert "control_covariates" not in (result.model_dir / "evaluation" / "metrics.json").read_text()
+    card = (result.model_dir / "MODEL_CARD.md").read_text()
+    assert "Age and sex are not known for most scans" in card
+    assert "the folds could not be balanced" in card
+
+
+def test_a_model_with_covariates_joins_both_experts(with_age, trained, finished_run):
+    result, _ = with_age
+    model, image_only = load_model(result.model_dir), load_model(trained[0].model_dir)
+    assert model.description.covariate_columns == ("age", "education")
+    metrics = json.loads((result.model_dir / "evaluation" / "metrics.json").read_text())
+    assert metrics["image_only"]["scans"] == metrics["cross_validation"]["scans"]
+    assert metrics["image_only"]["measures"]["brier"] != metrics["cross_validation"]["measures"]["brier"]
+    given = read_network_input(files_of(finished_run, "05"), model.network_grid)
+    features = model.features(given)
+
+    def predicted(**covariates):
+        return model.predict(features, given, None, covariates)
+
+    young, old = predicted(age="60", education="12"), predicted(age="80", education="12")
+    assert old.probabilities["AD"] > young.probabilities["AD"] + 0.1
+    assert not old.covariates_missing
+    assert predicted(age="60").covariates_missing
+    assert predicted().covariates_missing
+    assert model.predict(features, given).probabilities == predicted().probabilities
+    assert not image_only.predict(features, given).covariates_missing
+
+
+def test_the_bundle_of_a_model_with_covariates_says_that_it_takes_the_image_alone(with_age, trained):
+    def description(model_dir):
+        return json.loads((model_dir / "bundle" / "configs" / "metadata.json").read_text())["description"]
+
+    assert "also looks at age, education; that is not in this bundle" in description(with_age[0].model_dir)
+    assert "looks at" not in description(trained[0].model_dir)
+    assert "covariates are not in it" in (with_age[0].model_dir / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        pytest.param(("weight",), "no column 'weight'.* it has age, group, sex, site", id="absent"),
+        pytest.param(("diagnosis",), "no column 'diagnosis'", id="the label"),
+        pytest.param(("t1w_path",), "no column 't1w_path'", id="a path"),
+        pytest.param(("age",), "'age' is empty", id="empty"),
+    ],
+)
+def test_covariates_that_cannot_be_used_are_one_sentence(finished_run, tmp_path, names, message):
+    with pytest.raises(UsageError, match=message):
+        train(
+            finished_run, tmp_path / "model", TrainOptions(weights="random", covariates=names), lambda _: None
+        )
+
+
+def test_another_age_means_another_prediction(tmp_path):
+    def key(**covariates):
+        stage = prediction_stage(
+            tmp_path, "m", PredictionConfig(), files_of(tmp_path, "01"), "abc", covariates
+        )
+        return content_key(stage, {})
+
+    assert key(age="70") == key(age="70")
+    assert len({key(age="70"), key(age="71"), key(age=None), key()}) == 4
+
+
+@pytest.mark.parametrize("imbalance", ["none", "oversample", "undersample", "smote"])
+def test_every_treatment_of_imbalance_gives_a_model(finished_run, tmp_path, imbalance):
+    options = TrainOptions(weights="random", folds=3, epochs=20, imbalance=imbalance)
+    result = train(finished_run, tmp_path / "model", options, lambda _: None)
+    assert f"| Class imbalance | {imbalance} |" in (result.model_dir / "MODEL_CARD.md").read_text()
+
+
+def copied(out_dir: Path, subject: str, original: str, label: str) -> ManifestRow:
+    """Give a scan to another participant: other intensities, other noise."""
+    row = add_scan(out_dir, subject, label, np.random.default_rng(int(subject)))
+    source, target = files_of(out_dir, original), files_of(out_dir, subject, session=None)
+    volume, mask = read_volume(source.template_t1w), read_mask(source.template_mask)
+    noise = np.random.default_rng(int(subject)).normal(0, 0.1, volume.shape)
+    data = np.where(mask.data, 1.7 * volume.data + noise, 0).astype(np.float32)
+    write_volume(target.template_t1w, Volume(data=data, voxel_to_ras=volume.voxel_to_ras))
+    return row
+
+
+def test_copies_under_other_names_are_found_and_kept_on_one_side(own_run, tmp_path, trained):
+    assert not (trained[0].model_dir / "evaluation" / "near_duplicates.csv").exists()
+    rows = read_manifest(own_run / "data_manifest.csv")
+    rows += [
+        copied(own_run, "50", "04", "MCI"),
+        copied(own_run, "51", "05", "AD"),
+        copied(own_run, "52", "04", "MCI"),
+    ]
+    write_manifest(own_run / "data_manifest.csv", rows)
+    said: list[str] = []
+    result = train(own_run, tmp_path / "model", OPTIONS, said.append)
+    with (result.model_dir / "splits.csv").open() as stream:
+        fold_of = {row["participant_id"]: row["fold"] for row in csv.DictReader(stream)}
+    assert fold_of["sub-04"] == fold_of["sub-50"] == fold_of["sub-52"]
+    assert fold_of["sub-05"] == fold_of["sub-51"]
+    with (result.model_dir / "evaluation" / "near_duplicates.csv").open() as stream:
+        found = [(row["participant_id"], row["other_participant_id"]) for row in csv.DictReader(stream)]
+    assert found == [("sub-04", "sub-50"), ("sub-04", "sub-52"), ("sub-05", "sub-51"), ("sub-50", "sub-52")]
+    assert any("sub-05 and sub-51" in line and line.startswith("leakage warning") for line in said)
+    assert "sub-05 and sub-51" in (result.model_dir / "MODEL_CARD.md").read_text()
+
+
+def test_a_copy_in_the_test_split_is_warned_about(own_run, tmp_path):
+    rows = read_manifest(own_run / "data_manifest.csv")
+    for subject, original, label in (("50", "04", "MCI"), ("51", "05", "AD")):
+        row = copied(own_run, subject, original, label)
+        rows.append(ManifestRow(**{**vars(row), "split": "test"}))
+    write_manifest(own_run / "data_manifest.csv", rows)
+    result = train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
+    across = [warning for warning in result.warnings if "two sides" in warning]
+    assert len(across) == 1
+    assert "sub-04 and sub-50, sub-05 and sub-51" in across[0]
+    with (result.model_dir / "evaluation" / "near_duplicates.csv").open() as stream:
+        assert {row["sides"] for row in csv.DictReader(stream)} == {"train and test"}
 
 
 def test_other_peoples_directory_is_never_replaced(finished_run, tmp_path):

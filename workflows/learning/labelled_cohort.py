@@ -6,11 +6,13 @@ import difflib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final
 
+from brainstage.models.covariates import Row, text_of
+from brainstage.models.splits import Person, people
 from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, ScanFiles
 from brainstage.pipeline.entities import entities_of, parse_name, validate_name
@@ -53,6 +55,10 @@ class Cohort:
         Reason to the keys of the scans it applies to.
     preprocessing_id : str
     preprocessing_content : mapping
+    columns : tuple of str
+        Those of the manifest that a model may look at besides the image: not the label, no name, no path.
+    same_person : mapping
+        Participant to the one who stands for all that are the same person, where scans have shown it.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +67,8 @@ class Cohort:
     left_out: Mapping[str, tuple[str, ...]]
     preprocessing_id: str
     preprocessing_content: Mapping[str, Any]
+    columns: tuple[str, ...] = ()
+    same_person: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def network_grid(self) -> dict[str, Any]:
@@ -74,8 +82,30 @@ class Cohort:
 
     @property
     def participants(self) -> list[str]:
-        """Of the scans to learn from."""
-        return [scan.row.participant_id for scan in self.scans]
+        """Of the scans to learn from; one name for those who are the same person."""
+        return self._participants(self.scans)
+
+    @property
+    def test_participants(self) -> list[str]:
+        """Of the test scans."""
+        return self._participants(self.test_scans)
+
+    @property
+    def about(self) -> dict[str, Person]:
+        """Age and sex of those whose scans are learnt from, as far as they are known."""
+        rows = self.covariates(("sex",))
+        return people(
+            self.participants, [scan.row.age for scan in self.scans], [text_of(row, "sex") for row in rows]
+        )
+
+    def covariates(self, names: Sequence[str], *, test: bool = False) -> list[Row]:
+        """Return some columns of the scans to learn from, or of the test scans, as text."""
+        scans = self.test_scans if test else self.scans
+        return [{name: scan.row.value(name) for name in names} for scan in scans]
+
+    def _participants(self, scans: Sequence[LabelledScan]) -> list[str]:
+        names = [scan.row.participant_id for scan in scans]
+        return [self.same_person.get(name, name) for name in names]
 
 
 def read_cohort(
@@ -144,6 +174,7 @@ def read_cohort(
         left_out={reason: tuple(keys) for reason, keys in left_out.items()},
         preprocessing_id=str(preprocessing["id"]),
         preprocessing_content=preprocessing["content"],
+        columns=tuple(name for name in _columns(rows) if name != label_column),
     )
 
 
@@ -178,9 +209,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     raise ManifestError(f"{path.name} in {STATE_FOLDER} is damaged: run brainstage run again")
 
 
-def _labels(rows: Sequence[ManifestRow], column: str) -> list[str | None]:
+def _columns(rows: Sequence[ManifestRow]) -> list[str]:
+    """Return the columns that say something about a person or a scan."""
     extra = {name for row in rows for name in row.extra}
-    known = sorted((set(COLUMNS) | extra) - _NOT_LABELS)
+    return sorted((set(COLUMNS) | extra) - _NOT_LABELS)
+
+
+def _labels(rows: Sequence[ManifestRow], column: str) -> list[str | None]:
+    known = _columns(rows)
     if column not in known:
         raise UsageError(
             f"--label-column {column!r} is no label column of data_manifest.csv.{did_you_mean(column, known)} "

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from brainstage.models.fine_tuning import Regime
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_store import StoredModel
-from brainstage.models.splits import participant_classes
+from brainstage.models.splits import FoldBalance, participant_classes
 from brainstage.workflows.learning.labelled_cohort import Cohort
 from brainstage.workflows.learning.model_evaluation import ModelEvaluation
 
@@ -50,6 +50,8 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "always_in_set": [
             name for name, quantile in description.conformal.quantiles.items() if quantile is None
         ],
+        "balance_sentence": balance_sentence(result.balance),
+        "control_columns": result.control_columns,
         "draws": result.random_label_draws,
         "trained_part": TRAINED_PARTS[description.finetune],
         "cell": cell,
@@ -77,6 +79,24 @@ def cell(estimate: Estimate) -> str:
     if estimate.value != estimate.value:
         return "not defined"
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def balance_sentence(balance: FoldBalance) -> str:
+    """Say in words how alike the folds are in age and sex.
+
+    >>> balance_sentence(FoldBalance(age_difference=0.1, sex_spread=None)).partition(": ")[2]
+    'the mean age of a fold is at most 0.10 standard deviations from that of the rest; sex is not known.'
+    """
+    if balance.age_difference is None and balance.sex_spread is None:
+        return "Age and sex are not known, so the folds could not be balanced for them."
+    age, sex = "age is not known", "sex is not known"
+    if balance.age_difference is not None:
+        deviations = f"{balance.age_difference:.2f} standard deviations"
+        age = f"the mean age of a fold is at most {deviations} from that of the rest"
+    if balance.sex_spread is not None:
+        points = f"{100 * balance.sex_spread:.0f} percentage points"
+        sex = f"the proportion of a sex differs by at most {points} between two folds"
+    return f"Folds were balanced for age and sex as far as they are known: {age}; {sex}."
 
 
 def chance_sentence(balanced_accuracy: Estimate, classes: int) -> str:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from brainstage.models.calibration import calibrated, cross_calibrated
 from brainstage.models.conformal import LEVEL, cross_fitted_members
 from brainstage.models.cross_validation import ControlRun, leakage_warnings
+from brainstage.models.duplicates import NearDuplicate
 from brainstage.models.metrics import Estimate, Evaluation, evaluate
+from brainstage.models.splits import FoldBalance, fold_balance
 from brainstage.models.training import LogRow
 from brainstage.pipeline.files import write_bytes, write_json, write_text
 from brainstage.pipeline.manifest import csv_text
@@ -38,6 +40,12 @@ class OutOfFold:
         Of the network, of the voxel baseline, and of the network fed with the brain mask alone; uncalibrated.
     novelty : ndarray, (N,) float64
     random_labels : ControlRun
+    image_logits : ndarray, (N, C) float64 or None
+        Of the network alone, where `logits` are of network and covariates together.
+    covariate_logits : ndarray, (N, C) float64 or None
+        Of covariates alone; None where neither age nor sex is known.
+    control_columns : tuple of str
+        Which covariates these are.
     """
 
     targets: NDArray[np.int64]
@@ -47,6 +55,9 @@ class OutOfFold:
     mask_logits: NDArray[np.float64]
     novelty: NDArray[np.float64]
     random_labels: ControlRun
+    image_logits: NDArray[np.float64] | None = None
+    covariate_logits: NDArray[np.float64] | None = None
+    control_columns: tuple[str, ...] = ()
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -75,6 +86,12 @@ class ModelEvaluation:
     mean_set_size : float
     warnings : tuple of str
         Signs of leakage.
+    image_only, covariates : Evaluation or None
+        Of the network without the covariates that the model uses, and of covariates without the image.
+    control_columns : tuple of str
+        What `covariates` knew.
+    balance : FoldBalance
+        How alike the folds are in age and sex.
     """
 
     network: Evaluation
@@ -87,10 +104,19 @@ class ModelEvaluation:
     coverage: dict[str, float]
     mean_set_size: float
     warnings: tuple[str, ...]
+    image_only: Evaluation | None
+    covariates: Evaluation | None
+    control_columns: tuple[str, ...]
+    balance: FoldBalance
 
 
 def evaluate_model(
-    found: OutOfFold, cohort: Cohort, test_probabilities: NDArray[np.float64] | None, *, seed: int
+    found: OutOfFold,
+    cohort: Cohort,
+    test_probabilities: NDArray[np.float64] | None,
+    *,
+    seed: int,
+    duplicates: Sequence[NearDuplicate] = (),
 ) -> ModelEvaluation:
     """Measure a model and its controls.
 
@@ -100,11 +126,16 @@ def evaluate_model(
     cohort : Cohort
     test_probabilities : ndarray (M, C) or None
         Of the cohort's test scans.
+    duplicates : sequence of NearDuplicate
+        Among the scans to learn from, then the test scans.
     """
     classes, participants = cohort.classes, cohort.participants
 
     def measured(probabilities: NDArray[np.float64]) -> Evaluation:
         return evaluate(probabilities, found.targets, participants, classes, seed=seed)
+
+    def measured_alone(logits: NDArray[np.float64] | None) -> Evaluation | None:
+        return None if logits is None else measured(cross_calibrated(logits, found.targets, found.folds))
 
     network = measured(found.probabilities)
     control = found.random_labels
@@ -125,12 +156,22 @@ def evaluate_model(
         mean_set_size=float(members.sum(axis=1).mean()),
         warnings=leakage_warnings(
             network.measures["accuracy"], random.measures["balanced_accuracy"], len(classes)
-        ),
+        )
+        + duplicate_warnings(duplicates, cohort),
+        image_only=measured_alone(found.image_logits),
+        covariates=measured_alone(found.covariate_logits),
+        control_columns=found.control_columns,
+        balance=fold_balance(found.folds, participants, cohort.about),
     )
 
 
 def write_evaluation(
-    folder: Path, found: OutOfFold, result: ModelEvaluation, cohort: Cohort, log: Sequence[LogRow]
+    folder: Path,
+    found: OutOfFold,
+    result: ModelEvaluation,
+    cohort: Cohort,
+    log: Sequence[LogRow],
+    duplicates: Sequence[NearDuplicate] = (),
 ) -> None:
     """Write ``evaluation/``, ``splits.csv`` and ``training_log.csv`` into a model directory."""
     classes, probabilities = cohort.classes, found.probabilities
@@ -146,13 +187,66 @@ def write_evaluation(
     )
     before = calibrated(found.logits, 1.0)
     write_bytes(written / "calibration.png", calibration_figure(before, probabilities, found.targets))
+    if duplicates:
+        write_text(written / "near_duplicates.csv", duplicates_csv(duplicates, cohort))
+    sides = [*(int(fold) for fold in found.folds), *("test" for _ in cohort.test_scans)]
     splits = [
-        *({**scan_columns(scan), "fold": int(f)} for scan, f in zip(cohort.scans, found.folds, strict=True)),
-        *({**scan_columns(scan), "fold": "test"} for scan in cohort.test_scans),
+        {**scan_columns(scan), "age": scan.row.age, "sex": scan.row.sex, "fold": side}
+        for scan, side in zip((*cohort.scans, *cohort.test_scans), sides, strict=True)
     ]
     write_text(folder / "splits.csv", csv_text(tuple(splits[0]), splits))
     rows = [asdict(row) for row in log]
     write_text(folder / "training_log.csv", csv_text(tuple(rows[0]), rows))
+
+
+def duplicate_warnings(duplicates: Sequence[NearDuplicate], cohort: Cohort) -> tuple[str, ...]:
+    """Return a sentence about pictures under two participant ids, and one about those on both sides of the split."""
+    pairs = {_pair_of(pair, cohort) for pair in duplicates}
+    learnt = len(cohort.scans)
+    across = {_pair_of(pair, cohort) for pair in duplicates if pair.first < learnt <= pair.second}
+    found = []
+    if pairs:
+        found.append(
+            f"{_people_words(pairs)} have scans that are nearly the same picture (evaluation/near_duplicates.csv): "
+            "each such group counts as one participant in the folds and intervals; look at them, and remove copies"
+        )
+    if across:
+        found.append(
+            f"{_people_words(across)} are on two sides: one is learnt from, the other in the test split, whose "
+            "numbers are too good"
+        )
+    return tuple(found)
+
+
+def duplicates_csv(duplicates: Sequence[NearDuplicate], cohort: Cohort) -> str:
+    """Return ``near_duplicates.csv``: one row for each two scans of different participants that are one picture."""
+    scans = (*cohort.scans, *cohort.test_scans)
+    rows = []
+    for pair in duplicates:
+        first, second = scans[pair.first], scans[pair.second]
+        sides = ["test" if place >= len(cohort.scans) else "train" for place in (pair.first, pair.second)]
+        rows.append(
+            {
+                **_identity(first),
+                **{f"other_{name}": value for name, value in _identity(second).items()},
+                "correlation": pair.correlation,
+                "correlation_beyond_average": pair.beyond_average,
+                "mirrored": pair.mirrored,
+                "sides": " and ".join(dict.fromkeys(sides)),
+            }
+        )
+    return csv_text(tuple(rows[0]), rows)
+
+
+def _pair_of(pair: NearDuplicate, cohort: Cohort) -> tuple[str, str]:
+    names = [scan.row.participant_id for scan in (*cohort.scans, *cohort.test_scans)]
+    first, second = sorted((names[pair.first], names[pair.second]))
+    return first, second
+
+
+def _people_words(pairs: set[tuple[str, str]]) -> str:
+    shown = ", ".join(f"{first} and {second}" for first, second in sorted(pairs)[:5])
+    return f"{len(pairs)} pair(s) of participants ({shown}{', ...' if len(pairs) > 5 else ''})"
 
 
 def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
@@ -168,8 +262,17 @@ def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
             "coverage": {name: _number(value) for name, value in result.coverage.items()},
             "mean_set_size": _number(result.mean_set_size),
         },
+        "fold_balance": {
+            "age_difference": result.balance.age_difference,
+            "sex_spread": result.balance.sex_spread,
+        },
         "warnings": list(result.warnings),
     }
+    if result.covariates is not None:
+        columns = {"columns": list(result.control_columns)}
+        content["control_covariates"] = columns | evaluation_content(result.covariates)
+    if result.image_only is not None:
+        content["image_only"] = evaluation_content(result.image_only)
     if result.test is not None:
         content["test_split"] = evaluation_content(result.test)
     return content
@@ -199,8 +302,7 @@ def _test_evaluation(
     if probabilities is None:
         return None
     targets = np.array([cohort.classes.index(scan.label) for scan in cohort.test_scans], dtype=np.int64)
-    names = [scan.row.participant_id for scan in cohort.test_scans]
-    return evaluate(probabilities, targets, names, cohort.classes, seed=seed)
+    return evaluate(probabilities, targets, cohort.test_participants, cohort.classes, seed=seed)
 
 
 def _out_of_fold_table(found: OutOfFold, cohort: Cohort) -> tuple[tuple[str, ...], list[dict[str, object]]]:
@@ -220,11 +322,14 @@ def _out_of_fold_table(found: OutOfFold, cohort: Cohort) -> tuple[tuple[str, ...
 
 def scan_columns(scan: LabelledScan) -> Mapping[str, object]:
     """Return what names a scan in a table, and its label."""
+    return {**_identity(scan), "label": scan.label}
+
+
+def _identity(scan: LabelledScan) -> Mapping[str, object]:
     row = scan.row
     return {
         "participant_id": row.participant_id,
         "session_id": row.session_id,
         "run_id": row.run_id,
         "t1w_path": row.t1w_path,
-        "label": scan.label,
     }
