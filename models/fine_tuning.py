@@ -153,9 +153,12 @@ def fine_tune(
     """
     held = validation_part(targets, participants, seed=options.seed)
     run = _Run(base, start[0], images, classes=classes, options=options)
-    run.importance = torch.from_numpy(class_weights(targets[~held], classes, options.imbalance)).to(
-        base.device
-    )
+    balanced = torch.from_numpy(class_weights(targets[~held], classes, options.imbalance)).to(base.device)
+    run.importance = {
+        # What is drawn as often as the others needs no weight on top.
+        "training": balanced if options.imbalance == "weights" else torch.ones_like(balanced),
+        "validation": balanced,
+    }
     training, validation = np.flatnonzero(~held), np.flatnonzero(held)
     rows: list[LogRow] = []
     if checkpoint is not None and (kept := _read(checkpoint)) is not None:
