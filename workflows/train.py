@@ -232,9 +232,7 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     cohort = replace(
         cohort, same_person=same_person(_all_participants(cohort), _one_sided(duplicates, cohort))
     )
-    folds = fold_of_scans(
-        cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
-    )
+    folds = _folds(cohort, duplicates, options)
     with _tuning(out_dir, extractor, arrays, cohort, options, say) as tuning:
         model, found, log = fit(extractor, arrays, cohort, folds, options, tuning)
     say(f"trained {options.folds} folds, each with its controls")
@@ -254,6 +252,22 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
         balanced_accuracy=result.network.measures["balanced_accuracy"],
         warnings=result.warnings,
     )
+
+
+def _folds(cohort: Cohort, duplicates: Sequence[NearDuplicate], options: TrainOptions) -> NDArray[np.int64]:
+    try:
+        return fold_of_scans(
+            cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
+        )
+    except UsageError as error:
+        if not duplicates:
+            raise
+        scans = (*cohort.scans, *cohort.test_scans)
+        first = " and ".join(scans[place].files.key for place in (duplicates[0].first, duplicates[0].second))
+        raise UsageError(
+            f"{error.message}. {len(duplicates)} pair(s) of scans under different participants are nearly the same "
+            f"picture, and their participants count as one; the first pair is {first}"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

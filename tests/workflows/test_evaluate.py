@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from scipy import stats
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
@@ -73,6 +74,8 @@ def add_scan(
     dark = 0.25 + 0.12 * CLASSES.index(label if label in CLASSES else "CN")
     dark += 0.06 * generator.standard_normal()
     values = np.where(radius < dark, -1.5, 0.5) + 0.4 * generator.standard_normal(radius.shape)
+    # The folds of the grey are each one's own: without them all would be one picture with noise.
+    values = values + 4 * gaussian_filter(generator.standard_normal(radius.shape), 1.5)
     volume = Volume(data=np.where(radius < 1, values, 0).astype(np.float32), voxel_to_ras=matrix)
     write_volume(files.template_t1w, volume)
     write_mask(files.template_mask, BrainMask(data=radius < 1, voxel_to_ras=matrix))
