@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainstage.models.calibration import calibrated, cross_calibrated
+from brainstage.models.calibration import calibrated, combined, cross_calibrated
 from brainstage.models.conformal import LEVEL, cross_fitted_members
 from brainstage.models.cross_validation import ControlRun, leakage_warnings
 from brainstage.models.metrics import Evaluation, evaluate
@@ -49,6 +49,16 @@ class OutOfFold:
         return cross_calibrated(self.logits, self.targets, self.folds)
 
     @property
+    def baseline_probabilities(self) -> NDArray[np.float64]:
+        """Of the voxel baseline, likewise, (N, C)."""
+        return cross_calibrated(self.baseline_logits, self.targets, self.folds)
+
+    @property
+    def combined_probabilities(self) -> NDArray[np.float64]:
+        """Of network and baseline together, (N, C)."""
+        return combined(self.probabilities, self.baseline_probabilities)
+
+    @property
     def members(self) -> NDArray[np.bool_]:
         """Conformal sets under the quantiles of the other folds, (N, C)."""
         return cross_fitted_members(self.probabilities, self.targets, self.folds)
@@ -60,7 +70,8 @@ class ModelEvaluation:
 
     Attributes
     ----------
-    network, uncalibrated, baseline, mask_only, random_labels : Evaluation
+    network, uncalibrated, baseline, combined, mask_only, random_labels : Evaluation
+        ``combined`` is the geometric mean of network and baseline; it is measured, and used for no prediction.
     test : Evaluation or None
         Of the fold ensemble on the scans whose split is ``test``, where there are any.
     coverage : dict
@@ -73,6 +84,7 @@ class ModelEvaluation:
     network: Evaluation
     uncalibrated: Evaluation
     baseline: Evaluation
+    combined: Evaluation
     mask_only: Evaluation
     random_labels: Evaluation
     test: Evaluation | None
@@ -108,7 +120,8 @@ def evaluate_model(
     return ModelEvaluation(
         network=network,
         uncalibrated=measured(calibrated(found.logits, 1.0)),
-        baseline=measured(cross_calibrated(found.baseline_logits, found.targets, found.folds)),
+        baseline=measured(found.baseline_probabilities),
+        combined=measured(found.combined_probabilities),
         mask_only=measured(cross_calibrated(found.mask_logits, found.targets, found.folds)),
         random_labels=random,
         test=_test_evaluation(cohort, test_probabilities, seed),
@@ -148,6 +161,7 @@ def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
         "cross_validation": _evaluation_content(result.network),
         "cross_validation_uncalibrated": _evaluation_content(result.uncalibrated),
         "baseline": _evaluation_content(result.baseline),
+        "combined": _evaluation_content(result.combined),
         "control_mask_only": _evaluation_content(result.mask_only),
         "control_random_labels": _evaluation_content(result.random_labels),
         "conformal": {
