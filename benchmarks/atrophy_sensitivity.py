@@ -26,12 +26,13 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from brainstage.models.baseline import block_voxels
 from brainstage.models.calibration import combined, cross_calibrated
 from brainstage.models.cross_validation import cross_validate_baseline, cross_validate_heads
 from brainstage.models.features import FeatureExtractor
-from brainstage.models.metrics import Estimate, evaluate
+from brainstage.models.metrics import Estimate, auc, evaluate
 from brainstage.models.splits import fold_of_scans, shuffled_labels
 from brainstage.models.training import HeadOptions
 from brainstage.models.weights import load_weights
@@ -40,9 +41,11 @@ from brainstage.pipeline.files import sha256_of_file, write_text
 from brainstage.pipeline.manifest import csv_text
 from brainstage.pipeline.nifti import read_mask, read_volume
 from brainstage.pipeline.records import NetworkInput
-from brainstage.preprocessing.network_grid import network_input
+from brainstage.pipeline.volume import BrainMask
+from brainstage.preprocessing.network_grid import network_grid, network_input
+from brainstage.preprocessing.resampling import resampled_mask
 from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan, read_cohort
-from brainstage.workflows.synthetic.anatomy import load_anatomy
+from brainstage.workflows.synthetic.anatomy import MODEL_ORIGIN_MM, load_anatomy
 from brainstage.workflows.synthetic.atrophy import (
     AtrophyModel,
     atrophied,
@@ -59,6 +62,8 @@ FOLDS: Final = 5
 RANDOM_DRAWS: Final = 20
 """Permutations of the labels in all: the spread over few of them is as wide as what is looked for."""
 CLASSES: Final = ("healthy", "atrophy")
+REACH_VOXELS: Final = 5
+"""Around a region of the template, 10 mm at the default grid: as far as its borders move, and people differ."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,6 +136,56 @@ class Result:
     model: str
     auc: Estimate
     balanced_accuracy: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visibility:
+    """How far a known region gives atrophy away without any learning.
+
+    Attributes
+    ----------
+    change_sd : float
+        Mean change of the region's mean intensity, in SD between healthy people.
+    auc : float
+        Of "darker is ill", every atrophied against every healthy brain.
+    """
+
+    region: str
+    level: float
+    change_sd: float
+    auc: float
+
+
+def regions_of(cohort: Cohort) -> dict[str, NDArray[np.bool_]]:
+    """Return the regions that atrophy changes and what lies around them, on the network's grid."""
+    anatomy, matrix = load_anatomy(), np.eye(4)
+    matrix[:3, 3] = MODEL_ORIGIN_MM
+    grid = network_grid(NetworkGridConfig.model_validate(cohort.network_grid))
+    return {
+        name: ndimage.binary_dilation(
+            resampled_mask(BrainMask(data=region, voxel_to_ras=matrix), grid).data, iterations=REACH_VOXELS
+        )
+        for name, region in (("ventricles", anatomy.ventricles), ("hippocampi", anatomy.hippocampi))
+    }
+
+
+def visibilities(
+    healthy: Inputs, ill: Inputs, level: float, regions: Mapping[str, NDArray[np.bool_]]
+) -> list[Visibility]:
+    """Return what the mean intensity of each region says about atrophy."""
+    found = []
+    for name, region in regions.items():
+        before, after = (of.images[:, region].astype(np.float64).mean(axis=1) for of in (healthy, ill))
+        scores, positive = -np.r_[before, after], np.r_[np.zeros(len(before)), np.ones(len(after))] > 0
+        found.append(
+            Visibility(
+                region=name,
+                level=level,
+                change_sd=float((after - before).mean() / before.std()),
+                auc=float(auc(scores, positive, np.ones((1, len(scores))))[0]),
+            )
+        )
+    return found
 
 
 def deformed_inputs(
@@ -246,15 +301,17 @@ def measured(
 
 def all_results(
     cohort: Cohort, weights: Sequence[str], levels: Sequence[float], seeds: int, keep: Path | None
-) -> list[Result]:
-    """Return every cross-validation that the tables are made of."""
-    names = cohort.participants
+) -> tuple[list[Result], list[Visibility]]:
+    """Return every cross-validation that the tables are made of, and what single regions show."""
+    names, regions = cohort.participants, regions_of(cohort)
     healthy = prepared(cohort, 0.0, weights, keep)
     results: list[Result] = []
+    seen: list[Visibility] = []
     for seed in range(seeds):
         results += measured(cross_validated(healthy, cohort.labels, names, seed), names, "sex", 0.0, seed)
     for level in sorted({*levels, WANTED_LEVEL}):
         ill = healthy if level == 0.0 else prepared(cohort, level, weights, keep)
+        seen += visibilities(healthy[weights[0]], ill[weights[0]], level, regions)
         for seed in range(seeds):
             chosen = balanced_halves(cohort.scans, seed)
             mixed = {choice: ill[choice].where(chosen, healthy[choice]) for choice in weights}
@@ -263,8 +320,8 @@ def all_results(
             results += measured(found, names, "atrophy", level, seed)
             print(f"level {level:.0%}, seed {seed}: {said(results[-len(found) :])}", flush=True)
             if level == WANTED_LEVEL:
-                results += random_labels(mixed, labels, names, seed, RANDOM_DRAWS // seeds)
-    return results
+                results += random_labels(mixed, labels, names, seed, max(1, RANDOM_DRAWS // seeds))
+    return results, seen
 
 
 def random_labels(
@@ -287,7 +344,7 @@ def said(results: Sequence[Result]) -> str:
     return ", ".join(f"{r.model} {r.auc.value:.2f}" for r in results)
 
 
-def table_of(results: Sequence[Result], cohort: Cohort) -> str:
+def table_of(results: Sequence[Result], seen: Sequence[Visibility], cohort: Cohort) -> str:
     """Return the results as Markdown: mean over the assignments, and in brackets their range."""
     seeds = len({r.seed for r in results})
     lines = [
@@ -296,12 +353,13 @@ def table_of(results: Sequence[Result], cohort: Cohort) -> str:
         (
             f"Known atrophy in {len(cohort.scans)} real brains of adults, made by `benchmarks/atrophy_sensitivity.py`. "
             f"AUC of {FOLDS}-fold cross-validation by participant: mean over {seeds} assignments of people to classes, "
-            "in brackets the lowest and the highest. Below it the 95 % bootstrap interval over participants, its "
+            "in brackets the lowest and the highest; then the 95 % bootstrap interval over participants, its "
             "bounds averaged over the assignments."
         ),
         "",
     ]
-    return "\n".join([*lines, *level_table(results), "", *control_table(results), "", verdict(results), ""])
+    lines += [*level_table(results), "", *control_table(results), "", verdict(results), ""]
+    return "\n".join([*lines, *visibility_table(seen), ""])
 
 
 def level_table(results: Sequence[Result]) -> list[str]:
@@ -319,6 +377,28 @@ def level_table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
+def visibility_table(seen: Sequence[Visibility]) -> list[str]:
+    """Return what the mean intensity of each region shows, level by level."""
+    regions = list(dict.fromkeys(one.region for one in seen))
+    lines = [
+        "## What there is to see",
+        "",
+        (
+            "Nothing learnt: the mean intensity of a region of the template and of 10 mm around it. Its change by "
+            'atrophy, in SD between the same people without, and the AUC of "darker is ill", every atrophied '
+            "brain against every healthy one."
+        ),
+        "",
+        "| hippocampal loss | " + " | ".join(regions) + " |",
+        "|---|" + "---|" * len(regions),
+    ]
+    for level in sorted({one.level for one in seen if one.level > 0}):
+        row = {one.region: one for one in seen if one.level == level}
+        cells = [f"{row[r].change_sd:+.2f} SD, AUC {row[r].auc:.2f}" for r in regions]
+        lines.append(f"| {level:.0%} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def draw_growth(level: float) -> float:
     """Return by how much the ventricles grow on average at a level, over 1000 people."""
     return float(np.mean([draw_effect(level, seed).ventricles for seed in range(1000)])) - 1.0
@@ -330,7 +410,10 @@ def control_table(results: Sequence[Result]) -> list[str]:
     lines = ["| label | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
     for label, words in (
         ("sex", "sex, a real label"),
-        ("random labels", f"random labels at {WANTED_LEVEL:.0%} loss, {RANDOM_DRAWS} permutations"),
+        (
+            "random labels",
+            f"random labels at {WANTED_LEVEL:.0%} loss, {RANDOM_DRAWS} permutations over the assignments",
+        ),
     ):
         cells = [cell([r for r in results if r.label == label and r.model == model]) for model in models]
         lines.append(f"| {words} | " + " | ".join(cells) + " |")
@@ -379,12 +462,16 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=["random"], help="as --weights of brainstage train")
     parser.add_argument("--levels", nargs="+", type=float, default=list(LEVELS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="folder for the deformed images, outside the repository")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="folder for the deformed images, outside the repository; of one version of the deformation",
+    )
     options = parser.parse_args()
     cohort = read_cohort(options.run_dir, "sex", None)
-    results = all_results(cohort, options.weights, options.levels, options.seeds, options.keep)
+    results, seen = all_results(cohort, options.weights, options.levels, options.seeds, options.keep)
     records = records_of(results)
-    text = table_of(results, cohort)
+    text = table_of(results, seen, cohort)
     print(text)
     write_text(FOLDER / "atrophy_sensitivity.csv", csv_text(tuple(records[0]), records))
     write_text(FOLDER / "atrophy_sensitivity.md", text)

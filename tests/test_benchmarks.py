@@ -153,3 +153,23 @@ def test_the_table_says_whether_the_goal_is_reached(auc: float, outcome: str) ->
         label="atrophy", level=0.2, seed=0, model="network", auc=estimate, balanced_accuracy=estimate
     )
     assert f"{auc:.2f}: {outcome}" in atrophy_sensitivity.verdict([result])
+
+
+def test_a_region_that_darkens_gives_atrophy_away_and_another_does_not() -> None:
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((12, 4, 4, 4)).astype(np.float16)
+    near = np.zeros((4, 4, 4), dtype=bool)
+    near[:2] = True
+    nothing = np.zeros((12, 1), dtype=np.float32)
+
+    def inputs(values: np.ndarray) -> object:
+        return atrophy_sensitivity.Inputs(
+            images=values, masks=values != 0, voxels=nothing, inside=nothing > 0, features=nothing
+        )
+
+    ill = images.copy()
+    ill[:, near] -= 2.0
+    found = atrophy_sensitivity.visibilities(inputs(images), inputs(ill), 0.2, {"near": near, "far": ~near})
+    assert found[0].change_sd < -3.0
+    assert found[0].auc == 1.0
+    assert (found[1].change_sd, found[1].auc) == (0.0, 0.5)
