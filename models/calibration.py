@@ -77,3 +77,21 @@ def cross_calibrated(
         own = folds == fold
         probabilities[own] = calibrated(logits[own], fit_temperature(logits[~own], targets[~own]))
     return probabilities
+
+
+def combined(*probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the softmax of the mean of several models' log-probabilities: their normalised geometric mean.
+
+    Parameters
+    ----------
+    probabilities : ndarray, (N, C) float64
+        Calibrated, of each model. A probability of 0 counts as the smallest positive number.
+
+    Returns
+    -------
+    ndarray, (N, C) float64
+        Rows sum to 1.
+    """
+    smallest = np.finfo(np.float64).tiny
+    logarithms = [np.log(np.maximum(one, smallest)) for one in probabilities]
+    return np.asarray(softmax(np.mean(logarithms, axis=0), axis=1), dtype=np.float64)

@@ -1,14 +1,16 @@
-"""What the benchmarks measured of quality control still holds for the bounds in use."""
+"""What the benchmarks measured of quality control still holds for the bounds in use; how atrophy is dealt out."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
+from brainstage.models.metrics import Estimate
 from brainstage.preprocessing.quality import MEASURE_BY_NAME
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -27,6 +29,7 @@ def script(name: str) -> ModuleType:
 
 failures = script("failures")
 quality_bounds = script("quality_bounds")
+atrophy_sensitivity = script("atrophy_sensitivity")
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,91 @@ def test_the_tables_name_what_passed_unseen() -> None:
     table = failures.table_of([missed, unharmed])
     assert "| heavy noise | 1 | 0.0 % | 0.0 % | no | loud (1) |" in table
     assert "| whole, as it is | 1 | 0.0 % | 1 | 0 | snr |" in table
+
+
+def people(count: int) -> list[SimpleNamespace]:
+    return [
+        SimpleNamespace(
+            row=SimpleNamespace(sex="FM"[n % 3 == 0], age=20.0 + (7 * n) % 40),
+            files=SimpleNamespace(key=f"sub-{n:02d}"),
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_atrophy_is_dealt_to_half_of_the_people_of_each_sex_and_age(seed) -> None:
+    scans = people(48)
+    chosen = atrophy_sensitivity.balanced_halves(scans, seed)
+    ages = np.array([scan.row.age for scan in scans])
+    men = np.array([scan.row.sex == "M" for scan in scans])
+    assert chosen.sum() == 24
+    assert abs(int(chosen[men].sum()) - int(men.sum()) // 2) <= 1
+    assert abs(ages[chosen].mean() - ages[~chosen].mean()) < 2.0
+    assert np.array_equal(chosen, atrophy_sensitivity.balanced_halves(scans, seed))
+
+
+def test_everybody_is_in_one_class_only() -> None:
+    def inputs(value: float) -> object:
+        full = np.full((4, 2), value, dtype=np.float32)
+        images = np.full((4, 2, 2, 2), value, dtype=np.float16)
+        return atrophy_sensitivity.Inputs(
+            images=images, masks=images > 0, voxels=full, inside=full > 0, features=full
+        )
+
+    mixed = inputs(1.0).where(np.array([True, False, False, True]), inputs(0.0))
+    assert mixed.features[:, 0].tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert mixed.images[:, 0, 0, 0].tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert mixed.inside[:, 1].tolist() == [True, False, False, True]
+
+
+def test_a_planted_difference_is_seen_and_its_absence_is_not() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.standard_normal((48, 60)).astype(np.float32)
+    labels = [atrophy_sensitivity.CLASSES[n % 2] for n in range(48)]
+    names = [f"sub-{n}" for n in range(48)]
+
+    def auc_of(effect: float) -> float:
+        values = noise + effect * (np.arange(48) % 2)[:, None].astype(np.float32)
+        inputs = atrophy_sensitivity.Inputs(
+            images=values,
+            masks=values > 0,
+            voxels=values,
+            inside=np.ones_like(values, dtype=bool),
+            features=values,
+        )
+        found = atrophy_sensitivity.cross_validated({"random": inputs}, labels, names, 0)
+        results = atrophy_sensitivity.measured(found, names, "atrophy", 0.2, 0)
+        return min(result.auc.value for result in results)
+
+    assert auc_of(1.0) > 0.95
+    assert auc_of(0.0) < 0.75
+
+
+@pytest.mark.parametrize(("auc", "outcome"), [(0.91, "reached"), (0.89, "missed")])
+def test_the_table_says_whether_the_goal_is_reached(auc: float, outcome: str) -> None:
+    estimate = Estimate(value=auc, low=auc - 0.1, high=1.0)
+    result = atrophy_sensitivity.Result(
+        label="atrophy", level=0.2, seed=0, model="network", auc=estimate, balanced_accuracy=estimate
+    )
+    assert f"{auc:.2f}: {outcome}" in atrophy_sensitivity.verdict([result])
+
+
+def test_a_region_that_darkens_gives_atrophy_away_and_another_does_not() -> None:
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((12, 4, 4, 4)).astype(np.float16)
+    near = np.zeros((4, 4, 4), dtype=bool)
+    near[:2] = True
+    nothing = np.zeros((12, 1), dtype=np.float32)
+
+    def inputs(values: np.ndarray) -> object:
+        return atrophy_sensitivity.Inputs(
+            images=values, masks=values != 0, voxels=nothing, inside=nothing > 0, features=nothing
+        )
+
+    ill = images.copy()
+    ill[:, near] -= 2.0
+    found = atrophy_sensitivity.visibilities(inputs(images), inputs(ill), 0.2, {"near": near, "far": ~near})
+    assert found[0].change_sd < -3.0
+    assert found[0].auc == 1.0
+    assert (found[1].change_sd, found[1].auc) == (0.0, 0.5)

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from brainstage.models.calibration import (
     calibrated,
+    combined,
     cross_calibrated,
     fit_temperature,
     negative_log_likelihood,
@@ -125,3 +126,36 @@ def test_novelty_flags_a_twentieth_of_the_training_distribution_and_all_that_is_
 def test_novelty_of_few_scans_is_finite():
     features = np.random.default_rng(1).standard_normal((4, 50)).astype(np.float32)
     assert np.isfinite(fit_novelty(features).scores(features)).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    first=arrays(np.float64, (5, 3), elements=st.floats(-50, 50)),
+    second=arrays(np.float64, (5, 3), elements=st.floats(-50, 50)),
+)
+def test_two_models_together_are_probabilities_that_depend_on_no_order(first, second):
+    one, other = calibrated(first, 1.0), calibrated(second, 1.0)
+    both = combined(one, other)
+    assert np.allclose(both.sum(axis=1), 1)
+    assert np.allclose(both, combined(other, one))
+    assert np.allclose(both, calibrated(first + second, 2.0), atol=1e-9)
+
+
+def test_a_model_together_with_itself_is_that_model():
+    probabilities = calibrated(np.random.default_rng(0).standard_normal((20, 3)), 0.5)
+    assert np.allclose(combined(probabilities, probabilities), probabilities)
+    certain = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert np.allclose(combined(certain, certain), certain)
+
+
+def test_independent_errors_average_out():
+    generator = np.random.default_rng(0)
+    targets = np.arange(600) % 2
+    folds = np.arange(600) % 5
+    both_logits = [
+        (2.0 * targets[:, None] - 1) * np.array([-1.0, 1.0]) + 2 * generator.standard_normal((600, 2))
+        for _ in range(2)
+    ]
+    alone = [cross_calibrated(logits, targets, folds) for logits in both_logits]
+    losses = [-np.log(p[np.arange(600), targets]).mean() for p in (*alone, combined(*alone))]
+    assert losses[2] < min(losses[:2])

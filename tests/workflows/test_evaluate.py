@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
 from scipy import stats
+from scipy.ndimage import gaussian_filter
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
 from brainstage.models.metrics import Estimate

@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 from scipy.ndimage import gaussian_filter
 
 from brainstage.models.features import FeatureExtractor
+from brainstage.models.metrics import Estimate
 from brainstage.models.model_store import load_model
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.config import PredictionConfig
@@ -39,6 +40,7 @@ from brainstage.workflows.learning.features import (
     read_network_input,
 )
 from brainstage.workflows.learning.labelled_cohort import read_cohort
+from brainstage.workflows.learning.model_card import best_sentence
 from brainstage.workflows.prediction import prediction_stage
 from brainstage.workflows.train import TrainOptions, train
 
@@ -170,8 +172,47 @@ def test_card_states_the_result_the_weights_and_the_limits(trained):
     assert "failed quality control: 1 scan(s) (sub-90)" in card
     assert "no label: 1 scan(s) (sub-91)" in card
     assert "| CN | 6 | 7 |" in card
+    assert "| measure | network | linear baseline on voxels | both together |" in card
+    assert "The highest balanced accuracy is that of" in card
+    assert "The highest AUC is that of" in card
     assert "always in the set" in card  # seven scans are too few for 90 %
     assert "{{" not in card
+
+
+def test_both_together_are_measured_out_of_fold_and_change_no_prediction(trained):
+    metrics = json.loads((trained[0].model_dir / "evaluation" / "metrics.json").read_text())
+    together = metrics["combined"]["measures"]
+    assert together.keys() == metrics["cross_validation"]["measures"].keys()
+    weakest = min(metrics[name]["measures"]["auc"]["value"] for name in ("cross_validation", "baseline"))
+    assert together["auc"]["value"] >= weakest
+    table = (trained[0].model_dir / "evaluation" / "oof_predictions.csv").read_text().splitlines()
+    assert "p_AD" in table[0]
+    assert "combined" not in table[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param(
+            {"a": (0.9, 0.8, 1.0), "b": (0.85, 0.7, 0.9), "c": (0.6, 0.5, 0.7)},
+            "that of a, 0.90; its interval overlaps that of b: not told apart by this cohort.",
+            id="overlap with one",
+        ),
+        pytest.param(
+            {"a": (0.6, 0.5, 0.7), "b": (0.9, 0.8, 1.0), "c": (0.6, 0.5, 0.7)},
+            "that of b, 0.90; its interval lies apart from that of a and that of c.",
+            id="apart",
+        ),
+        pytest.param(
+            {"a": (0.8, 0.7, 0.9), "b": (0.8, 0.7, 0.9)},
+            "that of a, 0.80, shared with that of b; its interval overlaps that of b",
+            id="tie",
+        ),
+    ],
+)
+def test_the_best_of_three_is_named_with_what_cannot_be_told_apart(values, expected):
+    estimates = {name: Estimate(value=v, low=low, high=high) for name, (v, low, high) in values.items()}
+    assert expected in best_sentence(estimates, "AUC")
 
 
 def test_every_step_is_said(trained):

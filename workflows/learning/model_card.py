@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -47,6 +48,7 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "pretrained": model.extractor.source.pretrained,
         "measures": [name for name in result.network.measures if name != "ece"],
         "chance_sentence": chance_sentence(result.network.measures["balanced_accuracy"], len(model.classes)),
+        "best_sentences": best_sentences(result),
         "always_in_set": [
             name for name, quantile in description.conformal.quantiles.items() if quantile is None
         ],
@@ -106,3 +108,43 @@ def chance_sentence(balanced_accuracy: Estimate, classes: int) -> str:
     return (
         "The interval does not lie above chance: there is no evidence that the model tells the classes apart."
     )
+
+
+def best_sentences(result: ModelEvaluation) -> str:
+    """Say which of network, baseline and both together does best, and whether the cohort can tell them apart."""
+    return " ".join(
+        best_sentence(
+            {
+                "the network": result.network.measures[measure],
+                "the linear baseline": result.baseline.measures[measure],
+                "both together": result.combined.measures[measure],
+            },
+            words,
+        )
+        for measure, words in (("balanced_accuracy", "balanced accuracy"), ("auc", "AUC"))
+    )
+
+
+def best_sentence(estimates: Mapping[str, Estimate], words: str) -> str:
+    """Say whose estimate is the highest, and whose intervals overlap with its own.
+
+    >>> low, high = Estimate(value=0.6, low=0.5, high=0.7), Estimate(value=0.9, low=0.8, high=1.0)
+    >>> best_sentence({"a": low, "b": high}, "AUC")
+    'The highest AUC is that of b, 0.90; its interval lies apart from that of a.'
+    """
+    defined = {name: e for name, e in estimates.items() if not math.isnan(e.value)}
+    if not defined:
+        return f"No {words} is defined."
+    best = max(defined, key=lambda name: defined[name].value)
+    others = [name for name in defined if name != best]
+    overlapping = [name for name in others if defined[name].high >= defined[best].low]
+    tied = [name for name in others if defined[name].value == defined[best].value]
+    shared = f", shared with that of {_listed(tied)}" if tied else ""
+    head = f"The highest {words} is that of {best}, {defined[best].value:.2f}{shared}"
+    if not overlapping:
+        return f"{head}; its interval lies apart from that of {_listed(others)}."
+    return f"{head}; its interval overlaps that of {_listed(overlapping)}: not told apart by this cohort."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and that of ".join(names)

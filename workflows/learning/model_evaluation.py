@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainstage.models.calibration import calibrated, cross_calibrated
+from brainstage.models.calibration import calibrated, combined, cross_calibrated
 from brainstage.models.conformal import LEVEL, cross_fitted_members
 from brainstage.models.cross_validation import ControlRun, leakage_warnings
 from brainstage.models.duplicates import NearDuplicate
@@ -65,6 +65,16 @@ class OutOfFold:
         return cross_calibrated(self.logits, self.targets, self.folds)
 
     @property
+    def baseline_probabilities(self) -> NDArray[np.float64]:
+        """Of the voxel baseline, likewise, (N, C)."""
+        return cross_calibrated(self.baseline_logits, self.targets, self.folds)
+
+    @property
+    def combined_probabilities(self) -> NDArray[np.float64]:
+        """Of network and baseline together, (N, C)."""
+        return combined(self.probabilities, self.baseline_probabilities)
+
+    @property
     def members(self) -> NDArray[np.bool_]:
         """Conformal sets under the quantiles of the other folds, (N, C)."""
         return cross_fitted_members(self.probabilities, self.targets, self.folds)
@@ -76,7 +86,8 @@ class ModelEvaluation:
 
     Attributes
     ----------
-    network, uncalibrated, baseline, mask_only, random_labels : Evaluation
+    network, uncalibrated, baseline, combined, mask_only, random_labels : Evaluation
+        ``combined`` is the geometric mean of network and baseline; it is measured, and used for no prediction.
     random_label_draws : int
         Permutations that the control rests on.
     test : Evaluation or None
@@ -97,6 +108,7 @@ class ModelEvaluation:
     network: Evaluation
     uncalibrated: Evaluation
     baseline: Evaluation
+    combined: Evaluation
     mask_only: Evaluation
     random_labels: Evaluation
     random_label_draws: int
@@ -147,7 +159,8 @@ def evaluate_model(
     return ModelEvaluation(
         network=network,
         uncalibrated=measured(calibrated(found.logits, 1.0)),
-        baseline=measured(cross_calibrated(found.baseline_logits, found.targets, found.folds)),
+        baseline=measured(found.baseline_probabilities),
+        combined=measured(found.combined_probabilities),
         mask_only=measured(cross_calibrated(found.mask_logits, found.targets, found.folds)),
         random_labels=random,
         random_label_draws=len(control.targets) // len(found.targets),
@@ -255,6 +268,7 @@ def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
         "cross_validation": evaluation_content(result.network),
         "cross_validation_uncalibrated": evaluation_content(result.uncalibrated),
         "baseline": evaluation_content(result.baseline),
+        "combined": evaluation_content(result.combined),
         "control_mask_only": evaluation_content(result.mask_only),
         "control_random_labels": evaluation_content(result.random_labels),
         "conformal": {

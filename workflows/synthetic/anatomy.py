@@ -235,15 +235,16 @@ def load_anatomy() -> HeadAnatomy:
         brain=brain,
         ventricles=ventricles,
         hippocampi=hippocampi,
-        ventricle_swelling=_swelling(ventricles),
-        hippocampus_swelling=_swelling(hippocampi),
+        ventricle_swelling=region_swelling(ventricles),
+        hippocampus_swelling=region_swelling(hippocampi),
         hull_distance_mm=hull_distance_mm,
         skin_depth_mm=skin_depth_mm,
         parts=parts,
     )
 
 
-def _swelling(region: NDArray[np.bool_]) -> VectorField:
+def region_swelling(region: NDArray[np.bool_]) -> VectorField:
+    """Return the velocity that swells a region of the model grid at unit rate, over :data:`ATROPHY_BOX_MM`."""
     x, y, z = (low for low, _ in ATROPHY_BOX_MM)
     return swelling_velocity(region[_box(ATROPHY_BOX_MM)], (x, y, z), 1.0, ATROPHY_STEP_VOXELS)
 

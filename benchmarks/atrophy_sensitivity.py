@@ -1,0 +1,481 @@
+"""How much known atrophy in real brains the classifiers see, by level of hippocampal loss.
+
+Run ``brainstage run`` over a cohort of healthy brains first, then::
+
+    .venv/bin/python benchmarks/atrophy_sensitivity.py RUN_DIR [--weights random] [--seeds 5] [--keep DIR]
+
+Half of the participants, drawn by a seed and balanced for sex and age, get smaller hippocampi and the wider ventricles
+that go with them; the other half are carried through the same resampling without any. Nobody is in both
+classes. Network, linear baseline and both together are then cross-validated by participant with the program's
+own functions: same features, same folds, same calibration as ``brainstage train``. Every level is repeated with
+other assignments of people to classes; all of them are reported. Two more labels go the same way: sex, which is
+real, and random labels on the atrophied half, which must end at chance.
+
+It prints a table and writes it to ``benchmarks/atrophy_sensitivity.md``, every single result to
+``benchmarks/atrophy_sensitivity.csv``. ``--keep`` names a folder for the deformed network inputs, outside the
+repository, where a later run finds them again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from brainstage.models.baseline import block_voxels
+from brainstage.models.calibration import combined, cross_calibrated
+from brainstage.models.cross_validation import cross_validate_baseline, cross_validate_heads
+from brainstage.models.features import FeatureExtractor
+from brainstage.models.metrics import Estimate, auc, evaluate
+from brainstage.models.splits import fold_of_scans, shuffled_labels
+from brainstage.models.training import HeadOptions
+from brainstage.models.weights import load_weights
+from brainstage.pipeline.config import NetworkGridConfig
+from brainstage.pipeline.files import sha256_of_file, write_text
+from brainstage.pipeline.manifest import csv_text
+from brainstage.pipeline.nifti import read_mask, read_volume
+from brainstage.pipeline.records import NetworkInput
+from brainstage.pipeline.volume import BrainMask
+from brainstage.preprocessing.network_grid import network_grid, network_input
+from brainstage.preprocessing.resampling import resampled_mask
+from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan, read_cohort
+from brainstage.workflows.synthetic.anatomy import MODEL_ORIGIN_MM, load_anatomy
+from brainstage.workflows.synthetic.atrophy import (
+    AtrophyModel,
+    atrophied,
+    atrophy_model,
+    atrophy_velocity,
+    draw_effect,
+)
+
+FOLDER: Final = Path(__file__).parent
+LEVELS: Final = (0.0, 0.05, 0.10, 0.15, 0.20, 0.30)
+WANTED_LEVEL: Final = 0.20
+WANTED_AUC: Final = 0.90
+FOLDS: Final = 5
+RANDOM_DRAWS: Final = 20
+"""Permutations of the labels in all: the spread over few of them is as wide as what is looked for."""
+CLASSES: Final = ("healthy", "atrophy")
+REACH_VOXELS: Final = 5
+"""Around a region of the template, 10 mm at the default grid: as far as its borders move, and people differ."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """What the models see of N scans.
+
+    Attributes
+    ----------
+    images, masks : ndarray, (N, D, H, W) float16 and bool
+        Network inputs, for regimes that train more than a head.
+    voxels, inside : ndarray, (N, V) float32 and bool
+        Of the baseline.
+    features : ndarray, (N, F) float32
+        Of the frozen network.
+    """
+
+    images: NDArray[np.float16]
+    masks: NDArray[np.bool_]
+    voxels: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+    features: NDArray[np.float32]
+
+    def where(self, chosen: NDArray[np.bool_], other: Inputs) -> Inputs:
+        """Return these inputs for the chosen scans and those of `other` for the rest."""
+
+        def mixed(mine: NDArray, theirs: NDArray) -> NDArray:
+            return np.where(chosen.reshape(-1, *[1] * (mine.ndim - 1)), mine, theirs)
+
+        return Inputs(**{f.name: mixed(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
+
+
+Regime = Callable[[Inputs, NDArray[np.int64], Sequence[str], NDArray[np.int64], int], NDArray[np.float64]]
+"""Inputs, targets, participants, folds, seed: to out-of-fold logits (N, C)."""
+
+
+def frozen(
+    inputs: Inputs,
+    targets: NDArray[np.int64],
+    participants: Sequence[str],
+    folds: NDArray[np.int64],
+    seed: int,
+) -> NDArray[np.float64]:
+    """Train a linear head on the features of the frozen network, as ``brainstage train`` does."""
+    options = HeadOptions(seed=seed)
+    classes = int(targets.max()) + 1
+    return cross_validate_heads(
+        inputs.features, targets, participants, folds, classes=classes, options=options
+    ).logits
+
+
+REGIMES: Final[Mapping[str, Regime]] = {"frozen": frozen}
+"""Ways to train a network; each is one more row of every table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One cross-validation of one model.
+
+    Attributes
+    ----------
+    label : str
+        ``atrophy``, ``sex`` or ``random labels``.
+    level : float
+        Mean hippocampal loss of the atrophied.
+    """
+
+    label: str
+    level: float
+    seed: int
+    model: str
+    auc: Estimate
+    balanced_accuracy: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visibility:
+    """How far a known region gives atrophy away without any learning.
+
+    Attributes
+    ----------
+    change_sd : float
+        Mean change of the region's mean intensity, in SD between healthy people.
+    auc : float
+        Of "darker is ill", every atrophied against every healthy brain.
+    """
+
+    region: str
+    level: float
+    change_sd: float
+    auc: float
+
+
+def regions_of(cohort: Cohort) -> dict[str, NDArray[np.bool_]]:
+    """Return the regions that atrophy changes and what lies around them, on the network's grid."""
+    anatomy, matrix = load_anatomy(), np.eye(4)
+    matrix[:3, 3] = MODEL_ORIGIN_MM
+    grid = network_grid(NetworkGridConfig.model_validate(cohort.network_grid))
+    return {
+        name: ndimage.binary_dilation(
+            resampled_mask(BrainMask(data=region, voxel_to_ras=matrix), grid).data, iterations=REACH_VOXELS
+        )
+        for name, region in (("ventricles", anatomy.ventricles), ("hippocampi", anatomy.hippocampi))
+    }
+
+
+def visibilities(
+    healthy: Inputs, ill: Inputs, level: float, regions: Mapping[str, NDArray[np.bool_]]
+) -> list[Visibility]:
+    """Return what the mean intensity of each region says about atrophy."""
+    found = []
+    for name, region in regions.items():
+        before, after = (of.images[:, region].astype(np.float64).mean(axis=1) for of in (healthy, ill))
+        scores, positive = -np.r_[before, after], np.r_[np.zeros(len(before)), np.ones(len(after))] > 0
+        found.append(
+            Visibility(
+                region=name,
+                level=level,
+                change_sd=float((after - before).mean() / before.std()),
+                auc=float(auc(scores, positive, np.ones((1, len(scores))))[0]),
+            )
+        )
+    return found
+
+
+def deformed_inputs(
+    scans: Sequence[LabelledScan], level: float, model: AtrophyModel, grid: NetworkGridConfig
+) -> list[NetworkInput]:
+    """Return the network inputs of all scans at one level; each person keeps wobble and draw over the levels."""
+    inputs = []
+    for seed, scan in enumerate(scans):
+        velocity = atrophy_velocity(model, draw_effect(level, seed), seed)
+        brain, mask = read_volume(scan.files.template_t1w), read_mask(scan.files.template_mask)
+        inputs.append(network_input(*atrophied(brain, mask, velocity), grid))
+    return inputs
+
+
+def prepared(cohort: Cohort, level: float, weights: Sequence[str], keep: Path | None) -> dict[str, Inputs]:
+    """Return what the models see at one level, by the choice of weights; deformed images are kept and found again."""
+    images, masks, matrix = _images(cohort, level, keep)
+    inputs = [
+        NetworkInput(image=image[np.newaxis].astype(np.float32), brain_mask=mask, voxel_to_ras=matrix)
+        for image, mask in zip(images, masks, strict=True)
+    ]
+    blocks = [block_voxels(one) for one in inputs]
+    voxels, inside = (np.stack(part) for part in zip(*blocks, strict=True))
+    found = {}
+    for choice in weights:
+        loaded = load_weights(choice)
+        extractor = FeatureExtractor(loaded.network, loaded.source)
+        features = np.stack([extractor.features(one) for one in inputs])
+        found[choice] = Inputs(images=images, masks=masks, voxels=voxels, inside=inside, features=features)
+    return found
+
+
+def _images(
+    cohort: Cohort, level: float, keep: Path | None
+) -> tuple[NDArray[np.float16], NDArray[np.bool_], NDArray[np.float64]]:
+    kept = keep / f"atrophy-{100 * level:g}.npz" if keep else None
+    hashes = [sha256_of_file(scan.files.template_t1w) for scan in cohort.scans]
+    if kept is not None and kept.is_file():
+        with np.load(kept) as held:
+            if held["hashes"].tolist() == hashes:
+                return held["images"], held["masks"], held["matrix"]
+    grid = NetworkGridConfig.model_validate(cohort.network_grid)
+    inputs = deformed_inputs(cohort.scans, level, atrophy_model(load_anatomy()), grid)
+    images = np.stack([one.image[0] for one in inputs]).astype(np.float16)
+    masks, matrix = np.stack([one.brain_mask for one in inputs]), inputs[0].voxel_to_ras
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(kept, images=images, masks=masks, matrix=matrix, hashes=hashes)
+    return images, masks, matrix
+
+
+def balanced_halves(scans: Sequence[LabelledScan], seed: int) -> NDArray[np.bool_]:
+    """Choose half of the participants: neighbours in age of the same sex are parted by a coin.
+
+    Returns
+    -------
+    ndarray, (N,) bool
+    """
+    order = sorted(
+        range(len(scans)), key=lambda i: (scans[i].row.sex or "", scans[i].row.age or 0.0, scans[i].files.key)
+    )
+    first = np.random.default_rng(seed).random((len(order) + 1) // 2) < 0.5
+    chosen = np.zeros(len(scans), dtype=np.bool_)
+    for position, index in enumerate(order):
+        chosen[index] = first[position // 2] == (position % 2 == 0)
+    return chosen
+
+
+def cross_validated(
+    by_weights: Mapping[str, Inputs], labels: Sequence[str], participants: Sequence[str], seed: int
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    """Cross-validate every model on one labelling; calibrated probabilities (N, C) out of fold, and targets."""
+    classes = sorted(set(labels), reverse=True)
+    targets = np.array([classes.index(label) for label in labels], dtype=np.int64)
+    folds = fold_of_scans(labels, participants, folds=FOLDS, seed=seed)
+    first = next(iter(by_weights.values()))
+    logits, _ = cross_validate_baseline(
+        first.voxels, first.inside, targets, folds, classes=len(classes), imbalance="weights"
+    )
+    found = {"linear baseline": cross_calibrated(logits, targets, folds)}
+    for weights, inputs in by_weights.items():
+        for regime, train in REGIMES.items():
+            name = f"network, {weights} weights, {regime}"
+            logits = train(inputs, targets, participants, folds, seed)
+            found[name] = cross_calibrated(logits, targets, folds)
+            found[f"both: baseline and {name}"] = combined(found[name], found["linear baseline"])
+    return {name: (probabilities, targets) for name, probabilities in found.items()}
+
+
+def measured(
+    found: Mapping[str, tuple[NDArray[np.float64], NDArray[np.int64]]],
+    participants: Sequence[str],
+    label: str,
+    level: float,
+    seed: int,
+) -> list[Result]:
+    """Return the measures of every model, with bootstrap intervals over participants."""
+    results = []
+    for name, (probabilities, targets) in found.items():
+        measures = evaluate(probabilities, targets, participants, CLASSES, seed=seed).measures
+        results.append(
+            Result(
+                label=label,
+                level=level,
+                seed=seed,
+                model=name,
+                auc=measures["auc"],
+                balanced_accuracy=measures["balanced_accuracy"],
+            )
+        )
+    return results
+
+
+def all_results(
+    cohort: Cohort, weights: Sequence[str], levels: Sequence[float], seeds: int, keep: Path | None
+) -> tuple[list[Result], list[Visibility]]:
+    """Return every cross-validation that the tables are made of, and what single regions show."""
+    names, regions = cohort.participants, regions_of(cohort)
+    healthy = prepared(cohort, 0.0, weights, keep)
+    results: list[Result] = []
+    seen: list[Visibility] = []
+    for seed in range(seeds):
+        results += measured(cross_validated(healthy, cohort.labels, names, seed), names, "sex", 0.0, seed)
+    for level in sorted({*levels, WANTED_LEVEL}):
+        ill = healthy if level == 0.0 else prepared(cohort, level, weights, keep)
+        seen += visibilities(healthy[weights[0]], ill[weights[0]], level, regions)
+        for seed in range(seeds):
+            chosen = balanced_halves(cohort.scans, seed)
+            mixed = {choice: ill[choice].where(chosen, healthy[choice]) for choice in weights}
+            labels = [CLASSES[int(c)] for c in chosen]
+            found = cross_validated(mixed, labels, names, seed)
+            results += measured(found, names, "atrophy", level, seed)
+            print(f"level {level:.0%}, seed {seed}: {said(results[-len(found) :])}", flush=True)
+            if level == WANTED_LEVEL:
+                results += random_labels(mixed, labels, names, seed, max(1, RANDOM_DRAWS // seeds))
+    return results, seen
+
+
+def random_labels(
+    mixed: Mapping[str, Inputs], labels: Sequence[str], names: Sequence[str], seed: int, draws: int
+) -> list[Result]:
+    """Return what the models make of labels that were permuted between participants, all draws judged together."""
+    runs = []
+    for draw in range(draws):
+        drawn = shuffled_labels(labels, names, seed=1000 * (seed + 1) + draw)
+        runs.append(cross_validated(mixed, drawn, names, 1000 * (seed + 1) + draw))
+    together = {
+        model: tuple(np.concatenate(parts) for parts in zip(*(run[model] for run in runs), strict=True))
+        for model in runs[0]
+    }
+    return measured(together, list(names) * draws, "random labels", WANTED_LEVEL, seed)
+
+
+def said(results: Sequence[Result]) -> str:
+    """Return the AUC of each model in one line."""
+    return ", ".join(f"{r.model} {r.auc.value:.2f}" for r in results)
+
+
+def table_of(results: Sequence[Result], seen: Sequence[Visibility], cohort: Cohort) -> str:
+    """Return the results as Markdown: mean over the assignments, and in brackets their range."""
+    seeds = len({r.seed for r in results})
+    lines = [
+        "# Sensitivity to atrophy",
+        "",
+        (
+            f"Known atrophy in {len(cohort.scans)} real brains of adults, made by `benchmarks/atrophy_sensitivity.py`. "
+            f"AUC of {FOLDS}-fold cross-validation by participant: mean over {seeds} assignments of people to classes, "
+            "in brackets the lowest and the highest; then the 95 % bootstrap interval over participants, its "
+            "bounds averaged over the assignments."
+        ),
+        "",
+    ]
+    lines += [*level_table(results), "", *control_table(results), "", verdict(results), ""]
+    return "\n".join([*lines, *visibility_table(seen), ""])
+
+
+def level_table(results: Sequence[Result]) -> list[str]:
+    """Return one row for each level of hippocampal loss."""
+    of = [r for r in results if r.label == "atrophy"]
+    models = list(dict.fromkeys(r.model for r in of))
+    lines = [
+        "| hippocampal loss | ventricles | " + " | ".join(models) + " |",
+        "|---|---|" + "---|" * len(models),
+    ]
+    for level in sorted({r.level for r in of}):
+        growth = draw_growth(level)
+        cells = [cell([r for r in of if r.level == level and r.model == model]) for model in models]
+        lines.append(f"| {level:.0%} | +{growth:.0%} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def visibility_table(seen: Sequence[Visibility]) -> list[str]:
+    """Return what the mean intensity of each region shows, level by level."""
+    regions = list(dict.fromkeys(one.region for one in seen))
+    lines = [
+        "## What there is to see",
+        "",
+        (
+            "Nothing learnt: the mean intensity of a region of the template and of 10 mm around it. Its change by "
+            'atrophy, in SD between the same people without, and the AUC of "darker is ill", every atrophied '
+            "brain against every healthy one."
+        ),
+        "",
+        "| hippocampal loss | " + " | ".join(regions) + " |",
+        "|---|" + "---|" * len(regions),
+    ]
+    for level in sorted({one.level for one in seen if one.level > 0}):
+        row = {one.region: one for one in seen if one.level == level}
+        cells = [f"{row[r].change_sd:+.2f} SD, AUC {row[r].auc:.2f}" for r in regions]
+        lines.append(f"| {level:.0%} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw_growth(level: float) -> float:
+    """Return by how much the ventricles grow on average at a level, over 1000 people."""
+    return float(np.mean([draw_effect(level, seed).ventricles for seed in range(1000)])) - 1.0
+
+
+def control_table(results: Sequence[Result]) -> list[str]:
+    """Return the same for sex and for random labels."""
+    models = list(dict.fromkeys(r.model for r in results))
+    lines = ["| label | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
+    for label, words in (
+        ("sex", "sex, a real label"),
+        (
+            "random labels",
+            f"random labels at {WANTED_LEVEL:.0%} loss, {RANDOM_DRAWS} permutations over the assignments",
+        ),
+    ):
+        cells = [cell([r for r in results if r.label == label and r.model == model]) for model in models]
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def cell(results: Sequence[Result]) -> str:
+    """Return mean, range and mean interval of the AUC."""
+    values = [r.auc.value for r in results]
+    low, high = (np.mean([getattr(r.auc, side) for r in results]) for side in ("low", "high"))
+    return f"**{np.mean(values):.2f}** ({min(values):.2f} to {max(values):.2f}); {low:.2f} to {high:.2f}"
+
+
+def verdict(results: Sequence[Result]) -> str:
+    """Say whether what was wanted is reached, and by which model."""
+    at = [r for r in results if r.label == "atrophy" and r.level == WANTED_LEVEL]
+    means = {
+        model: float(np.mean([r.auc.value for r in at if r.model == model]))
+        for model in dict.fromkeys(r.model for r in at)
+    }
+    best = max(means, key=lambda model: means[model])
+    outcome = "reached" if means[best] >= WANTED_AUC else "missed"
+    return (
+        f"Wanted at {WANTED_LEVEL:.0%} loss: an AUC of {WANTED_AUC:.2f} for the best of the models. The best on "
+        f'average is "{best}" with {means[best]:.2f}: {outcome}.'
+    )
+
+
+def records_of(results: Sequence[Result]) -> list[dict[str, object]]:
+    """Return the results as rows of the CSV."""
+    return [
+        {"label": r.label, "level": r.level, "seed": r.seed, "model": r.model}
+        | {
+            f"{measure}{side}": round(getattr(getattr(r, measure), attribute), 4)
+            for measure in ("auc", "balanced_accuracy")
+            for side, attribute in (("", "value"), ("_low", "low"), ("_high", "high"))
+        }
+        for r in results
+    ]
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--weights", nargs="+", default=["random"], help="as --weights of brainstage train")
+    parser.add_argument("--levels", nargs="+", type=float, default=list(LEVELS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="folder for the deformed images, outside the repository; of one version of the deformation",
+    )
+    options = parser.parse_args()
+    cohort = read_cohort(options.run_dir, "sex", None)
+    results, seen = all_results(cohort, options.weights, options.levels, options.seeds, options.keep)
+    records = records_of(results)
+    text = table_of(results, seen, cohort)
+    print(text)
+    write_text(FOLDER / "atrophy_sensitivity.csv", csv_text(tuple(records[0]), records))
+    write_text(FOLDER / "atrophy_sensitivity.md", text)
+
+
+if __name__ == "__main__":
+    main()
