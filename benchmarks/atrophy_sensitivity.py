@@ -2,7 +2,7 @@
 
 Run ``brainstage run`` over a cohort of healthy brains first, then::
 
-    .venv/bin/python benchmarks/atrophy_sensitivity.py RUN_DIR [--weights random] [--seeds 5] [--keep DIR]
+    .venv/bin/python benchmarks/atrophy_sensitivity.py RUN_DIR [--weights random] [--regimes frozen] [--seeds 5] [--keep DIR]
 
 Half of the participants, drawn by a seed and balanced for sex and age, get smaller hippocampi and the wider ventricles
 that go with them; the other half are carried through the same resampling without any. Nobody is in both
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -28,10 +29,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from brainstage.models.augmentation import DEFAULT_RECIPES
 from brainstage.models.baseline import block_voxels
 from brainstage.models.calibration import combined, cross_calibrated
-from brainstage.models.cross_validation import cross_validate_baseline, cross_validate_heads
-from brainstage.models.features import FeatureExtractor
+from brainstage.models.cross_validation import cross_validate, cross_validate_baseline
+from brainstage.models.features import FeatureExtractor, feature_channels
+from brainstage.models.fine_tuning import Regime as TrainedPart
+from brainstage.models.fine_tuning import TuneOptions
+from brainstage.models.heads import HeadKind
+from brainstage.models.learners import FrozenLearner, Learner, TuningLearner
 from brainstage.models.metrics import Estimate, auc, evaluate
 from brainstage.models.splits import fold_of_scans, shuffled_labels
 from brainstage.models.training import HeadOptions
@@ -95,27 +101,58 @@ class Inputs:
         return Inputs(**{f.name: mixed(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
 
-Regime = Callable[[Inputs, NDArray[np.int64], Sequence[str], NDArray[np.int64], int], NDArray[np.float64]]
-"""Inputs, targets, participants, folds, seed: to out-of-fold logits (N, C)."""
+Regime = Callable[
+    [str, Inputs, NDArray[np.int64], Sequence[str], NDArray[np.int64], int], NDArray[np.float64]
+]
+"""Weights, inputs, targets, participants, folds, seed: to out-of-fold logits (N, C)."""
 
 
-def frozen(
+@cache
+def extractor_of(weights: str) -> FeatureExtractor:
+    """Return the network with a choice of weights."""
+    loaded = load_weights(weights)
+    return FeatureExtractor(loaded.network, loaded.source)
+
+
+def trained(
+    weights: str,
     inputs: Inputs,
     targets: NDArray[np.int64],
     participants: Sequence[str],
     folds: NDArray[np.int64],
     seed: int,
+    *,
+    head: HeadKind = "linear",
+    regime: TrainedPart = "frozen",
 ) -> NDArray[np.float64]:
-    """Train a linear head on the features of the frozen network, as ``brainstage train`` does."""
-    options = HeadOptions(seed=seed)
+    """Train as ``brainstage train`` does with these options."""
     classes = int(targets.max()) + 1
-    return cross_validate_heads(
-        inputs.features, targets, participants, folds, classes=classes, options=options
-    ).logits
+    extractor = extractor_of(weights)
+    frozen = FrozenLearner(
+        features=inputs.features,
+        participants=participants,
+        classes=classes,
+        options=HeadOptions(seed=seed),
+        head=head,
+        channel=feature_channels(extractor.source.architecture),
+    )
+    learner: Learner = frozen
+    if regime != "frozen":
+        tuning = TuneOptions(regime=regime, augment=DEFAULT_RECIPES, epochs=TUNING_EPOCHS, patience=4)
+        images = inputs.images[:, np.newaxis]
+        learner = TuningLearner(frozen=frozen, base=extractor, images=images, options=tuning)
+    return cross_validate(learner, targets, folds, classes=classes, seed=seed).logits
 
 
-REGIMES: Final[Mapping[str, Regime]] = {"frozen": frozen}
-"""Ways to train a network; each is one more row of every table."""
+REGIMES: Final[Mapping[str, Regime]] = {
+    "frozen": trained,
+    "frozen, multiscale-attention": partial(trained, head="multiscale-attention"),
+    "head+last": partial(trained, regime="head+last"),
+    "full": partial(trained, regime="full"),
+}
+"""Ways to train a network; each is one more column of every table. The last two take hours on a CPU."""
+TUNING_EPOCHS: Final = 10
+"""What a CPU allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +248,7 @@ def prepared(cohort: Cohort, level: float, weights: Sequence[str], keep: Path | 
     voxels, inside = (np.stack(part) for part in zip(*blocks, strict=True))
     found = {}
     for choice in weights:
-        loaded = load_weights(choice)
-        extractor = FeatureExtractor(loaded.network, loaded.source)
-        features = np.stack([extractor.features(one) for one in inputs])
+        features = np.stack([extractor_of(choice).features(one) for one in inputs])
         found[choice] = Inputs(images=images, masks=masks, voxels=voxels, inside=inside, features=features)
     return found
 
@@ -255,7 +290,11 @@ def balanced_halves(scans: Sequence[LabelledScan], seed: int) -> NDArray[np.bool
 
 
 def cross_validated(
-    by_weights: Mapping[str, Inputs], labels: Sequence[str], participants: Sequence[str], seed: int
+    by_weights: Mapping[str, Inputs],
+    labels: Sequence[str],
+    participants: Sequence[str],
+    seed: int,
+    regimes: Sequence[str],
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """Cross-validate every model on one labelling; calibrated probabilities (N, C) out of fold, and targets."""
     classes = sorted(set(labels), reverse=True)
@@ -267,9 +306,9 @@ def cross_validated(
     )
     found = {"linear baseline": cross_calibrated(logits, targets, folds)}
     for weights, inputs in by_weights.items():
-        for regime, train in REGIMES.items():
+        for regime in regimes:
             name = f"network, {weights} weights, {regime}"
-            logits = train(inputs, targets, participants, folds, seed)
+            logits = REGIMES[regime](weights, inputs, targets, participants, folds, seed)
             found[name] = cross_calibrated(logits, targets, folds)
             found[f"both: baseline and {name}"] = combined(found[name], found["linear baseline"])
     return {name: (probabilities, targets) for name, probabilities in found.items()}
@@ -300,7 +339,12 @@ def measured(
 
 
 def all_results(
-    cohort: Cohort, weights: Sequence[str], levels: Sequence[float], seeds: int, keep: Path | None
+    cohort: Cohort,
+    weights: Sequence[str],
+    regimes: Sequence[str],
+    levels: Sequence[float],
+    seeds: int,
+    keep: Path | None,
 ) -> tuple[list[Result], list[Visibility]]:
     """Return every cross-validation that the tables are made of, and what single regions show."""
     names, regions = cohort.participants, regions_of(cohort)
@@ -308,7 +352,9 @@ def all_results(
     results: list[Result] = []
     seen: list[Visibility] = []
     for seed in range(seeds):
-        results += measured(cross_validated(healthy, cohort.labels, names, seed), names, "sex", 0.0, seed)
+        results += measured(
+            cross_validated(healthy, cohort.labels, names, seed, regimes), names, "sex", 0.0, seed
+        )
     for level in sorted({*levels, WANTED_LEVEL}):
         ill = healthy if level == 0.0 else prepared(cohort, level, weights, keep)
         seen += visibilities(healthy[weights[0]], ill[weights[0]], level, regions)
@@ -316,22 +362,27 @@ def all_results(
             chosen = balanced_halves(cohort.scans, seed)
             mixed = {choice: ill[choice].where(chosen, healthy[choice]) for choice in weights}
             labels = [CLASSES[int(c)] for c in chosen]
-            found = cross_validated(mixed, labels, names, seed)
+            found = cross_validated(mixed, labels, names, seed, regimes)
             results += measured(found, names, "atrophy", level, seed)
             print(f"level {level:.0%}, seed {seed}: {said(results[-len(found) :])}", flush=True)
             if level == WANTED_LEVEL:
-                results += random_labels(mixed, labels, names, seed, max(1, RANDOM_DRAWS // seeds))
+                results += random_labels(mixed, labels, names, seed, max(1, RANDOM_DRAWS // seeds), regimes)
     return results, seen
 
 
 def random_labels(
-    mixed: Mapping[str, Inputs], labels: Sequence[str], names: Sequence[str], seed: int, draws: int
+    mixed: Mapping[str, Inputs],
+    labels: Sequence[str],
+    names: Sequence[str],
+    seed: int,
+    draws: int,
+    regimes: Sequence[str],
 ) -> list[Result]:
     """Return what the models make of labels that were permuted between participants, all draws judged together."""
     runs = []
     for draw in range(draws):
         drawn = shuffled_labels(labels, names, seed=1000 * (seed + 1) + draw)
-        runs.append(cross_validated(mixed, drawn, names, 1000 * (seed + 1) + draw))
+        runs.append(cross_validated(mixed, drawn, names, 1000 * (seed + 1) + draw, regimes))
     together = {
         model: tuple(np.concatenate(parts) for parts in zip(*(run[model] for run in runs), strict=True))
         for model in runs[0]
@@ -460,6 +511,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--weights", nargs="+", default=["random"], help="as --weights of brainstage train")
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=["frozen"])
     parser.add_argument("--levels", nargs="+", type=float, default=list(LEVELS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
@@ -469,7 +521,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     cohort = read_cohort(options.run_dir, "sex", None)
-    results, seen = all_results(cohort, options.weights, options.levels, options.seeds, options.keep)
+    results, seen = all_results(
+        cohort, options.weights, options.regimes, options.levels, options.seeds, options.keep
+    )
     records = records_of(results)
     text = table_of(results, seen, cohort)
     print(text)
