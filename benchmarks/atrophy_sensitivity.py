@@ -2,7 +2,7 @@
 
 Run ``brainstage run`` over a cohort of healthy brains first, then::
 
-    .venv/bin/python benchmarks/atrophy_sensitivity.py RUN_DIR [--weights random] [--regimes frozen] [--seeds 5] [--keep DIR]
+    .venv/bin/python benchmarks/atrophy_sensitivity.py RUN_DIR [--weights random] [--regimes frozen] [--keep DIR]
 
 Half of the participants, drawn by a seed and balanced for sex and age, get smaller hippocampi and the wider ventricles
 that go with them; the other half are carried through the same resampling without any. Nobody is in both

@@ -138,7 +138,7 @@ def test_a_planted_difference_is_seen_and_its_absence_is_not() -> None:
             inside=np.ones_like(values, dtype=bool),
             features=values,
         )
-        found = atrophy_sensitivity.cross_validated({"random": inputs}, labels, names, 0)
+        found = atrophy_sensitivity.cross_validated({"random": inputs}, labels, names, 0, ["frozen"])
         results = atrophy_sensitivity.measured(found, names, "atrophy", 0.2, 0)
         return min(result.auc.value for result in results)
 
