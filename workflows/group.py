@@ -12,6 +12,11 @@ from brainstage.pipeline.files import read_json_or_empty, write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
 from brainstage.pipeline.records import Completed, Failure, QcStatus, SubjectOutcome
 from brainstage.preprocessing.quality import MEASURES
+from brainstage.workflows.data_dictionary import (
+    predictions_dictionary,
+    qc_dictionary,
+    trajectories_dictionary,
+)
 from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.participant import RunContext, run_info, tool_versions
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
@@ -48,12 +53,16 @@ def write_group(
     )
     write_manifest(out_dir / "data_manifest.csv", rows_of(dataset, _known_hashes(outcomes, context)))
     write_text(out_dir / "predictions.csv", predictions_csv(outcomes, context, classes))
+    write_json(out_dir / "predictions.json", predictions_dictionary(classes))
     write_text(out_dir / "qc.csv", qc_csv(outcomes))
+    write_json(out_dir / "qc.json", qc_dictionary(qc_columns(outcomes)))
     trajectories = trajectories_csv(outcomes, classes)
     if trajectories is None:
-        (out_dir / "trajectories.csv").unlink(missing_ok=True)  # of an earlier run, with a model
+        for name in ("trajectories.csv", "trajectories.json"):
+            (out_dir / name).unlink(missing_ok=True)  # of an earlier run, with a model
     else:
         write_text(out_dir / "trajectories.csv", trajectories)
+        write_json(out_dir / "trajectories.json", trajectories_dictionary(classes))
     _write_pages(dataset, outcomes, context)
 
 
@@ -86,13 +95,17 @@ def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, cla
 
 def qc_csv(outcomes: Sequence[SubjectOutcome]) -> str:
     """Return ``qc.csv``: one row for every scan; a failed one has no measures."""
+    return csv_text(qc_columns(outcomes), [_qc_row(outcome) for outcome in outcomes])
+
+
+def qc_columns(outcomes: Sequence[SubjectOutcome]) -> tuple[str, ...]:
+    """Return the columns of ``qc.csv``; measures on demand only where a scan has them."""
     asked_for = [
         name
         for name in ON_DEMAND_MEASURES
         if any(isinstance(outcome, Completed) and name in outcome.qc.measures for outcome in outcomes)
     ]
-    columns = (*IDENTITY_COLUMNS, *QC_MEASURES, "qc_status", "qc_reasons", *ADDED_MEASURES, *asked_for)
-    return csv_text(columns, [_qc_row(outcome) for outcome in outcomes])
+    return (*IDENTITY_COLUMNS, *QC_MEASURES, "qc_status", "qc_reasons", *ADDED_MEASURES, *asked_for)
 
 
 def _prediction_row(outcome: SubjectOutcome, context: RunContext) -> dict[str, object]:

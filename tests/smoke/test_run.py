@@ -31,7 +31,7 @@ PREPROCESSED = {
 FIGURES = {"mask", "registration", "biasfield", "histogram", "montage"}
 COHORT = {
     "dataset_description.json", ".bidsignore", "data_manifest.csv", "predictions.csv", "qc.csv", "cohort.html",
-    "methods.md",
+    "predictions.json", "qc.json", "methods.md",
 }  # fmt: skip
 
 

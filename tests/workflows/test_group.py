@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 
 from brainstage.pipeline.bids import read_dataset
@@ -224,9 +225,24 @@ def test_exactly_the_files_of_the_contract_are_written(written):
         "dataset_description.json",
         "methods.md",
         "predictions.csv",
+        "predictions.json",
         "qc.csv",
+        "qc.json",
         "trajectories.csv",
+        "trajectories.json",
     ]
+
+
+@pytest.mark.parametrize("name", ["predictions", "qc", "trajectories"])
+def test_each_table_opens_in_pandas_and_its_dictionary_has_every_column_and_no_other(written, name):
+    table = pandas.read_csv(written / f"{name}.csv")
+    dictionary = json.loads((written / f"{name}.json").read_text())
+    assert set(dictionary) == set(table.columns)
+    assert all(content["Description"] for content in dictionary.values())
+    for column, content in dictionary.items():
+        found = {str(value) for value in table[column].dropna()}
+        if "Levels" in content and "Delimiter" not in content:
+            assert found <= set(content["Levels"]), column
 
 
 def test_trajectories_go_when_there_is_nothing_to_say_any_more(written, context, tmp_path):
@@ -239,6 +255,7 @@ def test_trajectories_go_when_there_is_nothing_to_say_any_more(written, context,
     dataset = read_dataset(tmp_path / "bids")
     write_group(dataset, [completed(scan, model=False) for scan in dataset.scans], context, ())
     assert not (written / "trajectories.csv").exists()
+    assert not (written / "trajectories.json").exists()
 
 
 def test_the_best_of_several_scans_of_a_session_is_marked(context):
