@@ -107,7 +107,7 @@ def model_dir(tmp_path_factory) -> Path:
     model = load_model(folder / "model")
     warm = model.description.model_copy(update={"temperature": TEMPERATURE, "model_id": ""})
     write_model(
-        folder / "model", StoredModel(warm, model.extractor, model.heads, model.novelty, model.baselines)
+        folder / "model", StoredModel(warm, model.extractor, model.models, model.novelty, model.baselines)
     )
     return folder / "model"
 
@@ -220,7 +220,7 @@ def test_every_scan_is_judged_as_a_run_judges_it(evaluated, model_dir, other_run
     row = table_of(result_dir)[5]
     entities = BidsEntities(subject=row["participant_id"][4:], session=row["session_id"][4:])
     files = ScanFiles(out_dir=other_run, entities=entities)
-    stage = prediction_stage(model_dir, model_id, PredictionConfig(), files, "f" * 64)
+    stage = prediction_stage(model_dir, model_id, PredictionConfig(), files, "f" * 64, {})
     expected = stage.run(assessed_brain(files)).prediction
     assert [float(row[f"p_{name}"]) for name in CLASSES] == pytest.approx(
         list(expected.probabilities.values()), rel=1e-5
