@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, verify_net_in_out
 from scipy.ndimage import gaussian_filter
 
 from brainstage.models.features import FeatureExtractor
@@ -248,6 +248,26 @@ def test_loaded_model_predicts_what_the_bundle_predicts(trained, finished_run):
     with torch.no_grad():
         probabilities = network(torch.from_numpy(np.array(given.image))[None])[0].numpy()
     assert np.allclose(probabilities, list(prediction.probabilities.values()), atol=1e-5)
+
+
+def test_monai_itself_finds_the_bundle_in_order(trained):
+    bundle = trained[0].model_dir / "bundle"
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        device="cpu",
+    )
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    wrong = {**metadata["network_data_format"]["outputs"]["pred"], "num_channels": 5}
+    with pytest.raises(ValueError, match="channel number"):
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            config_file=str(bundle / "configs" / "inference.json"),
+            device="cpu",
+            **{"_meta_#network_data_format#outputs#pred": wrong},
+        )
 
 
 def test_saved_and_loaded_predict_the_same_bit_for_bit(trained, finished_run):
