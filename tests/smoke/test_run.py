@@ -29,6 +29,7 @@ PREPROCESSED = {
     "anat/{key}_desc-qc.json",
 }
 FIGURES = {"mask", "registration", "biasfield", "histogram", "montage"}
+PREVIEWS = {"native", "nativemask", "registered"}
 COHORT = {
     "dataset_description.json", ".bidsignore", "data_manifest.csv", "predictions.csv", "qc.csv", "cohort.html",
     "methods.md",
@@ -78,6 +79,7 @@ def expected_files(key: str) -> set[str]:
     subject, session = f"sub-{entities['sub']}", f"ses-{entities['ses']}"
     volumes = {f"{subject}/{session}/{name.format(key=key)}" for name in PREPROCESSED}
     pictures = {f"{subject}/figures/{key}_desc-{name}_T1w.png" for name in FIGURES}
+    pictures |= {f"{subject}/figures/{key}_desc-{name}_T1w.nii.gz" for name in PREVIEWS}
     return volumes | pictures | {f"{key}.html"}
 
 
