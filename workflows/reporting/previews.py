@@ -81,7 +81,9 @@ def template_previews() -> dict[str, bytes]:
         margin_mm=_MARGIN_MM,
     )
     small = coarse_scene(scene, TEMPLATE_SPACING_MM)
-    edges = _edge(small.mask) | _edge(small.layers["white_matter"] >= 0.5)
+    # Smoothed, so that blades of a voxel or two, which are nothing but edge, do not fill with colour.
+    white_matter = ndimage.gaussian_filter(small.layers["white_matter"], 1.0) >= 0.5
+    edges = _edge(small.mask) | _edge(white_matter)
     return {
         "template": _packed(_inside(small), small.voxel_to_ras, in_template=True),
         "template_edges": _packed(edges, small.voxel_to_ras, in_template=True),
