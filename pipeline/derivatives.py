@@ -99,6 +99,10 @@ class ScanFiles:
         """Return the path of a picture of the report, such as ``bias_field``; a BIDS label has no underscore."""
         return self.figures / f"{format_entities(self.entities, desc=name.replace('_', ''))}_T1w.png"
 
+    def preview(self, name: str) -> Path:
+        """Return the path of a small volume of the report's viewer, such as ``native_mask``."""
+        return self.figures / f"{format_entities(self.entities, desc=name.replace('_', ''))}_T1w.nii.gz"
+
     @property
     def report(self) -> Path:
         """The scan's report, at the top of the output directory."""

@@ -132,15 +132,23 @@ def write_mask(path: Path, brain_mask: BrainMask) -> Path:
     return _write(path, brain_mask.data.astype(np.uint8), brain_mask.voxel_to_ras)
 
 
-def _write(path: Path, data: NDArray[Any], voxel_to_ras: Affine) -> Path:
-    code = 4 if "_space-MNI" in path.name else 1  # 4: MNI space, 1: scanner
+def nifti_bytes(
+    data: NDArray[Any], voxel_to_ras: Affine, *, in_template: bool, compression: int = _GZIP_LEVEL
+) -> bytes:
+    """Return an array as a gzipped NIfTI file: sform = qform, both codes set, no free text.
+
+    The same voxels give the same bytes.
+    """
+    code = 4 if in_template else 1  # 4: MNI space, 1: scanner
     image = nib.Nifti1Image(data, voxel_to_ras)
     image.set_sform(voxel_to_ras, code=code)
     image.set_qform(voxel_to_ras, code=code)
     image.header.set_xyzt_units("mm")
-    # mtime=0: the same voxels give the same bytes.
-    content = gzip.compress(image.to_bytes(), compresslevel=_GZIP_LEVEL, mtime=0)
-    return write_bytes(path, content)
+    return gzip.compress(image.to_bytes(), compresslevel=compression, mtime=0)
+
+
+def _write(path: Path, data: NDArray[Any], voxel_to_ras: Affine) -> Path:
+    return write_bytes(path, nifti_bytes(data, voxel_to_ras, in_template="_space-MNI" in path.name))
 
 
 def _own_affine(raw: RawNifti) -> Affine:

@@ -45,13 +45,14 @@ from brainstage.workflows.stages import (
     preprocessing_content,
     preprocessing_id,
     read_figures,
+    read_previews,
     read_qc,
     scan_stages,
 )
 
 OnStage = Callable[[str, str, float, bool], None]
 
-REPORT_VERSION: Final = "1"
+REPORT_VERSION: Final = "2"
 TOOLS: Final = (
     "brainstage",
     "antspyx",
@@ -423,6 +424,8 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
         prediction_status=decision.status,
         run=run_info(context),
         figures=read_figures(files) if completed else {},
+        volumes=_volumes(files) if completed else {},
+        keep_face=config.reports.keep_face,
         findings=findings,
         qc_rows=qc_rows_of(outcome.qc, config.quality) if isinstance(outcome, Completed) else (),
         qc_reasons=(*qc_reasons_of(outcome.qc, findings, config.quality), *_review_reasons(outcome))
@@ -453,6 +456,14 @@ def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
     }[review.decision]
     explanation = REVIEW_EXPLANATIONS[review.code]
     return (Reason(code=review.code, explanation=explanation, summary=review.note, status=status),)
+
+
+def _volumes(files: ScanFiles) -> dict[str, bytes]:
+    """Return what the viewer shows: the volumes of the scan, and of the template where there are any."""
+    from brainstage.workflows.reporting.previews import template_previews  # heavy: the template
+
+    own = read_previews(files)
+    return {**own, **template_previews()} if own else {}
 
 
 def _findings(files: ScanFiles) -> HeaderFindings | None:

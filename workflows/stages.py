@@ -41,8 +41,9 @@ from brainstage.preprocessing import (
     transforms,
 )
 
-FIGURES_VERSION: Final = "1"
+FIGURES_VERSION: Final = "2"
 FIGURES: Final = ("mask", "registration", "bias_field", "histogram", "montage")
+PREVIEWS: Final = ("native", "native_mask", "registered")
 
 _HEAD: Final = ("ingest",)
 _NATIVE: Final = ("ingest", "brain_extraction", "bias_field", "intensity")
@@ -147,7 +148,7 @@ def scan_stages(config: Config) -> tuple[Stage, ...]:
 
 
 def figures_stage(config: Config) -> Stage:
-    """Return the stage that draws the pictures of the report."""
+    """Return the stage that makes the pictures and the small volumes of the report."""
     return Stage(
         name="figures",
         version=FIGURES_VERSION,
@@ -169,6 +170,12 @@ def read_qc(path: Path) -> QcReport:
 def read_figures(files: ScanFiles) -> dict[str, bytes]:
     """Return the pictures of a scan by name; those that are there."""
     paths = {name: files.figure(name) for name in FIGURES}
+    return {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+
+
+def read_previews(files: ScanFiles) -> dict[str, bytes]:
+    """Return the volumes of a scan for the viewer of its report, by name; those that are there."""
+    paths = {name: files.preview(name) for name in PREVIEWS}
     return {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
 
 
@@ -297,9 +304,12 @@ def _load_assessed(registered: RegisteredBrain, files: ScanFiles) -> AssessedBra
 
 def _save_figures(assessed: AssessedBrain, files: ScanFiles, *, keep_face: bool) -> Sequence[Path]:
     from brainstage.workflows.reporting.figures import scan_figures  # heavy: matplotlib
+    from brainstage.workflows.reporting.previews import scan_previews
 
     pictures = scan_figures(assessed.registered, keep_face=keep_face)
-    return [write_bytes(files.figure(name), picture) for name, picture in pictures.items()]
+    volumes = scan_previews(assessed.registered, keep_face=keep_face)
+    written = [write_bytes(files.figure(name), picture) for name, picture in pictures.items()]
+    return [*written, *(write_bytes(files.preview(name), volume) for name, volume in volumes.items())]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

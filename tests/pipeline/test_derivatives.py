@@ -70,6 +70,7 @@ def test_sessions_share_a_folder_of_figures_but_no_figure():
     assert other.figures == FULL.figures
     assert other.figure("bias_field") != FULL.figure("bias_field")
     assert "desc-biasfield" in FULL.figure("bias_field").name
+    assert FULL.preview("native_mask").name.endswith("_desc-nativemask_T1w.nii.gz")
 
 
 @pytest.mark.parametrize("name", ["x_T1w.nii", "x_T1w.nii.gz"])

@@ -29,6 +29,7 @@ PREPROCESSED = {
     "anat/{key}_desc-qc.json",
 }
 FIGURES = {"mask", "registration", "biasfield", "histogram", "montage"}
+PREVIEWS = {"native", "nativemask", "registered"}
 COHORT = {
     "dataset_description.json", ".bidsignore", "data_manifest.csv", "predictions.csv", "qc.csv", "cohort.html",
     "predictions.json", "qc.json", "methods.md",
@@ -78,6 +79,7 @@ def expected_files(key: str) -> set[str]:
     subject, session = f"sub-{entities['sub']}", f"ses-{entities['ses']}"
     volumes = {f"{subject}/{session}/{name.format(key=key)}" for name in PREPROCESSED}
     pictures = {f"{subject}/figures/{key}_desc-{name}_T1w.png" for name in FIGURES}
+    pictures |= {f"{subject}/figures/{key}_desc-{name}_T1w.nii.gz" for name in PREVIEWS}
     return volumes | pictures | {f"{key}.html"}
 
 
@@ -101,7 +103,7 @@ def test_every_scan_has_its_row_and_the_damaged_one_says_why(finished: Path, bid
 
 def test_volumes_say_where_they_are_twice_and_nothing_else(finished: Path) -> None:
     volumes = sorted(finished.rglob("*.nii.gz"))
-    assert len(volumes) == 8
+    assert len(volumes) == 8 + 2 * len(PREVIEWS)
     for path in volumes:
         image = nib.load(path)
         assert int(image.header["sform_code"]) == int(image.header["qform_code"]) > 0
@@ -110,7 +112,8 @@ def test_volumes_say_where_they_are_twice_and_nothing_else(finished: Path) -> No
         assert [bytes(image.header[field]).strip(b"\0") for field in ("descrip", "aux_file", "intent_name")] == [
             b"", b"", b"",
         ]  # fmt: skip
-        assert image.get_data_dtype() == (np.uint8 if path.name.endswith("mask.nii.gz") else np.float32)
+        small = path.name.endswith("mask.nii.gz") or path.parent.name == "figures"
+        assert image.get_data_dtype() == (np.uint8 if small else np.float32)
 
 
 def test_no_output_names_a_folder_of_this_machine(finished: Path, bids: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from brainstage.pipeline.config import Config
@@ -26,8 +29,10 @@ from brainstage.pipeline.records import (
     T1wScan,
 )
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort, strips_of
+from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
 from brainstage.workflows.reporting.methods import method_steps, render_methods
 from brainstage.workflows.reporting.pages import RunInfo, percent, value_text
+from brainstage.workflows.reporting.previews import MAX_PREVIEW_BYTES, template_previews
 from brainstage.workflows.reporting.qc_table import (
     QcRow,
     Reason,
@@ -36,10 +41,12 @@ from brainstage.workflows.reporting.qc_table import (
     qc_reasons_of,
     qc_rows_of,
 )
-from brainstage.workflows.reporting.report import ScanReport, key_parameters, render_scan_report
+from brainstage.workflows.reporting.report import FIGURE_TEXTS, ScanReport, key_parameters, render_scan_report
 from brainstage.workflows.reporting.verdict import verdict_of
+from brainstage.workflows.reporting.viewer import viewer_of
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
+VOLUMES = dict.fromkeys(("native", "native_mask", "registered", "template", "template_edges"), b"volume")
 HOSTILE = "<script>alert(1)</script>\"'&"
 RUN = RunInfo(
     version="0.1.0",
@@ -190,6 +197,7 @@ def cohort_scan(outcome, status, **changes) -> CohortScan:
 ALL_PAGES = {
     "reported": lambda: render_scan_report(report()),
     "flagged": lambda: render_scan_report(report(status=STATUS.FLAGGED)),
+    "with volumes": lambda: render_scan_report(report(volumes=VOLUMES)),
     "withheld": lambda: render_scan_report(report(completed(QcStatus.FAIL, ("cnr",)), STATUS.WITHHELD)),
     "no_model": lambda: render_scan_report(report(completed(prediction=None), STATUS.NO_MODEL)),
     "failed": lambda: render_scan_report(
@@ -234,8 +242,51 @@ def test_no_page_holds_an_absolute_path(name):
     assert "/home/" not in text
 
 
-def test_a_scan_report_runs_no_script():
+def test_a_scan_report_without_volumes_runs_no_script():
     assert "script" not in Page(render_scan_report(report())).tags
+
+
+def test_a_report_with_volumes_allows_only_its_viewer():
+    text = render_scan_report(report(volumes=VOLUMES))
+    policy = Page(text).meta["Content-Security-Policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    packed = re.search(r'id="viewer-library">(.*?)</script>', text).group(1)
+    library = gzip.decompress(base64.b64decode(packed))
+    hashes = [
+        base64.b64encode(hashlib.sha256(source).digest()).decode() for source in (script.encode(), library)
+    ]
+    assert policy.endswith("; script-src " + " ".join(f"'sha256-{one}'" for one in hashes))
+    assert not set(re.findall(r"<script([^>]*)>", text)) - {
+        "",
+        *(f' type="application/gzip+base64" id="viewer-volume-{name}"' for name in VOLUMES),
+        ' type="application/gzip+base64" id="viewer-library"',
+        ' type="application/json" id="viewer-content"',
+    }
+
+
+def test_the_viewer_offers_only_what_there_is():
+    everything = viewer_of(VOLUMES)
+    assert [view["name"] for view in everything.views] == ["template", "native"]
+    assert set(everything.volumes) == set(VOLUMES)
+    (alone,) = viewer_of({"native": b"x", "template": b"x"}).views
+    assert (alone["volume"], alone["overlays"]) == ("native", [])
+    assert viewer_of({"template": b"x"}) is None
+
+
+def test_the_largest_report_stays_below_four_megabytes():
+    noise = np.random.default_rng(0).bytes(MAX_PREVIEW_BYTES)
+    pictures = {name: PNG + noise[: MAX_PNG_BYTES - len(PNG)] for name in FIGURE_TEXTS}
+    text = render_scan_report(
+        report(figures=pictures, volumes=dict.fromkeys(("native", "registered"), noise) | template_previews())
+    )
+    assert len(text.encode()) < 4_000_000
+
+
+def test_the_vendored_viewer_is_the_recorded_one():
+    folder = files("brainstage.workflows").joinpath("templates", "vendor")
+    digest = hashlib.sha256(folder.joinpath("niivue.min.js").read_bytes()).hexdigest()
+    assert digest in folder.joinpath("niivue.txt").read_text(encoding="utf-8")
+    assert "Niivue" in folder.joinpath("niivue.LICENSES.txt").read_text(encoding="utf-8")
 
 
 def test_the_cohort_page_allows_only_its_own_script():

@@ -36,6 +36,7 @@ from brainstage.workflows.reporting.mosaic import (
     CORONAL,
     SAGITTAL,
     SURROUND_MM,
+    WHOLE_HEAD_MM,
     Mosaic,
     Scene,
     Tile,
@@ -49,7 +50,6 @@ from brainstage.workflows.reporting.mosaic import (
 )
 
 _WIDTH_PIXELS: Final = 1240
-_WHOLE_HEAD_MM: Final = 500.0
 _THUMBNAIL_WIDTH_PIXELS: Final = 240
 _COLUMNS: Final = 7
 _GAP_PIXELS: Final = 8
@@ -102,7 +102,7 @@ def _whole_head_scene(registered: RegisteredBrain) -> Scene:
         "before": head.data,
         "visible": np.ones(head.shape, np.float32),
     }
-    return scene_of(layers, corrected.brain_mask.voxel_to_ras, margin_mm=_WHOLE_HEAD_MM)
+    return scene_of(layers, corrected.brain_mask.voxel_to_ras, margin_mm=WHOLE_HEAD_MM)
 
 
 def _native_scene(registered: RegisteredBrain) -> Scene:

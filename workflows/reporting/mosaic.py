@@ -23,6 +23,9 @@ SURROUND_MM: Final = 10.0
 FACE_SURROUND_MM: Final = 5.0
 """The same low and in front of the brain's middle, where the orbits lie right under the frontal lobe."""
 
+WHOLE_HEAD_MM: Final = 500.0
+"""A margin that keeps everything."""
+
 _FADE_MM: Final = 3.0
 _EASE_MM: Final = 20.0
 _DISTANCE_GRID_MM: Final = 3.0

@@ -20,6 +20,7 @@ from brainstage.workflows.reporting.methods import MethodStep, references_of
 from brainstage.workflows.reporting.pages import RunInfo, page_environment
 from brainstage.workflows.reporting.qc_table import QcRow, Reason, bounds_text, gauge_of
 from brainstage.workflows.reporting.verdict import shown_prediction, verdict_of
+from brainstage.workflows.reporting.viewer import viewer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,9 @@ FIGURE_TEXTS: Final[Mapping[str, FigureText]] = {
 }
 """Figure to its words; also the order on the page."""
 
+_POLICY: Final = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
 _MAX_PARAMETER_CHARACTERS: Final = 48
 _HASH_CHARACTERS: Final = 12
 
@@ -78,6 +82,10 @@ class ScanReport:
         ``failed`` for a failure and only then.
     figures : mapping
         Name to PNG, as :func:`brainstage.workflows.reporting.figures.scan_figures` returns them; may be empty.
+    volumes : mapping
+        Name to gzipped NIfTI, what the viewer shows; may be empty.
+    keep_face : bool
+        Whether the volumes hold the whole head.
     findings : HeaderFindings or None
     qc_rows : tuple of QcRow
     qc_reasons : tuple of Reason
@@ -98,6 +106,8 @@ class ScanReport:
     prediction_status: PredictionStatus
     run: RunInfo
     figures: Mapping[str, bytes] = field(default_factory=dict)
+    volumes: Mapping[str, bytes] = field(default_factory=dict)
+    keep_face: bool = False
     findings: HeaderFindings | None = None
     qc_rows: tuple[QcRow, ...] = ()
     qc_reasons: tuple[Reason, ...] = ()
@@ -125,13 +135,19 @@ class ScanReport:
 
 
 def render_scan_report(report: ScanReport) -> str:
-    """Return the page of one scan: one HTML file that needs no other, no script and no network."""
+    """Return the page of one scan: one HTML file that needs no other and no network.
+
+    It is readable without its scripts, which only open the volume viewer.
+    """
     outcome = report.outcome
+    viewer = viewer_of(report.volumes)
     figures = [
         (name, texts, report.figures[name]) for name, texts in FIGURE_TEXTS.items() if name in report.figures
     ]
     return page_environment().get_template("scan.html.j2").render(
         report=report,
+        policy=f"{_POLICY}; script-src {viewer.script_sources}" if viewer else _POLICY,
+        viewer=viewer,
         run=report.run,
         scan=outcome.scan,
         failure=outcome if isinstance(outcome, Failure) else None,

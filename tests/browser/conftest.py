@@ -1,0 +1,254 @@
+"""A finished output directory with pictures that look real, and a browser that may fetch nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from brainstage.pipeline.bids import read_dataset
+from brainstage.pipeline.config import Config
+from brainstage.pipeline.files import write_bytes, write_json
+from brainstage.pipeline.records import (
+    Completed,
+    CorrectedBrain,
+    Failure,
+    HeaderFindings,
+    Normalisation,
+    NormalisedBrain,
+    Prediction,
+    Provenance,
+    QcReport,
+    QcStatus,
+    QcVerdict,
+    RegisteredBrain,
+    StrippedBrain,
+    SubjectOutcome,
+    T1wScan,
+)
+from brainstage.preprocessing.quality import MEASURES
+from brainstage.preprocessing.template import load_template
+from brainstage.workflows.group import write_group
+from brainstage.workflows.participant import RunContext, write_report
+from brainstage.workflows.reporting.figures import scan_figures
+from brainstage.workflows.reporting.previews import scan_previews
+
+PLACES = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = (
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+)
+LOCAL = {"file", "data", "blob", "about"}
+CLASSES = ("CN", "MCI", "AD")
+TABLE = "participant_id\tage\tsex\tsite\tdiagnosis\n" + "".join(
+    f"sub-{n:02d}\t{60 + 7 * n % 30}\t{'FM'[n % 2]}\t{'North' if n % 3 else 'South'}\t{CLASSES[n % 3]}\n"
+    for n in range(1, 9)
+)
+MEASURED = {
+    "template_correlation": 0.71,
+    "mask_template_dice": 0.95,
+    "affine_scale": 1.05,
+    "cnr": 2.1,
+    "snr": 14.0,
+    "t1w_contrast": 1.4,
+    "spacing_mm": 1.0,
+    "brain_touches_border": False,
+    "skull_stripped_input": False,
+}
+
+
+REASONS = {measure.name: measure.reason for measure in MEASURES}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Start Debian's chromium without a window, with WebGL2 in software."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dev extra")
+    program = next((found for name in PLACES if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("needs chromium, which is not here; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=program, args=list(OPTIONS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser) -> Iterator[Callable]:
+    """Return what opens a file in a fresh browser; at the end no error and no request may have happened."""
+    contexts, problems = [], []
+
+    def watched(route) -> None:
+        if urlsplit(route.request.url).scheme in LOCAL:
+            route.continue_()
+        else:
+            problems.append(f"request: {route.request.url}")
+            route.abort()
+
+    def open_(path: Path, *, width: int = 1366, height: int = 900, start: str = "", **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        context.route("**/*", watched)
+        page = context.new_page()
+        if start:
+            page.add_init_script(start)
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on(
+            "console",
+            lambda said: problems.append(said.text) if said.type in ("error", "warning") else None,
+        )
+        page.on("request", lambda made: problems.extend(_outside(made.url)))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def _outside(url: str) -> list[str]:
+    return [] if urlsplit(url).scheme in LOCAL else [f"request: {url}"]
+
+
+@pytest.fixture
+def screenshot() -> Callable:
+    """Return what writes a picture of a page where BRAINSTAGE_SCREENSHOTS names a folder for it."""
+    folder = os.environ.get("BRAINSTAGE_SCREENSHOTS")
+
+    def write(page, name: str, *, full_page: bool = True) -> None:
+        if folder:
+            page.screenshot(path=Path(folder) / f"{name}.png", full_page=full_page)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def brain() -> RegisteredBrain:
+    """Return the template as if it were a scan: rough edges, a bias field, scalp around it."""
+    template = load_template(2.0)
+    mask = template.brain_mask.data
+    rng = np.random.default_rng(0)
+    outside = ndimage.distance_transform_edt(~mask, sampling=2.0)
+    scalp = np.where((outside > 6.0) & (outside < 12.0), 60.0, 0.0)
+    field = np.linspace(0.85, 1.15, mask.shape[1], dtype=np.float32)[None, :, None]
+    clean = np.where(mask, template.t1w.data, scalp) + rng.normal(0.0, 3.0, mask.shape)
+    head = template.t1w.with_data((clean * field).astype(np.float32))
+    findings = HeaderFindings(
+        shape=(160, 192, 192), spacing_mm=(1.0, 1.0, 1.0), axcodes="LAS", affine_source="sform"
+    )
+    stripped = StrippedBrain(
+        head=head,
+        findings=findings,
+        brain_mask=template.brain_mask,
+        method="deepbet",
+        skull_stripped_input=False,
+    )
+    corrected = CorrectedBrain(
+        head=head.with_data(clean.astype(np.float32)),
+        brain_mask=template.brain_mask,
+        stripped=stripped,
+        field_range=1.3,
+    )
+    own = head.with_data(np.where(mask, (clean - 150.0) / 40.0, 0.0).astype(np.float32))
+    normalised = NormalisedBrain(
+        brain=own,
+        brain_mask=template.brain_mask,
+        normalisation=Normalisation(method="zscore", centre=150.0, scale=40.0),
+        corrected=corrected,
+    )
+    return RegisteredBrain(
+        brain=own, brain_mask=template.brain_mask, native_to_template=np.eye(4), normalised=normalised
+    )
+
+
+def outcome_of(scan: T1wScan, number: int) -> SubjectOutcome:
+    """Return the number-th outcome: one of every kind, with values that differ."""
+    if number == 2:
+        message = "brain mask holds 212 ml; expected 600 to 2300 ml (brain_extraction.volume_bounds_ml)"
+        return Failure(scan=scan, stage="brain_extraction", error="BrainExtractionError", message=message)
+    status, reasons = QcStatus.PASS, ()
+    if number == 3:
+        status, reasons = QcStatus.WARN, (REASONS["cnr"],)
+    if number == 4:
+        status, reasons = QcStatus.FAIL, (REASONS["template_correlation"], REASONS["mask_template_dice"])
+    measures = {m.name: None for m in MEASURES} | MEASURED
+    if number == 4:
+        measures |= {"template_correlation": 0.31, "mask_template_dice": 0.72}
+    measures |= {"brain_volume_ml": 1200.0 + 70.0 * (number * 5 % 8), "cnr": 1.0 + 0.1 * number}
+    share = (0.55, 0.91, 0.7, 0.62, 0.8, 0.97, 0.5, 0.88)[number]
+    predicted = CLASSES[number % 3]
+    rest = [name for name in CLASSES if name != predicted]
+    prediction = Prediction(
+        probabilities={predicted: share, rest[0]: 0.6 * (1 - share), rest[1]: 0.4 * (1 - share)},
+        prediction_set=(predicted,) if share > 0.8 else (predicted, rest[0]),
+        ood_score=1.0 + 0.2 * number,
+        ood_threshold=3.0,
+        tier="high" if share > 0.85 else "review" if share >= 0.6 else "low",
+        baseline_label=predicted,
+        model_id="0f3a9c2b7d41",
+    )
+    stages = ("ingest", "brain_extraction", "bias_field", "intensity", "registration", "quality", "figures")
+    provenance = tuple(
+        Provenance(
+            stage=stage, version="2", parameters={"method": "auto", "tolerance": 1e-4, "seed": 0}, tool_versions={},
+            input_sha256={}, seconds=1.25 * (n + 1), reused=n < 3,
+        )
+        for n, stage in enumerate(stages)
+    )  # fmt: skip
+    return Completed(
+        scan=scan,
+        qc=QcReport(measures=measures, verdict=QcVerdict(status=status, reasons=reasons)),
+        prediction=prediction,
+        preprocessing_id="3f7a90c12b44aa01",
+        provenance=provenance,
+    )
+
+
+@pytest.fixture(scope="session")
+def output(tmp_path_factory, save_nifti, brain) -> Path:
+    """Write the pages of eight scans of seven participants: every status, with pictures and volumes."""
+    root = tmp_path_factory.mktemp("browser")
+    bids, out = root / "bids", root / "out"
+    bids.mkdir()
+    (bids / "dataset_description.json").write_text(json.dumps({"Name": "toy", "BIDSVersion": "1.10.0"}))
+    (bids / "participants.tsv").write_text(TABLE)
+    names = [f"sub-{n:02d}/ses-M00/anat/sub-{n:02d}_ses-M00_T1w.nii.gz" for n in range(1, 8)]
+    for name in [*names, "sub-01/ses-M12/anat/sub-01_ses-M12_T1w.nii.gz"]:
+        save_nifti(bids / name, np.arange(8, dtype=np.uint8).reshape(2, 2, 2))
+    context = RunContext(
+        out_dir=out,
+        config=Config(),
+        model_id="0f3a9c2b7d41",
+        started="2025-01-31 12:00 UTC",
+        command="brainstage run --nprocs 2 --model model",
+    )
+    dataset = read_dataset(bids)
+    outcomes = [outcome_of(scan, number) for number, scan in enumerate(dataset.scans)]
+    pictures, volumes = scan_figures(brain), scan_previews(brain)
+    findings = {
+        "shape": [160, 192, 192], "spacing_mm": [1.0, 1.0, 1.0], "axcodes": "LAS", "affine_source": "sform",
+        "warnings": ["form_conflict: sform and qform differ by 3 mm; the sform was taken"],
+    }  # fmt: skip
+    for outcome in outcomes:
+        files = context.files(outcome.scan)
+        write_json(files.state / "header_findings.json", findings)
+        if isinstance(outcome, Completed):
+            for name, picture in pictures.items():
+                write_bytes(files.figure(name), picture)
+            for name, volume in volumes.items():
+                write_bytes(files.preview(name), volume)
+        write_report(outcome, context, changed=True)
+    write_group(dataset, outcomes, context, CLASSES)
+    return out

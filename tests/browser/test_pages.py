@@ -1,0 +1,228 @@
+"""The pages in a real browser: they fit, can be read, reached by keyboard, printed, and fetch nothing."""
+
+from __future__ import annotations
+
+import csv
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+SIZES = {"phone": (390, 844), "laptop": (1366, 900), "wide": (1920, 1080)}
+PAGES = {
+    "cohort": "cohort.html",
+    "reported": "sub-01_ses-M12.html",
+    "failed": "sub-02_ses-M00.html",
+    "flagged": "sub-03_ses-M00.html",
+    "withheld": "sub-04_ses-M00.html",
+}
+REPORTS = [name for name in PAGES if name != "cohort"]
+A4_PIXELS = 718
+"""Width of A4 between margins of 1 cm, at the 96 pixels an inch that browsers print with."""
+
+LEAST_CONTRAST = 4.5
+"""Between text and its background, WCAG 2.1 level AA."""
+
+CONTRASTS = """() => {
+  const channels = (colour) => {
+    const found = colour.match(/[\\d.]+/g).map(Number);
+    return { rgb: found.slice(0, 3), alpha: found.length > 3 ? found[3] : 1 };
+  };
+  const light = (rgb) => rgb.map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = channels(getComputedStyle(at).backgroundColor);
+      if (colour.alpha > 0.99) { return colour.rgb; }
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.body.querySelectorAll("*")) {
+    const own = Array.from(element.childNodes).filter((n) => n.nodeType === 3).map((n) => n.data.trim()).join(" ");
+    if (!own || !element.checkVisibility() || !element.getClientRects().length) { continue; }
+    const [one, other] = [channels(getComputedStyle(element).color).rgb, ground(element)].map(light);
+    found.push([(Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05), own.slice(0, 40)]);
+  }
+  return found;
+}"""
+CONTROLS = "a[href], button, input, select, textarea, summary, [tabindex='0']"
+NAMES = """(selector) => Array.from(document.querySelectorAll(selector)).filter((e) => e.checkVisibility()).map((e) => {
+  const by = (e.getAttribute("aria-labelledby") || "").split(" ").filter(Boolean);
+  const named = by.map((id) => document.getElementById(id).textContent).join(" ");
+  const labels = Array.from(e.labels || []).map((label) => label.textContent).join(" ");
+  return [e.outerHTML.slice(0, 80), (e.getAttribute("aria-label") || named || labels || e.textContent || "").trim()];
+})"""
+MARK = """(selector) => Array.from(document.querySelectorAll(selector)).filter((e) => e.checkVisibility())
+  .map((e, n) => { e.dataset.number = n; return n; })"""
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_its_window(open_page, screenshot, output, name, size):
+    width, height = SIZES[size]
+    page = open_page(output / PAGES[name], width=width, height=height)
+    screenshot(page, f"{name}-{size}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_text_stands_out_from_its_background(open_page, screenshot, output, name, scheme):
+    page = open_page(output / PAGES[name], color_scheme=scheme)
+    screenshot(page, f"{name}-{scheme}")
+    found = page.evaluate(CONTRASTS)
+    assert len(found) > 10
+    assert [pair for pair in found if pair[0] < LEAST_CONTRAST] == []
+
+
+def test_the_dark_scheme_is_dark(open_page, output):
+    page = open_page(output / PAGES["reported"], color_scheme="dark")
+    red = page.evaluate("Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
+    assert red < 60
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_has_a_language_and_headings_in_order(open_page, output, name):
+    page = open_page(output / PAGES[name])
+    assert page.get_attribute("html", "lang") == "en"
+    levels = page.evaluate(
+        "Array.from(document.querySelectorAll('h1,h2,h3,h4,h5,h6')).map((h) => Number(h.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_picture_is_drawn_and_has_words(open_page, output, name):
+    page = open_page(output / PAGES[name])
+    pictures = page.evaluate(
+        "Promise.all(Array.from(document.images).map((i) => { i.loading = 'eager'; return i.decode().then("
+        "() => [i.alt, i.naturalWidth]); }))"
+    )
+    assert all(alt and width > 0 for alt, width in pictures)
+    assert bool(pictures) == (name != "failed")
+    drawn = page.evaluate(
+        "Array.from(document.querySelectorAll('svg')).map((s) => [s.getAttribute('role'), "
+        "s.getAttribute('aria-label') || s.getAttribute('aria-hidden')])"
+    )
+    assert all(role == "img" or words == "true" for role, words in drawn)
+    assert all(words for _, words in drawn)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_control_has_a_name_and_is_reached_by_tab(open_page, output, name):
+    page = open_page(output / PAGES[name])
+    assert [found for found, words in page.evaluate(NAMES, CONTROLS) if not words] == []
+    wanted = set(page.evaluate(MARK, CONTROLS))
+    reached = set()
+    for _ in range(len(wanted) + 2):
+        page.keyboard.press("Tab")
+        number = page.evaluate("document.activeElement.dataset.number")
+        reached |= {int(number)} if number is not None else set()
+    assert reached == wanted
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_prints_all_that_matters_on_white(open_page, output, name, scheme):
+    page = open_page(output / PAGES[name], width=A4_PIXELS, height=1123, color_scheme=scheme)
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert [pair for pair in page.evaluate(CONTRASTS) if pair[0] < LEAST_CONTRAST] == []
+    hidden = page.evaluate(
+        "Array.from(document.querySelectorAll('h1, h2, .verdict p, table tbody tr, figure img, footer p'))"
+        ".filter((e) => !e.closest('.no-print') && !e.getClientRects().length).map((e) => e.outerHTML)"
+    )
+    assert hidden == []
+    if name != "cohort":
+        assert page.evaluate("document.documentElement.scrollWidth") <= A4_PIXELS
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_a_report_links_to_its_sections_and_to_the_cohort(open_page, output):
+    page = open_page(output / PAGES["reported"])
+    for link in page.locator("nav.toc a").all():
+        link.focus()
+        page.keyboard.press("Enter")
+        target = page.evaluate("document.querySelector(location.hash).getBoundingClientRect().top")
+        assert -1 <= target < 900
+    page.get_by_role("link", name="All scans of this run").click()
+    assert page.url.endswith("cohort.html")
+
+
+# The cohort page
+
+
+def cells(page, column: int) -> list[str]:
+    """Return what a column is sorted by, row after row."""
+    return page.evaluate(
+        "(n) => Array.from(document.querySelectorAll('#scans tbody tr')).filter((r) => !r.hidden).map((r) => "
+        "{ const c = r.cells[n]; return c.hasAttribute('data-value') ? c.getAttribute('data-value') "
+        ": c.textContent.trim(); })",
+        column,
+    )
+
+
+def key_of(value: str) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except ValueError:
+        return 0.0, value.lower()
+
+
+def test_the_cohort_page_sorts_by_every_column(open_page, output):
+    page = open_page(output / "cohort.html")
+    columns = page.evaluate(
+        "Array.from(document.querySelectorAll('#scans thead th')).map((h, n) => [n, !!h.querySelector('button')])"
+    )
+    sortable = [column for column, has_button in columns if has_button]
+    assert len(sortable) >= 8
+    for column in sortable:
+        header = page.locator("#scans thead th").nth(column)
+        before = sorted(cells(page, column))
+        header.locator("button").focus()
+        for direction in ("ascending", "descending"):
+            page.keyboard.press("Enter")
+            assert header.get_attribute("aria-sort") == direction
+            found = cells(page, column)
+            filled = [value for value in found if value]
+            assert found == filled + [""] * (len(found) - len(filled)), "what is empty stands last"
+            assert filled == sorted(filled, key=key_of, reverse=direction == "descending")
+            assert sorted(found) == before
+
+
+def test_the_cohort_page_filters_by_text_and_verdict(open_page, output):
+    page = open_page(output / "cohort.html")
+    total = page.locator("#scans tbody tr").count()
+    page.locator("#filter-text").fill("sub-01")
+    assert page.locator("#scans tbody tr:visible").count() == 2
+    page.locator("#filter-text").fill("212 ml")
+    assert page.locator("#scans tbody tr:visible").count() == 1
+    page.locator("#filter-text").fill("")
+    assert page.locator("#scans tbody tr:visible").count() == total
+    page.locator("#filter-qc").select_option("warn")
+    assert page.locator("#scans tbody tr:visible .chip.warn").count() == 1
+    page.locator("#filter-qc").select_option("")
+    page.locator("#filter-status").select_option("failed")
+    assert page.locator("#scans tbody tr:visible").count() == 1
+    assert page.locator("#shown").inner_text() == f"1 of {total} scans"
+
+
+def test_every_scan_of_the_cohort_leads_to_its_report(open_page, output):
+    with (output / "predictions.csv").open(encoding="utf-8", newline="") as stream:
+        reports = [row["report"] for row in csv.DictReader(stream)]
+    page = open_page(output / "cohort.html")
+    links = page.locator("#scans tbody th a")
+    assert [link.get_attribute("href") for link in links.all()] == reports
+    links.last.click()
+    assert page.locator("h1").inner_text() == Path(reports[-1]).stem
+
+
+def test_the_pages_can_be_read_without_script(open_page, output):
+    page = open_page(output / "cohort.html", java_script_enabled=False)
+    assert page.locator("#scans tbody tr").count() == 8
+    assert not page.locator("#controls").is_visible()
+    page = open_page(output / PAGES["reported"], java_script_enabled=False)
+    assert page.locator("noscript p").is_visible()
+    assert not page.locator("#viewer-open").is_visible()
