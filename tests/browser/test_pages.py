@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from brainstage.pipeline.records import Review, ReviewDecision
+from brainstage.pipeline.review import read_decisions
+
 SIZES = {"phone": (390, 844), "laptop": (1366, 900), "wide": (1920, 1080)}
 PAGES = {
     "cohort": "cohort.html",
@@ -16,7 +19,6 @@ PAGES = {
     "flagged": "sub-03_ses-M00.html",
     "withheld": "sub-04_ses-M00.html",
 }
-REPORTS = [name for name in PAGES if name != "cohort"]
 A4_PIXELS = 718
 """Width of A4 between margins of 1 cm, at the 96 pixels an inch that browsers print with."""
 
@@ -82,8 +84,8 @@ def test_the_dark_scheme_is_dark(open_page, output):
     assert red < 60
 
 
-@pytest.mark.parametrize("name", REPORTS)
-def test_a_report_has_a_language_and_headings_in_order(open_page, output, name):
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_has_a_language_and_headings_in_order(open_page, output, name):
     page = open_page(output / PAGES[name])
     assert page.get_attribute("html", "lang") == "en"
     levels = page.evaluate(
@@ -135,8 +137,7 @@ def test_a_page_prints_all_that_matters_on_white(open_page, output, name, scheme
         ".filter((e) => !e.closest('.no-print') && !e.getClientRects().length).map((e) => e.outerHTML)"
     )
     assert hidden == []
-    if name != "cohort":
-        assert page.evaluate("document.documentElement.scrollWidth") <= A4_PIXELS
+    assert page.evaluate("document.documentElement.scrollWidth") <= A4_PIXELS
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
@@ -207,6 +208,122 @@ def test_the_cohort_page_filters_by_text_and_verdict(open_page, output):
     page.locator("#filter-status").select_option("failed")
     assert page.locator("#scans tbody tr:visible").count() == 1
     assert page.locator("#shown").inner_text() == f"1 of {total} scans"
+
+
+def measures(page, label: str) -> dict[str, str]:
+    page.locator("#chosen").select_option(label=label)
+    return dict(
+        page.evaluate(
+            "Array.from(document.querySelectorAll('#scans tbody tr')).map((r) => "
+            "[r.dataset.key, r.querySelector('td.chosen').textContent])"
+        )
+    )
+
+
+def test_any_measure_can_be_chosen_sorted_and_filtered_by(open_page, output):
+    page = open_page(output / "cohort.html")
+    with (output / "qc.csv").open(encoding="utf-8", newline="") as stream:
+        volumes = {row["t1w_path"]: row["brain_volume_ml"] for row in csv.DictReader(stream)}
+    shown = measures(page, "brain volume")
+    paths = dict(
+        page.evaluate(
+            "Array.from(document.querySelectorAll('#scans tbody tr')).map((r) => [r.dataset.key, r.dataset.path])"
+        )
+    )
+    assert {paths[key]: value and round(float(value), 3) for key, value in shown.items()} == {
+        path: value and round(float(value), 3) for path, value in volumes.items()
+    }
+    page.locator("#sort-chosen").click()
+    values = [float(value) for value in page.locator("td.chosen").all_text_contents() if value]
+    assert values == sorted(values)
+    page.locator("#filter-low").fill(str(values[2]))
+    assert page.locator("#scans tbody tr:visible").count() == len(values) - 2
+    page.locator("#filter-high").fill(str(values[3]))
+    assert page.locator("#scans tbody tr:visible").count() == 2
+
+
+def test_sites_and_classes_can_be_filtered_by(open_page, output):
+    page = open_page(output / "cohort.html")
+    page.locator("#filter-site").select_option("South")
+    shown = page.locator("#scans tbody tr:visible")
+    assert {row.get_attribute("data-site") for row in shown.all()} == {"South"}
+    page.locator("#filter-site").select_option("")
+    page.locator("#filter-class").select_option("AD")
+    assert {row.get_attribute("data-class") for row in shown.all()} == {"AD"}
+
+
+def test_a_distribution_leads_to_its_outliers(open_page, output):
+    page = open_page(output / "cohort.html")
+    page.locator("#filter-text").fill("sub-01")
+    strip = page.locator(".strip", has_text="brain volume")
+    highest = strip.locator("a.extremes").last
+    key = highest.text_content()
+    highest.focus()
+    page.keyboard.press("Enter")
+    current = page.locator("#scans tbody tr.current")
+    assert current.get_attribute("data-key") == key
+    assert current.is_visible(), "a filter that hid it was lifted"
+    volumes = {k: float(v) for k, v in measures(page, "brain volume").items() if v}
+    assert volumes[key] == max(volumes.values())
+    box = strip.locator("svg").bounding_box()
+    strip.locator("svg").click(position={"x": 3, "y": box["height"] / 2})
+    assert current.get_attribute("data-key") == min(volumes, key=lambda k: volumes[k])
+
+
+def test_pictures_only_keeps_every_scan_and_its_verdict(open_page, screenshot, output):
+    page = open_page(output / "cohort.html")
+    total = page.locator("#scans tbody tr:visible").count()
+    page.get_by_role("button", name="Pictures only").click()
+    screenshot(page, "cohort-pictures")
+    assert page.locator("#scans tbody tr:visible").count() == total
+    assert page.locator("#scans tbody th a:visible").count() == total
+    assert page.locator("#scans tbody .chip:visible").count() >= total
+    assert not page.locator("#scans thead").is_visible()
+
+
+def test_scans_are_reviewed_by_keyboard_kept_and_exported(open_page, screenshot, output, tmp_path):
+    page = open_page(output / "cohort.html", accept_downloads=True)
+    keys = page.evaluate(
+        "Array.from(document.querySelectorAll('#scans tbody tr')).map((r) => r.dataset.path)"
+    )
+    page.get_by_role("button", name="Review scans").focus()
+    page.keyboard.press("Enter")
+    for key in ("p", "f"):
+        page.keyboard.press(key)
+    page.keyboard.press("n")
+    page.keyboard.type("=cut\toff, p f u")
+    page.keyboard.press("Enter")
+    page.keyboard.press("u")
+    page.keyboard.press("p")
+    page.keyboard.press("b")
+    page.keyboard.press("c")
+    screenshot(page, "cohort-review")
+    page.keyboard.press("Escape")
+    assert not page.locator("#review").is_visible()
+    page.reload()
+    assert page.locator("td.decision").all_text_contents()[:4] == ["pass", "fail", "unsure", ""]
+    page.locator("#filter-review").select_option("none")
+    assert page.locator("#scans tbody tr:visible").count() == len(keys) - 3
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    assert download.value.suggested_filename == "qc_decisions.tsv"
+    download.value.save_as(tmp_path / "qc_decisions.tsv")
+    assert read_decisions(tmp_path / "qc_decisions.tsv") == {
+        keys[0]: Review(decision=ReviewDecision.PASS),
+        keys[1]: Review(decision=ReviewDecision.FAIL),
+        keys[2]: Review(decision=ReviewDecision.UNSURE, note="=cut off, p f u"),
+    }
+
+
+def test_a_review_that_the_browser_cannot_keep_is_said(open_page, output):
+    page = open_page(
+        output / "cohort.html",
+        start="Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); };",
+    )
+    page.get_by_role("button", name="Review scans").click()
+    page.keyboard.press("p")
+    assert "keeps nothing" in page.locator("#kept").inner_text()
+    assert page.locator("td.decision").all_text_contents()[0] == "pass"
 
 
 def test_every_scan_of_the_cohort_leads_to_its_report(open_page, output):
