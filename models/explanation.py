@@ -76,14 +76,15 @@ def explanation_of(
     target = model.classes.index(label)
     groups = _by_network(model, folds)
     image = torch.from_numpy(np.array(network_input.image)).unsqueeze(0).to(model.extractor.device)
-    maps: tuple[Volume, ...]
     if method == "occlusion":
-        maps = (_occlusion(groups, image, network_input, target),)
-    else:
-        maps = _grad_cam(groups, image, network_input, target, model.description.backbone.strides)
-    if not all(np.isfinite(one.data).all() for one in maps):
+        return (_occlusion(groups, image, network_input, target),)
+    return _grad_cam(groups, image, network_input, target, model.description.backbone.strides)
+
+
+def _map(data: NDArray[np.float32], voxel_to_ras: Affine) -> Volume:
+    if not np.isfinite(data).all():
         raise InferenceError("the map of the network is not finite: its weights do not suit this input")
-    return maps
+    return Volume(data=data, voxel_to_ras=voxel_to_ras)
 
 
 def _by_network(model: StoredModel, folds: Sequence[int]) -> list[tuple[nn.Module, list[LinearHead]]]:
@@ -107,6 +108,7 @@ class _Readout(nn.Module):
         self.network = network
         self.heads = nn.ModuleList(head_module(head) for head in heads).to(device)
         self.taps = nn.ModuleDict({stage: nn.Identity() for stage in POOLING})
+        self.eval()  # MONAI gives a module back in the mode that it came in, and the network is shared
 
     def forward(self, image: Tensor) -> Tensor:
         with torch.no_grad():
@@ -153,7 +155,7 @@ def _grad_cam(
 
 def _per_ml(data: NDArray[np.float32], voxel_to_ras: Affine) -> Volume:
     voxel_ml = abs(np.linalg.det(voxel_to_ras[:3, :3])) / 1000.0
-    return Volume(data=(data / voxel_ml).astype(np.float32), voxel_to_ras=voxel_to_ras)
+    return _map((data / voxel_ml).astype(np.float32), voxel_to_ras)
 
 
 class _Covered(nn.Module):
@@ -168,6 +170,7 @@ class _Covered(nn.Module):
             nn.ModuleList(head_module(head) for head in heads) for _, heads in groups
         ).to(image.device)
         self.image, self.brain = image, brain
+        self.eval()  # as above
         self.uncovered = self._logits(image)
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -219,4 +222,4 @@ def _occlusion(
     fallen = (covered.uncovered[0, target] - logits[0, target]).cpu().numpy()
     matrix = np.array(network_input.voxel_to_ras)
     matrix[:3, 3] += matrix[:3, :3] @ first
-    return Volume(data=np.asarray(fallen, dtype=np.float32), voxel_to_ras=matrix)
+    return _map(np.asarray(fallen, dtype=np.float32), matrix)
