@@ -341,7 +341,6 @@ def test_occlusion_from_the_command_line_stands_beside_grad_cam(explained, tmp_p
     page = files_of(out_dir, 21).report.read_text()
     assert "Grad-CAM: what speaks for" in page
     assert "Occlusion: what speaks for" in page
-    # The signal was planted around the hippocampi.
     table = json.loads(files_of(out_dir, 21).evidence_regions("occlusion").read_text())
     assert table["Units"] == "logit"
 
