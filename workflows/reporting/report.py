@@ -171,7 +171,7 @@ def evidence_text(evidence: Evidence) -> FigureText:
     return FigureText(
         title=f"{evidence.title}: what speaks for {label}",
         caption=f"{what} {drawn}",
-        alt=f"Slices of the registered brain, coloured where the network found what speaks for {label}.",
+        alt="Slices of the registered brain, coloured where the network found what speaks for the class.",
     )
 
 
