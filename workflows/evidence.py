@@ -118,7 +118,7 @@ def read_evidence(files: ScanFiles, prediction: Prediction | None) -> tuple[Evid
 
 
 def remove_evidence(files: ScanFiles) -> None:
-    """Remove every explanation of a scan; it names a class, which a withheld prediction must not."""
+    """Remove every explanation of a scan: it names a class, and its prediction is withheld or gone."""
     for method in METHOD_TITLES:
         maps = [files.evidence_map(method, native=native) for native in (True, False)]
         paths = (

@@ -288,7 +288,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
     """Write a scan's report, unless nothing that it shows has changed since the last one."""
     files = context.files(outcome.scan)
     decision = decide(outcome)
-    if decision.status is PredictionStatus.WITHHELD:
+    if decision.status in (PredictionStatus.WITHHELD, PredictionStatus.FAILED):
         remove_evidence(files)
     shown = {
         "version": REPORT_VERSION,

@@ -30,6 +30,8 @@ from brainstage.pipeline.nifti import read_volume, write_mask, write_volume
 from brainstage.pipeline.records import (
     Completed,
     Covariates,
+    Deformation,
+    Failure,
     Prediction,
     QcReport,
     QcStatus,
@@ -39,10 +41,10 @@ from brainstage.pipeline.records import (
     T1wScan,
 )
 from brainstage.pipeline.stage import read_marker
-from brainstage.pipeline.volume import BrainMask, Volume
+from brainstage.pipeline.volume import BrainMask, DisplacementField, Volume
 from brainstage.preprocessing.network_grid import network_input
 from brainstage.preprocessing.template import load_template
-from brainstage.preprocessing.transforms import to_template_transform, write_transform
+from brainstage.preprocessing.transforms import to_native_transform, to_template_transform, write_transform
 from brainstage.workflows.cli import main
 from brainstage.workflows.evidence import read_evidence
 from brainstage.workflows.explain import (
@@ -298,6 +300,17 @@ def test_an_explanation_goes_when_its_prediction_is_withheld(explained, tmp_path
     assert 'id="evidence"' not in files.report.read_text()
 
 
+def test_an_explanation_goes_when_its_scan_fails(explained, tmp_path):
+    _, out_dir, _ = explained
+    out_dir = Path(shutil.copytree(out_dir, tmp_path / "out"))
+    files = files_of(out_dir, 21)
+    name = "sub-21/anat/sub-21_T1w.nii.gz"
+    scan = T1wScan(entities=files.entities, path=Path(name), t1w_path=name)
+    failure = Failure(scan=scan, stage="ingest", error="ImageError", message="damaged")
+    write_report(failure, RunContext(out_dir=out_dir, config=Config()), changed=True)
+    assert not [path for path in out_dir.rglob("sub-21*") if "gradcam" in path.name]
+
+
 def test_an_explanation_of_another_class_model_or_image_is_not_shown(explained):
     _, out_dir, _ = explained
     files = files_of(out_dir, 20)
@@ -416,3 +429,26 @@ def test_a_blob_is_found_in_template_and_in_oblique_native_space(strides, tmp_pa
     back = (native_to_template() @ np.append(peak(native), 1.0))[:3]
     assert np.abs(back - truth).max() <= coarsest_mm
     assert np.abs(back - peak(upright)).max() <= 5.0 + 4.0  # a voxel of each grid
+
+
+def test_the_inverse_of_a_deformation_is_taken_where_there_is_one(tmp_path):
+    files = files_of(tmp_path, 1)
+    write_transform(files.native_to_template, to_template_transform(native_to_template()))
+    point = (10.0, -20.0, 30.0)
+    affine = native_transform(files).TransformPoint(point)
+    # RAS to LPS and back, as everywhere in ITK
+    expected = (native_to_template() @ (-10.0, 20.0, 30.0, 1.0))[:3] * (-1, -1, 1)
+    assert affine == pytest.approx(tuple(expected))
+    nothing = DisplacementField(
+        data=np.zeros((4, 4, 4, 3), np.float32), voxel_to_ras=np.diag([60.0, 60, 60, 1])
+    )
+    moved = DisplacementField(
+        data=np.full((4, 4, 4, 3), 3.0, np.float32),
+        voxel_to_ras=np.array([[60, 0, 0, -90], [0, 60, 0, -90], [0, 0, 60, -90], [0, 0, 0, 1.0]]),
+    )
+    write_transform(
+        files.template_to_native,
+        to_native_transform(native_to_template(), Deformation(forward=nothing, inverse=moved)),
+    )
+    deformed = native_transform(files).TransformPoint(point)
+    assert np.abs(np.subtract(deformed, affine)) == pytest.approx([3.0] * 3)
