@@ -40,7 +40,7 @@ from brainstage.pipeline.records import (
     ReviewDecision,
     T1wScan,
 )
-from brainstage.pipeline.stage import read_marker
+from brainstage.pipeline.stage import Marker, describe_outputs, read_marker, write_marker
 from brainstage.pipeline.volume import BrainMask, DisplacementField, Volume
 from brainstage.preprocessing.network_grid import network_input
 from brainstage.preprocessing.template import load_template
@@ -311,7 +311,7 @@ def test_an_explanation_goes_when_its_scan_fails(explained, tmp_path):
     assert not [path for path in out_dir.rglob("sub-21*") if "gradcam" in path.name]
 
 
-def test_an_explanation_of_another_class_model_or_image_is_not_shown(explained):
+def test_an_explanation_of_another_class_or_model_is_not_shown(explained):
     _, out_dir, _ = explained
     files = files_of(out_dir, 20)
     prediction = Prediction(**json.loads((files.state / "prediction_result.json").read_text()))
@@ -320,6 +320,25 @@ def test_an_explanation_of_another_class_model_or_image_is_not_shown(explained):
     swapped = dict(zip(CLASSES, reversed(list(prediction.probabilities.values())), strict=True))
     assert read_evidence(files, replace(prediction, probabilities=swapped)) == ()
     assert read_evidence(files, None) == ()
+
+
+def test_an_explanation_of_an_earlier_image_is_not_shown(explained, tmp_path):
+    _, out_dir, _ = explained
+    out_dir = Path(shutil.copytree(out_dir, tmp_path / "out"))
+    files = files_of(out_dir, 20)
+    prediction = Prediction(**json.loads((files.state / "prediction_result.json").read_text()))
+
+    def registered() -> None:
+        outputs = describe_outputs([files.template_t1w], files)
+        marker = Marker(stage="registration", key="", version="", parameters={}, inputs={}, outputs=outputs)
+        write_marker(files, marker)
+
+    registered()
+    assert len(read_evidence(files, prediction)) == 1
+    volume = read_volume(files.template_t1w)
+    write_volume(files.template_t1w, volume.with_data(volume.data * np.float32(1.01)))
+    registered()
+    assert read_evidence(files, prediction) == ()
 
 
 def test_another_atlas_is_another_explanation(run_of, tmp_path):
