@@ -95,6 +95,14 @@ class ScanFiles:
         """QC measures and verdict."""
         return self.anat / f"{format_entities(self.entities, desc='qc')}.json"
 
+    def evidence_map(self, method: str, *, native: bool = False) -> Path:
+        """Return the path of a map of what a prediction rests on, in template or in native space."""
+        return self._anat("map.nii.gz", space="T1w" if native else TEMPLATE_SPACE, desc=method)
+
+    def evidence_regions(self, method: str) -> Path:
+        """Return the path of the table of regions of such a map."""
+        return self.anat / f"{format_entities(self.entities, desc=method)}_regions.json"
+
     def figure(self, name: str) -> Path:
         """Return the path of a picture of the report, such as ``bias_field``; a BIDS label has no underscore."""
         return self.figures / f"{format_entities(self.entities, desc=name.replace('_', ''))}_T1w.png"
@@ -156,7 +164,7 @@ def write_dataset_description(out_dir: Path, bids_dir: Path, source: Mapping[str
     write_json(out_dir / "dataset_description.json", description)
     write_text(
         out_dir / ".bidsignore",
-        f"{STATE_FOLDER}/\nlogs/\n*.html\nmethods.md\n*.csv\n**/figures/\n*_desc-qc.json\n*_xfm.h5\n",
+        f"{STATE_FOLDER}/\nlogs/\n*.html\nmethods.md\n*.csv\n**/figures/\n*_desc-qc.json\n*_xfm.h5\n*_map.*\n*_regions.json\n",
     )
 
 

@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_explain(commands)
     _add_manifest(commands)
     _add_status(commands)
     _add_fetch(commands)
@@ -327,6 +328,37 @@ def _add_evaluate(commands: Any) -> None:  # noqa: ANN401 - argparse has no publ
     evaluate.set_defaults(handler=_evaluate)
 
 
+def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    explain = commands.add_parser(
+        "explain",
+        help="show where a model found what it says about each scan",
+        description="Map what each prediction of brainstage run --model rests on, say in which regions it lies, and "
+        "write the scan's report again with it. Withheld predictions are not explained.",
+        epilog=EXIT_CODES,
+    )
+    explain.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    explain.add_argument(
+        "out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run --model"
+    )
+    explain.add_argument(
+        "--method",
+        choices=("gradcam", "occlusion"),
+        default="gradcam",
+        help="seconds a scan, or minutes without a GPU; default gradcam",
+    )
+    explain.add_argument(
+        "--atlas",
+        type=Path,
+        metavar="FILE",
+        help="labels in MNI152 space, with a .tsv of index and name beside it; default: coarse regions",
+    )
+    explain.add_argument(
+        "--participant-label", nargs="+", default=[], metavar="LABEL", help="with or without sub-"
+    )
+    explain.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    explain.set_defaults(handler=_explain)
+
+
 def _add_manifest(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
     manifest = commands.add_parser(
         "manifest",
@@ -467,6 +499,22 @@ def _evaluate(options: argparse.Namespace) -> int:
         _say,
     )
     return ExitCode.DONE
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from brainstage.workflows.explain import ExplainOptions, explain
+
+    return explain(
+        options.model_dir,
+        options.out_dir,
+        ExplainOptions(
+            method=options.method,
+            atlas=options.atlas,
+            participants=tuple(options.participant_label),
+            device=options.device,
+        ),
+        _say,
+    )
 
 
 def _manifest(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import Final
 from brainstage.pipeline.attempt import begin_attempt, count_death, end_attempt, forget_deaths
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
+from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.errors import BrainstageError, LeaseLostError, OutputError
 from brainstage.pipeline.files import (
     read_json_or_empty,
@@ -26,21 +27,26 @@ from brainstage.pipeline.files import (
 from brainstage.pipeline.lease import Lease, held
 from brainstage.pipeline.records import (
     Completed,
+    Covariates,
     Failure,
     HeaderFindings,
+    PredictionStatus,
     QcStatus,
+    Review,
     ReviewDecision,
     SubjectOutcome,
     T1wScan,
 )
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
 from brainstage.pipeline.stage import Stage
+from brainstage.workflows.evidence import Evidence, read_evidence, remove_evidence
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.prediction import model_of, prediction_stage, read_prediction
 from brainstage.workflows.reporting.methods import method_steps
 from brainstage.workflows.reporting.pages import RunInfo
 from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
 from brainstage.workflows.reporting.report import ScanReport, render_scan_report
+from brainstage.workflows.reporting.verdict import shown_prediction
 from brainstage.workflows.stages import (
     preprocessing_content,
     preprocessing_id,
@@ -286,6 +292,8 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
     """Write a scan's report, unless nothing that it shows has changed since the last one."""
     files = context.files(outcome.scan)
     decision = decide(outcome)
+    if decision.status in (PredictionStatus.WITHHELD, PredictionStatus.FAILED):
+        remove_evidence(files)
     shown = {
         "version": REPORT_VERSION,
         "status": decision.status,
@@ -296,13 +304,49 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "review": vars(outcome.scan.review) if outcome.scan.review else None,
         "config": context.config.model_dump(mode="json"),
         "failure": outcome.message if isinstance(outcome, Failure) else None,
+        "evidence": [one.key for one in _evidence(outcome, files)],
     }
     key = sha256_of_json(shown)
     marker = files.state / "report.json"
     if not changed and files.report.is_file() and read_json_or_empty(marker).get("key") == key:
         return
     write_text(files.report, render_scan_report(_scan_report(outcome, context, files)))
-    write_json(marker, {"key": key})
+    write_json(marker, {"key": key, "shown": shown, "command": context.command})
+
+
+def read_reported(
+    entities: BidsEntities, t1w_path: str, context: RunContext
+) -> tuple[T1wScan, RunContext] | None:
+    """Return a scan as its last report showed it, and the run that the report was about; None without such a report.
+
+    Parameters
+    ----------
+    entities : BidsEntities
+    t1w_path : str
+        Relative to the BIDS directory.
+    context : RunContext
+        Where to look; configuration, model and command line are replaced by those of the report.
+    """
+    files = ScanFiles(out_dir=context.out_dir, entities=entities)
+    known = read_json_or_empty(files.state / "report.json")
+    try:
+        shown = known["shown"]
+        review = shown["review"]
+        scan = T1wScan(
+            entities=entities,
+            path=Path(t1w_path),
+            t1w_path=t1w_path,
+            covariates=Covariates(**shown["covariates"]),
+            label=shown["label"],
+            review=Review(decision=ReviewDecision(review["decision"]), note=review["note"])
+            if review
+            else None,
+        )
+        config = Config.model_validate(shown["config"])
+        reported = replace(context, config=config, model_id=shown["model"], command=str(known["command"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return scan, reported
 
 
 @cache
@@ -442,7 +486,13 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
         remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
         methods=method_steps(config, tool_versions(), model_id=context.model_id) if completed else (),
         tiers=config.prediction,
+        evidence=_evidence(outcome, files),
     )
+
+
+def _evidence(outcome: SubjectOutcome, files: ScanFiles) -> tuple[Evidence, ...]:
+    """Return what explains a prediction, where the prediction itself is shown."""
+    return read_evidence(files, shown_prediction(outcome, decide(outcome).status))
 
 
 def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:

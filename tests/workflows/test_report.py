@@ -28,6 +28,8 @@ from brainstage.pipeline.records import (
     QcVerdict,
     T1wScan,
 )
+from brainstage.preprocessing.regions import RegionShare
+from brainstage.workflows.evidence import Evidence
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort, strips_of
 from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
 from brainstage.workflows.reporting.methods import method_steps, render_methods
@@ -182,6 +184,27 @@ def report(outcome=None, status=STATUS.REPORTED, **changes) -> ScanReport:
     return ScanReport(**(values | changes))
 
 
+def evidence(**changes) -> Evidence:
+    values = {
+        "method": "gradcam",
+        "label": "ClassTwo",
+        "model_id": "model-7",
+        "units": "logit/ml",
+        "atlas": "some atlas",
+        "regions": tuple(
+            RegionShare(
+                name=f"region {n}", share=0.3 - 0.04 * n, times_brain_mean=3.0 - 0.4 * n, volume_ml=20.0 + n
+            )
+            for n in range(7)
+        ),
+        "share_outside_brain": 0.07,
+        "learnt": True,
+        "template_sha256": "0" * 64,
+        "picture": PNG,
+    }
+    return Evidence(**(values | changes))
+
+
 def cohort(*scans: CohortScan) -> str:
     return render_cohort(scans, RUN, explanations={"cnr": "Low contrast."})
 
@@ -196,6 +219,7 @@ def cohort_scan(outcome, status, **changes) -> CohortScan:
 
 ALL_PAGES = {
     "reported": lambda: render_scan_report(report()),
+    "explained": lambda: render_scan_report(report(evidence=(evidence(), evidence(method="occlusion")))),
     "flagged": lambda: render_scan_report(report(status=STATUS.FLAGGED)),
     "with volumes": lambda: render_scan_report(report(volumes=VOLUMES)),
     "withheld": lambda: render_scan_report(report(completed(QcStatus.FAIL, ("cnr",)), STATUS.WITHHELD)),
@@ -366,7 +390,9 @@ def test_a_withheld_prediction_is_nowhere_in_the_pages():
     outcome = completed(QcStatus.FAIL, ("template_correlation",))
     reasons = (Reason(code="template_correlation", explanation="Low.", status=QcStatus.FAIL),)
     flags = (Reason(code="baseline_disagrees", explanation="The baseline says ClassThree."),)
-    text = render_scan_report(report(outcome, STATUS.WITHHELD, qc_reasons=reasons, prediction_reasons=flags))
+    text = render_scan_report(
+        report(outcome, STATUS.WITHHELD, qc_reasons=reasons, prediction_reasons=flags, evidence=(evidence(),))
+    )
     page = cohort(cohort_scan(outcome, STATUS.WITHHELD))
     for secret in (
         "Class",
@@ -386,6 +412,40 @@ def test_a_withheld_prediction_is_nowhere_in_the_pages():
     assert "bars" not in text.split("</style>")[1]
     assert "withheld by quality control" in text
     assert "template_correlation" in text
+
+
+def test_evidence_is_told_by_its_five_strongest_regions_and_the_baseline():
+    words = Page(render_scan_report(report(evidence=(evidence(),)))).text
+    assert "Grad-CAM: what speaks for ClassTwo" in words
+    assert "region 0 3.0 30 % 20 ml" in words
+    assert "region 4" in words
+    assert "region 5" not in words
+    assert "7 % lies outside the brain" in words
+    assert "says ClassTwo, the linear baseline on voxels ClassThree: the two disagree" in words
+    assert "where the network looked, not where disease is" in words
+    assert "random" not in words
+
+
+def test_evidence_that_agrees_is_empty_or_of_an_unlearnt_network_says_so():
+    shown = report(
+        completed(prediction=prediction(baseline_label="ClassTwo")),
+        evidence=(evidence(regions=(), learnt=False, share_outside_brain=0.0),),
+    )
+    words = Page(render_scan_report(shown)).text
+    assert "the two agree" in words
+    assert "Nowhere in the brain does the map speak for ClassTwo" in words
+    assert "random and were never trained" in words
+
+
+def test_names_of_a_stranger_s_atlas_are_escaped():
+    strange = evidence(
+        atlas=HOSTILE,
+        label=HOSTILE,
+        regions=(RegionShare(name=HOSTILE, share=1.0, times_brain_mean=1.0, volume_ml=1.0),),
+    )
+    text = render_scan_report(report(evidence=(strange,)))
+    assert "<script>alert" not in text
+    assert not any("alert" in attribute for attribute, _ in Page(text).attributes)
 
 
 def test_a_reported_prediction_is_told_in_words_and_bars():

@@ -140,19 +140,14 @@ def read_cohort(
     ManifestError
         When a participant is in the training and in the test split.
     """
-    if not out_dir.is_dir():
-        raise InputMissingError(
-            f"there is no directory {str(out_dir)!r}; it is the output directory of brainstage run"
-        )
-    rows = _require_run(out_dir / "data_manifest.csv", out_dir, read_manifest)
-    preprocessing = _require_run(out_dir / STATE_FOLDER / "preprocessing.json", out_dir, _read_json)
+    rows, preprocessing = read_finished_run(out_dir)
     labels = _labels(rows, label_column)
     chosen = _chosen_classes(sorted({label for label in labels if label}), classes, label_column)
     left_out: dict[str, list[str]] = defaultdict(list)
     kept: list[LabelledScan] = []
     resolution = RESOLUTION_LABELS[preprocessing["content"]["registration"]["resolution_mm"]]
     for row, label in zip(rows, labels, strict=True):
-        files = _files(row, out_dir, resolution)
+        files = files_of_row(row, out_dir, resolution)
         reason = _objection(files, label, chosen, decisions.get(row.t1w_path))
         if reason is None and label is not None:
             kept.append(LabelledScan(row=row, files=files, label=label))
@@ -176,6 +171,24 @@ def read_cohort(
         preprocessing_content=preprocessing["content"],
         columns=tuple(name for name in _columns(rows) if name != label_column),
     )
+
+
+def read_finished_run(out_dir: Path) -> tuple[Sequence[ManifestRow], Mapping[str, Any]]:
+    """Return the scans of a finished run, and its ``id`` and ``content`` of the preprocessing.
+
+    Raises
+    ------
+    InputMissingError
+        When there is no such directory, or no finished run in it.
+    ManifestError
+        When what is there is damaged.
+    """
+    if not out_dir.is_dir():
+        raise InputMissingError(
+            f"there is no directory {str(out_dir)!r}; it is the output directory of brainstage run"
+        )
+    rows = _require_run(out_dir / "data_manifest.csv", out_dir, read_manifest)
+    return rows, _require_run(out_dir / STATE_FOLDER / "preprocessing.json", out_dir, _read_json)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -246,7 +259,14 @@ def _chosen_classes(present: list[str], asked: Sequence[str] | None, column: str
     return tuple(asked)
 
 
-def _files(row: ManifestRow, out_dir: Path, resolution: str) -> ScanFiles:
+def files_of_row(row: ManifestRow, out_dir: Path, resolution: str) -> ScanFiles:
+    """Return where everything about a scan of a run lies.
+
+    Raises
+    ------
+    ManifestError
+        When the row names no T1w scan.
+    """
     name = PurePosixPath(row.t1w_path).name
     parsed = parse_name(name)
     if parsed is None or validate_name(parsed):

@@ -18,9 +18,10 @@ from scipy import ndimage
 
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS
 from brainstage.pipeline.records import RegisteredBrain
-from brainstage.pipeline.volume import Grid
+from brainstage.pipeline.volume import BrainMask, Grid, Volume
 from brainstage.preprocessing.resampling import resampled
 from brainstage.preprocessing.template import load_template
+from brainstage.workflows.evidence import COLOURED_FROM
 from brainstage.workflows.reporting.drawing import (
     COLOUR_COUNTS,
     DPI,
@@ -60,6 +61,8 @@ _LEAST_FIELD_RANGE: Final = 0.05
 """A field flatter than 5 % is drawn on a scale of 5 %: noise must not look like a field."""
 _FIELD_COLOURS: Final = (256, 128, 64, 32, 16)
 _FIELD_SAMPLES: Final = 100_000
+_EVIDENCE_MAP: Final = "plasma"
+_EVIDENCE_OPACITY: Final = 0.75
 _SCALE_PIXELS: Final = 70
 _HISTOGRAM_BINS: Final = 100
 _BEFORE_STYLE: Final[Mapping[str, Any]] = {"color": "#8a6d1d", "linestyle": "--"}
@@ -253,6 +256,65 @@ def _field_scale(limit: float, top: int, bottom: int) -> Callable[[Axes], None]:
             axes.text(
                 left + 16, first + place * height, text, color=TEXT_COLOUR, fontsize=TEXT_POINTS, va="center"
             )
+
+    return draw
+
+
+def evidence_figure(brain: Volume, brain_mask: BrainMask, evidence: Volume, units: str) -> bytes:
+    """Draw a map of what a prediction rests on over the registered brain, as PNG.
+
+    Parameters
+    ----------
+    brain : Volume
+        Registered, normalised.
+    brain_mask : BrainMask
+    evidence : Volume
+        On the same grid; coloured inside the brain where it is above a part of its maximum there.
+    units : str
+        Of the map, for its scale.
+    """
+    window = window_of(brain.data, brain_mask.data)
+    layers = {
+        "mask": brain_mask.data,
+        "brain": grey(np.where(brain_mask.data, brain.data, np.float32(window[0])), window),
+        "evidence": np.where(brain_mask.data, evidence.data, np.float32(0.0)),
+    }
+    scene = scene_of(layers, brain.voxel_to_ras, margin_mm=8.0)
+    mosaic = mosaic_of(scene, _three_planes(scene), width=_WIDTH_PIXELS - _SCALE_PIXELS, gap=_GAP_PIXELS)
+    highest = float(scene.layers["evidence"].max(initial=0.0))
+    picture: NDArray[Any] = np.repeat(painted(scene.layers["brain"], mosaic)[..., None], 3, axis=2)
+    if highest > 0:
+        level = painted(scene.layers["evidence"], mosaic) / np.float32(highest)
+        # Slices are taken between voxels; the colour must not spill over the brain's edge there.
+        shown = (level > COLOURED_FROM) & (painted(scene.mask, mosaic) > 0.5)
+        weight = np.where(shown, np.float32(_EVIDENCE_OPACITY), np.float32(0.0))[..., None]
+        colours = colormaps[_EVIDENCE_MAP](_evidence_level(level))[..., :3].astype(np.float32)
+        picture = (1 - weight) * picture + weight * colours
+    picture = np.pad(picture, ((0, 0), (0, _SCALE_PIXELS), (0, 0)))
+    scale = _evidence_scale(highest, units, mosaic.size[0]) if highest > 0 else None
+    notes = [*_directions(mosaic), *_millimetres(mosaic, scene)]
+    return png_of(drawn(picture, [], notes, extra=scale), colour_counts=_FIELD_COLOURS)
+
+
+def _evidence_level(level: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Spread what is coloured over the whole colour map."""
+    return np.clip((level - np.float32(COLOURED_FROM)) / np.float32(1.0 - COLOURED_FROM), 0.0, 1.0)
+
+
+def _evidence_scale(highest: float, units: str, height: int) -> Callable[[Axes], None]:
+    """Return what draws the colour scale of the map right of it."""
+
+    def draw(axes: Axes) -> None:
+        left, long = _WIDTH_PIXELS - 66, min(260.0, 0.6 * height)
+        first = 0.5 * (height - long)
+        ramp = np.linspace(1.0, 0.0, 64)[:, None]
+        axes.imshow(
+            ramp, cmap=_EVIDENCE_MAP, extent=(left, left + 12, first + long, first), aspect="auto", zorder=3
+        )
+        words: dict[str, Any] = {"color": TEXT_COLOUR, "fontsize": TEXT_POINTS}
+        for place, part in ((0.0, 1.0), (1.0, COLOURED_FROM)):
+            axes.text(left + 16, first + place * long, f"{part * highest:.2g}", va="center", **words)
+        axes.text(left, first - 10, units, va="bottom", **words)
 
     return draw
 

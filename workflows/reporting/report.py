@@ -16,8 +16,9 @@ from brainstage.pipeline.records import (
     Provenance,
     SubjectOutcome,
 )
+from brainstage.workflows.evidence import COLOURED_FROM, Evidence
 from brainstage.workflows.reporting.methods import MethodStep, references_of
-from brainstage.workflows.reporting.pages import RunInfo, page_environment
+from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent
 from brainstage.workflows.reporting.qc_table import QcRow, Reason, bounds_text, gauge_of
 from brainstage.workflows.reporting.verdict import shown_prediction, verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
@@ -98,6 +99,8 @@ class ScanReport:
     coverage : float
         Of the conformal set.
     tiers : PredictionConfig
+    evidence : tuple of Evidence
+        What explains the prediction; shown only with it.
     cohort_page : str
         Relative name of the cohort page; empty for none.
     """
@@ -116,6 +119,7 @@ class ScanReport:
     methods: tuple[MethodStep, ...] = ()
     coverage: float = 0.9
     tiers: PredictionConfig = field(default_factory=PredictionConfig)
+    evidence: tuple[Evidence, ...] = ()
     cohort_page: str = "cohort.html"
 
     def __post_init__(self) -> None:
@@ -153,6 +157,7 @@ def render_scan_report(report: ScanReport) -> str:
         failure=outcome if isinstance(outcome, Failure) else None,
         qc=None if isinstance(outcome, Failure) else outcome.verdict,
         prediction=report.shown_prediction,
+        evidence=[(one, evidence_text(one)) for one in report.evidence] if report.shown_prediction else [],
         verdict=verdict_of(
             outcome,
             report.prediction_status,
@@ -167,6 +172,23 @@ def render_scan_report(report: ScanReport) -> str:
         total_seconds=sum(entry.seconds for entry in outcome.provenance),
         references=references_of(report.methods),
     )  # fmt: skip
+
+
+def evidence_text(evidence: Evidence) -> FigureText:
+    """Return the words around the map of one method: what it shows, and what it cannot say."""
+    label = evidence.label
+    what = {
+        "gradcam": f"How much each place of the registered brain adds to the logit of {label}, as coarse as the "
+        "network's own maps; what speaks against the class is left out.",
+        "occlusion": f"By how much the logit of {label} falls when a box around each place is given the brain's mean "
+        "intensity: colour where the network would be less sure without what it sees there.",
+    }[evidence.method]
+    drawn = f"Coloured from {percent(COLOURED_FROM)} of the map's maximum on. Numbers are template coordinates in mm."
+    return FigureText(
+        title=f"{evidence.title}: what speaks for {label}",
+        caption=f"{what} {drawn}",
+        alt="Slices of the registered brain, coloured where the network found what speaks for the class.",
+    )
 
 
 def key_parameters(entry: Provenance) -> str:

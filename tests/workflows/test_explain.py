@@ -1,0 +1,473 @@
+"""``brainstage explain``: which scans are explained, what is written, where it lies in a person's own space."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import nibabel.processing
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from brainstage.models.explanation import explanation_of
+from brainstage.models.features import FeatureExtractor
+from brainstage.models.heads import LinearHead
+from brainstage.models.med3d import STRIDES, build_med3d, initialise_randomly
+from brainstage.models.model_store import load_model
+from brainstage.models.weights import WeightsSource
+from brainstage.pipeline.config import Config, NetworkGridConfig
+from brainstage.pipeline.derivatives import ScanFiles, sidecar_of
+from brainstage.pipeline.entities import BidsEntities
+from brainstage.pipeline.errors import ImageError, InputMissingError, ModelError, NothingSelectedError
+from brainstage.pipeline.files import write_json
+from brainstage.pipeline.manifest import ManifestRow, write_manifest
+from brainstage.pipeline.nifti import read_volume, write_mask, write_volume
+from brainstage.pipeline.records import (
+    Completed,
+    Covariates,
+    Deformation,
+    Failure,
+    Prediction,
+    QcReport,
+    QcStatus,
+    QcVerdict,
+    Review,
+    ReviewDecision,
+    T1wScan,
+)
+from brainstage.pipeline.stage import Marker, describe_outputs, read_marker, write_marker
+from brainstage.pipeline.volume import BrainMask, DisplacementField, Volume
+from brainstage.preprocessing.network_grid import network_input
+from brainstage.preprocessing.template import load_template
+from brainstage.preprocessing.transforms import to_native_transform, to_template_transform, write_transform
+from brainstage.workflows.cli import main
+from brainstage.workflows.evidence import read_evidence
+from brainstage.workflows.explain import (
+    EXPLAINED,
+    KEPT,
+    NO_PREDICTION,
+    WITHHELD,
+    ExplainOptions,
+    carried,
+    explain,
+    native_transform,
+)
+from brainstage.workflows.learning.features import read_network_input
+from brainstage.workflows.participant import RunContext, write_report
+from brainstage.workflows.train import TrainOptions, train
+
+CLASSES = ("CN", "AD")
+GRID = {"spacing_mm": 4.0, "shape": [40, 48, 40], "background": "zero"}
+CONTENT = {"network_grid": GRID, "registration": {"resolution_mm": 1.0}}
+OPTIONS = ExplainOptions(device="cpu")
+
+
+def native_to_template() -> np.ndarray:
+    """Turn, shift and scale a head, as registrations do."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = 1.1 * Rotation.from_euler("xyz", (12, -8, 15), degrees=True).as_matrix()
+    matrix[:3, 3] = (6.0, -9.0, 4.0)
+    return matrix
+
+
+def oblique_mask() -> BrainMask:
+    """Give a native grid of 5 mm that lies askew, and all of it as brain."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = 5.0 * Rotation.from_euler("xyz", (-10, 20, 5), degrees=True).as_matrix()
+    centre = np.linalg.inv(native_to_template()) @ (0, -18, 8, 1)
+    matrix[:3, 3] = centre[:3] - matrix[:3, :3] @ (22.5, 24.5, 22.5)
+    return BrainMask(data=np.ones((46, 50, 46), dtype=bool), voxel_to_ras=matrix)
+
+
+def brain(label: str, seed: int) -> tuple[Volume, BrainMask]:
+    """Make the template's brain at 4 mm; AD is darker around the hippocampi."""
+    template = load_template(1.0)
+    grid = template.grid.rescaled(4.0)
+    mask = load_template(2.0).brain_mask
+    inside = nib.processing.resample_from_to(
+        nib.Nifti1Image(mask.data.astype(np.float32), mask.voxel_to_ras),
+        (grid.shape, grid.voxel_to_ras),
+        order=1,
+    ).get_fdata()
+    place = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")).reshape(3, -1)
+    x, y, z = (grid.voxel_to_ras @ np.vstack([place, np.ones(place.shape[1])]))[:3]
+    near = ((np.abs(x) - 27) ** 2 + (y + 20) ** 2 + (z + 16) ** 2 < 14**2).reshape(grid.shape)
+    values = 0.5 + 0.2 * np.random.default_rng(seed).standard_normal(grid.shape)
+    values -= 2.0 * near * (label == "AD")
+    data = np.where(inside > 0.5, values, 0).astype(np.float32)
+    return (
+        Volume(data=data, voxel_to_ras=grid.voxel_to_ras),
+        BrainMask(data=inside > 0.5, voxel_to_ras=grid.voxel_to_ras),
+    )
+
+
+def files_of(out_dir: Path, number: int) -> ScanFiles:
+    return ScanFiles(out_dir=out_dir, entities=BidsEntities(subject=f"{number:02d}"))
+
+
+def add_scan(out_dir: Path, number: int, label: str) -> ManifestRow:
+    files = files_of(out_dir, number)
+    volume, mask = brain(label, number)
+    write_volume(files.template_t1w, volume)
+    write_mask(files.template_mask, mask)
+    write_mask(files.native_mask, oblique_mask())
+    write_transform(files.native_to_template, to_template_transform(native_to_template()))
+    write_json(files.qc_json, {"qc_status": "pass", "qc_reasons": []})
+    return ManifestRow(
+        participant_id=f"sub-{number:02d}",
+        session_id="",
+        run_id="",
+        t1w_path=f"sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz",
+        sha256=f"{number:064x}",
+        diagnosis=label,
+    )
+
+
+def report(out_dir: Path, number: int, prediction: Prediction, *, status="pass", review=None) -> None:
+    """Leave what ``brainstage run --model`` leaves of a prediction."""
+    files = files_of(out_dir, number)
+    write_json(files.state / "prediction_result.json", asdict(prediction))
+    write_json(files.qc_json, {"qc_status": status, "qc_reasons": []})
+    name = f"sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz"
+    scan = T1wScan(
+        entities=files.entities,
+        path=Path(name),
+        t1w_path=name,
+        covariates=Covariates(age=71.0),
+        review=review,
+    )
+    outcome = Completed(
+        scan=scan,
+        qc=QcReport(measures={}, verdict=QcVerdict(status=QcStatus(status))),
+        prediction=prediction,
+        preprocessing_id="abc",
+    )
+    context = RunContext(
+        out_dir=out_dir, config=Config(), model_id=prediction.model_id, command="brainstage run"
+    )
+    write_report(outcome, context, changed=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """Train on 12 scans; 20 and 21 are new, 22 failed quality control."""
+    folder = tmp_path_factory.mktemp("explain")
+    out_dir, model_dir = folder / "out", folder / "model"
+    rows = [add_scan(out_dir, number, CLASSES[number % 2]) for number in range(12)]
+    rows += [replace(add_scan(out_dir, n, CLASSES[n % 2]), split="test") for n in (20, 21, 22)]
+    write_manifest(out_dir / "data_manifest.csv", rows)
+    write_json(out_dir / ".brainstage" / "preprocessing.json", {"id": "abc", "content": CONTENT})
+    train(
+        out_dir, model_dir, TrainOptions(weights="random", folds=3, epochs=40, device="cpu"), lambda _: None
+    )
+    model = load_model(model_dir)
+    for row in rows:
+        number = int(row.participant_id[4:])
+        given = read_network_input(files_of(out_dir, number), model.network_grid)
+        prediction = model.predict(model.features(given), given, row.sha256)
+        report(out_dir, number, prediction, status="fail" if number == 22 else "pass")
+    write_manifest(
+        out_dir / "data_manifest.csv", [row for row in rows if int(row.participant_id[4:]) in (0, 20, 21, 22)]
+    )
+    return model_dir, out_dir
+
+
+@pytest.fixture
+def run_of(trained, tmp_path) -> tuple[Path, Path]:
+    """Copy the run, for a test to alter."""
+    return trained[0], Path(shutil.copytree(trained[1], tmp_path / "out"))
+
+
+@pytest.fixture(scope="module")
+def explained(trained, tmp_path_factory) -> tuple[Path, Path, list[str]]:
+    out_dir = Path(shutil.copytree(trained[1], tmp_path_factory.mktemp("explained") / "out"))
+    said: list[str] = []
+    assert explain(trained[0], out_dir, OPTIONS, said.append) == 0
+    return trained[0], out_dir, said
+
+
+def of(said: list[str], number: int) -> str:
+    """Return what was said to have become of a scan, without the seconds."""
+    line = next(line for line in said if line.startswith(f"sub-{number:02d}: "))
+    return line.partition(": ")[2].partition(", ")[0]
+
+
+def test_maps_regions_and_a_picture_are_written_on_the_grids_of_the_volumes(explained):
+    _, out_dir, said = explained
+    assert of(said, 20) == EXPLAINED
+    files = files_of(out_dir, 20)
+    names = {path.name for path in files.anat.iterdir() if "gradcam" in path.name}
+    assert names == {
+        "sub-20_space-MNI152NLin2009aSym_desc-gradcam_map.nii.gz",
+        "sub-20_space-MNI152NLin2009aSym_desc-gradcam_map.json",
+        "sub-20_space-T1w_desc-gradcam_map.nii.gz",
+        "sub-20_space-T1w_desc-gradcam_map.json",
+        "sub-20_desc-gradcam_regions.json",
+    }
+    assert read_volume(files.evidence_map("gradcam")).grid.matches(read_volume(files.template_t1w).grid)
+    assert read_volume(files.evidence_map("gradcam", native=True)).grid.matches(oblique_mask().grid)
+    assert files.figure("gradcam").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_map_says_of_which_class_model_and_method_it_is(explained):
+    model_dir, out_dir, _ = explained
+    files = files_of(out_dir, 21)
+    model_id = load_model(model_dir).model_id
+    for native in (True, False):
+        sidecar = json.loads(sidecar_of(files.evidence_map("gradcam", native=native)).read_text())
+        assert (sidecar["Method"], sidecar["ModelId"], sidecar["Units"]) == ("gradcam", model_id, "logit/ml")
+        assert sidecar["Class"] in CLASSES
+
+
+def test_nothing_is_coloured_outside_the_brain_and_nothing_is_negative(explained):
+    _, out_dir, _ = explained
+    files = files_of(out_dir, 20)
+    data = read_volume(files.evidence_map("gradcam")).data
+    assert data.min() == 0
+    assert data[read_volume(files.template_t1w).data == 0].max() == 0
+
+
+def test_the_report_shows_regions_baseline_and_what_a_map_cannot_say(explained):
+    _, out_dir, _ = explained
+    files = files_of(out_dir, 21)
+    page = files.report.read_text()
+    strongest = json.loads(files.evidence_regions("gradcam").read_text())["Regions"][0]
+    assert 'id="evidence"' in page
+    assert strongest["name"] in page
+    assert "where the network looked, not where disease is" in page
+    assert "filters are random and were never trained" in page
+    assert "the linear baseline on voxels" in page
+
+
+def test_a_withheld_prediction_is_not_explained(explained):
+    _, out_dir, said = explained
+    files = files_of(out_dir, 22)
+    assert of(said, 22) == WITHHELD
+    assert not any("gradcam" in path.name for path in files.anat.iterdir())
+    assert not files.figure("gradcam").exists()
+    assert 'id="evidence"' not in files.report.read_text()
+
+
+def test_a_training_scan_is_explained_by_the_fold_that_did_not_see_it(explained):
+    _, out_dir, _ = explained
+    assert len(read_marker(files_of(out_dir, 0), "explanation_gradcam").parameters["folds"]) == 1
+    assert read_marker(files_of(out_dir, 20), "explanation_gradcam").parameters["folds"] == [0, 1, 2]
+
+
+def test_a_second_time_nothing_is_computed(explained):
+    model_dir, out_dir, _ = explained
+    path = files_of(out_dir, 20).evidence_map("gradcam")
+    before = path.stat().st_mtime_ns
+    said: list[str] = []
+    assert explain(model_dir, out_dir, OPTIONS, said.append) == 0
+    assert {of(said, n) for n in (0, 20, 21)} == {KEPT}
+    assert path.stat().st_mtime_ns == before
+
+
+def test_what_was_removed_or_altered_is_made_again(explained, tmp_path):
+    model_dir, out_dir, _ = explained
+    out_dir = Path(shutil.copytree(out_dir, tmp_path / "out"))
+    files_of(out_dir, 20).evidence_map("gradcam", native=True).unlink()
+    volume = read_volume(files_of(out_dir, 21).template_t1w)
+    write_volume(files_of(out_dir, 21).template_t1w, volume.with_data(volume.data * np.float32(1.01)))
+    said: list[str] = []
+    explain(model_dir, out_dir, OPTIONS, said.append)
+    assert [of(said, n) == EXPLAINED for n in (0, 20, 21)] == [False, True, True]
+
+
+def test_one_bad_scan_does_not_stop_the_others(run_of):
+    model_dir, out_dir = run_of
+    files_of(out_dir, 0).template_t1w.write_bytes(b"nothing")
+    said: list[str] = []
+    assert explain(model_dir, out_dir, OPTIONS, said.append) == 1
+    assert "failed" in of(said, 0)
+    assert of(said, 20) == EXPLAINED
+
+
+def test_an_explanation_goes_when_its_prediction_is_withheld(explained, tmp_path):
+    _, out_dir, _ = explained
+    out_dir = Path(shutil.copytree(out_dir, tmp_path / "out"))
+    files = files_of(out_dir, 20)
+    prediction = Prediction(**json.loads((files.state / "prediction_result.json").read_text()))
+    report(out_dir, 20, prediction, review=Review(decision=ReviewDecision.FAIL))
+    left = [path for path in out_dir.rglob("sub-20*") if "gradcam" in path.name]
+    assert left == []
+    assert 'id="evidence"' not in files.report.read_text()
+
+
+def test_an_explanation_goes_when_its_scan_fails(explained, tmp_path):
+    _, out_dir, _ = explained
+    out_dir = Path(shutil.copytree(out_dir, tmp_path / "out"))
+    files = files_of(out_dir, 21)
+    name = "sub-21/anat/sub-21_T1w.nii.gz"
+    scan = T1wScan(entities=files.entities, path=Path(name), t1w_path=name)
+    failure = Failure(scan=scan, stage="ingest", error="ImageError", message="damaged")
+    write_report(failure, RunContext(out_dir=out_dir, config=Config()), changed=True)
+    assert not [path for path in out_dir.rglob("sub-21*") if "gradcam" in path.name]
+
+
+def test_an_explanation_of_another_class_or_model_is_not_shown(explained):
+    _, out_dir, _ = explained
+    files = files_of(out_dir, 20)
+    prediction = Prediction(**json.loads((files.state / "prediction_result.json").read_text()))
+    assert len(read_evidence(files, prediction)) == 1
+    assert read_evidence(files, replace(prediction, model_id="other")) == ()
+    swapped = dict(zip(CLASSES, reversed(list(prediction.probabilities.values())), strict=True))
+    assert read_evidence(files, replace(prediction, probabilities=swapped)) == ()
+    assert read_evidence(files, None) == ()
+
+
+def test_an_explanation_of_an_earlier_image_is_not_shown(explained, tmp_path):
+    _, out_dir, _ = explained
+    out_dir = Path(shutil.copytree(out_dir, tmp_path / "out"))
+    files = files_of(out_dir, 20)
+    prediction = Prediction(**json.loads((files.state / "prediction_result.json").read_text()))
+
+    def registered() -> None:
+        outputs = describe_outputs([files.template_t1w], files)
+        marker = Marker(stage="registration", key="", version="", parameters={}, inputs={}, outputs=outputs)
+        write_marker(files, marker)
+
+    registered()
+    assert len(read_evidence(files, prediction)) == 1
+    volume = read_volume(files.template_t1w)
+    write_volume(files.template_t1w, volume.with_data(volume.data * np.float32(1.01)))
+    registered()
+    assert read_evidence(files, prediction) == ()
+
+
+def test_another_atlas_is_another_explanation(run_of, tmp_path):
+    model_dir, out_dir = run_of
+    volume, mask = brain("CN", 0)
+    nib.save(nib.Nifti1Image(mask.data.astype(np.int16), volume.voxel_to_ras), tmp_path / "whole.nii.gz")
+    (tmp_path / "whole.tsv").write_text("index\tname\n1\tthe whole brain\n")
+    one = replace(OPTIONS, participants=("21",))
+    explain(model_dir, out_dir, one, lambda _: None)
+    explain(model_dir, out_dir, replace(one, atlas=tmp_path / "whole.nii.gz"), lambda _: None)
+    table = json.loads(files_of(out_dir, 21).evidence_regions("gradcam").read_text())
+    assert table["Atlas"] == "whole"
+    assert [(region["name"], round(region["share"], 3)) for region in table["Regions"]] == [
+        ("the whole brain", 1.0)
+    ]
+
+
+def test_occlusion_from_the_command_line_stands_beside_grad_cam(explained, tmp_path, capsys):
+    model_dir, out_dir, _ = explained
+    out_dir = Path(shutil.copytree(out_dir, tmp_path / "out"))
+    words = [
+        "explain",
+        str(model_dir),
+        str(out_dir),
+        "--method",
+        "occlusion",
+        "--participant_label",
+        "sub-21",
+    ]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert "1 explained" in capsys.readouterr().out
+    page = files_of(out_dir, 21).report.read_text()
+    assert "Grad-CAM: what speaks for" in page
+    assert "Occlusion: what speaks for" in page
+    table = json.loads(files_of(out_dir, 21).evidence_regions("occlusion").read_text())
+    assert table["Units"] == "logit"
+
+
+def test_a_run_without_predictions_of_the_model_is_said(run_of):
+    model_dir, out_dir = run_of
+    for number in (0, 20, 21, 22):
+        (files_of(out_dir, number).state / "prediction_result.json").unlink()
+    with pytest.raises(InputMissingError, match="brainstage run --model"):
+        explain(model_dir, out_dir, OPTIONS, lambda _: None)
+
+
+def test_a_scan_without_prediction_is_passed_over(run_of):
+    model_dir, out_dir = run_of
+    (files_of(out_dir, 0).state / "prediction_result.json").unlink()
+    said: list[str] = []
+    assert explain(model_dir, out_dir, OPTIONS, said.append) == 0
+    assert of(said, 0) == NO_PREDICTION
+
+
+def test_what_concerns_all_scans_is_refused_at_once(run_of, tmp_path):
+    model_dir, out_dir = run_of
+    with pytest.raises(NothingSelectedError, match="sub-77"):
+        explain(model_dir, out_dir, replace(OPTIONS, participants=("77",)), lambda _: None)
+    (tmp_path / "bad.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(ImageError):
+        explain(model_dir, out_dir, replace(OPTIONS, atlas=tmp_path / "bad.nii.gz"), lambda _: None)
+    write_json(out_dir / ".brainstage" / "preprocessing.json", {"id": "other", "content": CONTENT})
+    with pytest.raises(ModelError, match="preprocessed otherwise"):
+        explain(model_dir, out_dir, OPTIONS, lambda _: None)
+
+
+@pytest.mark.parametrize("strides", STRIDES)
+def test_a_blob_is_found_in_template_and_in_oblique_native_space(strides, tmp_path):
+    network = build_med3d("resnet10", strides)
+    initialise_randomly(network, 0)
+    source = WeightsSource(kind="random", architecture="resnet10", sha256="0", words="", strides=strides)
+    extractor = FeatureExtractor(network, source)
+    plain, mask = brain("CN", 5)
+    truth = np.array([-34.0, -30.0, 14.0])
+    index = (np.linalg.inv(plain.voxel_to_ras) @ [*truth, 1])[:3]
+    place = np.stack(np.meshgrid(*(np.arange(n) for n in plain.shape), indexing="ij"))
+    apart = ((place - index[:, None, None, None]) ** 2).sum(axis=0)
+    lit = plain.with_data(np.where(mask.data, plain.data + 8 * np.exp(-apart / 4), 0).astype(np.float32))
+    grid = NetworkGridConfig.model_validate(GRID)
+    given = network_input(lit, mask, grid)
+    weight = extractor.features(given) - extractor.features(network_input(plain, mask, grid))
+    head = LinearHead(
+        mean=0 * weight,
+        scale=0 * weight + 1,
+        weight=np.stack([-weight, weight]),
+        bias=np.zeros(2, np.float32),
+    )
+    model = SimpleNamespace(
+        classes=CLASSES,
+        networks=[network],
+        heads=[head],
+        extractor=extractor,
+        description=SimpleNamespace(backbone=SimpleNamespace(strides=strides)),
+    )
+    parts = explanation_of(model, given, "AD", [0], "gradcam")
+    coarsest_mm = min(part.spacing_mm[0] for part in parts)
+
+    def peak(volume: Volume) -> np.ndarray:
+        where = np.unravel_index(int(volume.data.argmax()), volume.shape)
+        return (volume.voxel_to_ras @ np.append(where, 1.0))[:3]
+
+    upright = carried(parts, plain.grid, to_template_transform(np.eye(4)), "gradcam")
+    assert np.abs(peak(upright) - truth).max() <= coarsest_mm
+    files = files_of(tmp_path, 1)
+    write_transform(files.native_to_template, to_template_transform(native_to_template()))
+    native = carried(parts, oblique_mask().grid, native_transform(files), "gradcam")
+    back = (native_to_template() @ np.append(peak(native), 1.0))[:3]
+    assert np.abs(back - truth).max() <= coarsest_mm
+    assert np.abs(back - peak(upright)).max() <= 5.0 + 4.0  # a voxel of each grid
+
+
+def test_the_inverse_of_a_deformation_is_taken_where_there_is_one(tmp_path):
+    files = files_of(tmp_path, 1)
+    write_transform(files.native_to_template, to_template_transform(native_to_template()))
+    point = (10.0, -20.0, 30.0)
+    affine = native_transform(files).TransformPoint(point)
+    # RAS to LPS and back, as everywhere in ITK
+    expected = (native_to_template() @ (-10.0, 20.0, 30.0, 1.0))[:3] * (-1, -1, 1)
+    assert affine == pytest.approx(tuple(expected))
+    nothing = DisplacementField(
+        data=np.zeros((4, 4, 4, 3), np.float32), voxel_to_ras=np.diag([60.0, 60, 60, 1])
+    )
+    moved = DisplacementField(
+        data=np.full((4, 4, 4, 3), 3.0, np.float32),
+        voxel_to_ras=np.array([[60, 0, 0, -90], [0, 60, 0, -90], [0, 0, 60, -90], [0, 0, 0, 1.0]]),
+    )
+    write_transform(
+        files.template_to_native,
+        to_native_transform(native_to_template(), Deformation(forward=nothing, inverse=moved)),
+    )
+    deformed = native_transform(files).TransformPoint(point)
+    assert np.abs(np.subtract(deformed, affine)) == pytest.approx([3.0] * 3)
