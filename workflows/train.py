@@ -229,10 +229,10 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     arrays = _all_arrays(extractor, cohort.scans, cohort, say)
     test_arrays = _all_arrays(extractor, cohort.test_scans, cohort, say)
     duplicates = _duplicates((*arrays, *test_arrays), cohort)
-    cohort = replace(
-        cohort, same_person=same_person(_all_participants(cohort), _one_sided(duplicates, cohort))
+    cohort = _joined(cohort, duplicates, options.folds)
+    folds = fold_of_scans(
+        cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
     )
-    folds = _folds(cohort, duplicates, options)
     with _tuning(out_dir, extractor, arrays, cohort, options, say) as tuning:
         model, found, log = fit(extractor, arrays, cohort, folds, options, tuning)
     say(f"trained {options.folds} folds, each with its controls")
@@ -254,20 +254,18 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     )
 
 
-def _folds(cohort: Cohort, duplicates: Sequence[NearDuplicate], options: TrainOptions) -> NDArray[np.int64]:
+def _joined(cohort: Cohort, duplicates: Sequence[NearDuplicate], folds: int) -> Cohort:
+    """Count participants who share a picture as one, unless too few would be left to deal to the folds.
+
+    Where so many look alike, the pictures say little about who is who: the pairs are reported, and nobody is joined.
+    """
+    people = same_person(_all_participants(cohort), _one_sided(duplicates, cohort))
+    joined = replace(cohort, same_person=people)
     try:
-        return fold_of_scans(
-            cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
-        )
-    except UsageError as error:
-        if not duplicates:
-            raise
-        scans = (*cohort.scans, *cohort.test_scans)
-        first = " and ".join(scans[place].files.key for place in (duplicates[0].first, duplicates[0].second))
-        raise UsageError(
-            f"{error.message}. {len(duplicates)} pair(s) of scans under different participants are nearly the same "
-            f"picture, and their participants count as one; the first pair is {first}"
-        ) from error
+        require_folds(joined.labels, joined.participants, folds)
+    except UsageError:
+        return cohort
+    return joined
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,6 +12,7 @@ import nibabel as nib
 import nibabel.processing
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from brainstage.models.explanation import explanation_of
@@ -98,6 +99,8 @@ def brain(label: str, seed: int) -> tuple[Volume, BrainMask]:
     x, y, z = (grid.voxel_to_ras @ np.vstack([place, np.ones(place.shape[1])]))[:3]
     near = ((np.abs(x) - 27) ** 2 + (y + 20) ** 2 + (z + 16) ** 2 < 14**2).reshape(grid.shape)
     values = 0.5 + 0.2 * np.random.default_rng(seed).standard_normal(grid.shape)
+    # Each one's own folds of grey: without them all would be one picture with noise.
+    values += 4 * gaussian_filter(np.random.default_rng(1000 + seed).standard_normal(grid.shape), 1.5)
     values -= 2.0 * near * (label == "AD")
     data = np.where(inside > 0.5, values, 0).astype(np.float32)
     return (

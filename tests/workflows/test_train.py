@@ -460,6 +460,21 @@ def test_test_split_is_never_learnt_from(own_run, tmp_path):
         train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
 
 
+def test_classes_of_one_picture_each_are_told_and_do_not_end_the_training(own_run, tmp_path):
+    pictures = [brain("CN", np.random.default_rng(seed)) for seed in range(3)]
+    generator = np.random.default_rng(4)
+    for number in range(18):
+        volume, mask = pictures[number % 3]
+        files = files_of(own_run, f"{number:02d}")
+        noisy = volume.data + 0.1 * mask.data * generator.standard_normal(volume.data.shape).astype(
+            np.float32
+        )
+        write_volume(files.template_t1w, volume.with_data(noisy))
+    result = train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
+    assert any("left apart" in warning for warning in result.warnings)
+    assert (result.model_dir / "evaluation" / "near_duplicates.csv").is_file()
+
+
 def test_what_a_person_decided_stands_over_quality_control(finished_run, tmp_path):
     decisions = tmp_path / "qc_decisions.tsv"
     decisions.write_text(

@@ -219,9 +219,15 @@ def duplicate_warnings(duplicates: Sequence[NearDuplicate], cohort: Cohort) -> t
     across = {_pair_of(pair, cohort) for pair in duplicates if pair.first < learnt <= pair.second}
     found = []
     if pairs:
+        what = (
+            "each such group counts as one participant in the folds and intervals"
+            if cohort.same_person
+            else "they were left apart, since joining them leaves too few participants of a class, and where they are "
+            "copies the numbers are too good"
+        )
         found.append(
             f"{_people_words(pairs)} have scans that are nearly the same picture (evaluation/near_duplicates.csv): "
-            "each such group counts as one participant in the folds and intervals; look at them, and remove copies"
+            f"{what}; look at them, and remove copies"
         )
     if across:
         found.append(
