@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from brainstage.models.heads import LinearHead, attention_head, head_module, head_of
 from brainstage.models.imbalance import resampled
-from brainstage.models.splits import inner_validation
+from brainstage.models.splits import validation_part
 from brainstage.models.training import HeadOptions, LogRow, class_weights, train_head
 
 LEARNING_RATE: Final = 1e-3
@@ -51,7 +51,7 @@ def train_attention_head(
     AttentionHead
     list of LogRow
     """
-    held = inner_validation([str(target) for target in targets], participants, seed=options.seed)
+    held = validation_part(targets, participants, seed=options.seed)
     inner = [name for name, out in zip(participants, held, strict=True) if not out]
     short = replace(options, epochs=min(options.epochs, EPOCHS))
     start, _ = train_head(features[~held], targets[~held], inner, classes=classes, options=options, fold=fold)

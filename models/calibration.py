@@ -61,6 +61,11 @@ def calibrated(logits: NDArray[np.float64], temperature: float) -> NDArray[np.fl
     return np.asarray(softmax(logits / temperature, axis=1), dtype=np.float64)
 
 
+def uncalibrated(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Return logits (N, C), up to a constant in each row, that :func:`calibrated` makes these probabilities of."""
+    return np.asarray(temperature * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)))
+
+
 def cross_calibrated(
     logits: NDArray[np.float64], targets: NDArray[np.int64], folds: NDArray[np.int64]
 ) -> NDArray[np.float64]:

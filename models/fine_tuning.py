@@ -27,7 +27,7 @@ from brainstage.models.augmentation import Augmentation
 from brainstage.models.features import FeatureExtractor, pooled_features
 from brainstage.models.heads import HeadModule, LinearHead, head_module, head_of
 from brainstage.models.med3d import STAGES
-from brainstage.models.splits import inner_validation
+from brainstage.models.splits import validation_part
 from brainstage.models.training import LogRow, class_weights
 from brainstage.pipeline.errors import InferenceError
 from brainstage.pipeline.files import write_bytes
@@ -134,7 +134,8 @@ def fine_tune(
     ----------
     base : FeatureExtractor
     start : (LinearHead, LinearHead)
-        Fitted on frozen features of the inner training part, see :func:`validation_part`, and of the whole fold. The
+        Fitted on frozen features of the inner training part, see
+        :func:`~brainstage.models.splits.validation_part`, and of the whole fold. The
         first is where training begins; the second is the answer when tuning does not help.
     images : Images
         Of the N scans of the fold.
@@ -184,13 +185,6 @@ def fine_tune(
         return Tuned(state={}, head=start[1]), rows
     run.head.load_state_dict(run.best["head"])
     return Tuned(state=run.best["network"], head=head_of(run.head)), rows
-
-
-def validation_part(
-    targets: NDArray[np.int64], participants: Sequence[str], *, seed: int
-) -> NDArray[np.bool_]:
-    """Return which scans of a training fold tell when to stop, (N,) bool."""
-    return inner_validation([str(target) for target in targets], participants, seed=seed)
 
 
 class _Run:

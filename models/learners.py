@@ -13,8 +13,9 @@ from torch import Tensor
 
 from brainstage.models.attention import train_attention_head
 from brainstage.models.features import FeatureExtractor
-from brainstage.models.fine_tuning import Images, TuneOptions, fine_tune, tuned_extractor, validation_part
+from brainstage.models.fine_tuning import Images, TuneOptions, fine_tune, tuned_extractor
 from brainstage.models.heads import HeadKind, LinearHead
+from brainstage.models.splits import validation_part
 from brainstage.models.training import HeadOptions, LogRow, train_head
 
 

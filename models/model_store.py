@@ -306,17 +306,6 @@ class StoredModel:
             return np.zeros((scans, len(self.classes)))
         return np.asarray(np.mean([expert.evidence(rows) for expert in chosen], axis=0))
 
-    def fused_logits(
-        self,
-        features: NDArray[np.float32],
-        inputs: Sequence[NetworkInput] = (),
-        folds: Sequence[int] | None = None,
-        covariates: Sequence[Row] | None = None,
-    ) -> NDArray[np.float64]:
-        """Return the uncalibrated logits (N, C) of images and, where the model uses them, of covariates."""
-        logits = self.ensemble_logits(features, inputs, folds)
-        return logits + self.covariate_evidence(covariates, len(features), folds)
-
     def probabilities(
         self,
         features: NDArray[np.float32],
@@ -324,9 +313,18 @@ class StoredModel:
         folds: Sequence[int] | None = None,
         covariates: Sequence[Row] | None = None,
     ) -> NDArray[np.float64]:
-        """Return calibrated probabilities (N, C), from what :meth:`fused_logits` takes."""
-        fused = self.fused_logits(features, inputs, folds, covariates)
-        return calibrated(fused, self._described.temperature)
+        """Return calibrated probabilities (N, C) of images and, where the model uses them, of covariates.
+
+        Parameters
+        ----------
+        features, inputs, folds
+            As for :meth:`ensemble_logits`.
+        covariates : sequence of mapping, optional
+            Of each scan.
+        """
+        logits = self.ensemble_logits(features, inputs, folds)
+        evidence = self.covariate_evidence(covariates, len(features), folds)
+        return calibrated(logits + evidence, self._described.temperature)
 
     def predict(
         self,

@@ -161,6 +161,13 @@ def inner_validation(labels: Sequence[str], participants: Sequence[str], *, seed
     return np.array([participant in held for participant in participants], dtype=np.bool_)
 
 
+def validation_part(
+    targets: NDArray[np.int64], participants: Sequence[str], *, seed: int
+) -> NDArray[np.bool_]:
+    """Return which scans of a training fold tell when to stop, (N,) bool; see :func:`inner_validation`."""
+    return inner_validation([str(target) for target in targets], participants, seed=seed)
+
+
 def shuffled_labels(labels: Sequence[str], participants: Sequence[str], *, seed: int) -> list[str]:
     """Permute labels between participants: the random-label control.
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from brainstage.models.heads import LinearHead
 from brainstage.models.imbalance import resampled
-from brainstage.models.splits import inner_validation
+from brainstage.models.splits import validation_part
 
 LEARNING_RATE: Final = 0.1
 """The leading component has unit variance: weights of order 1 are reached in some tens of steps."""
@@ -166,7 +166,7 @@ def train_head(
     LinearHead
     list of LogRow
     """
-    held = inner_validation([str(target) for target in targets], participants, seed=options.seed)
+    held = validation_part(targets, participants, seed=options.seed)
     inner = rotate(features[~held])
     importance = class_weights(targets[~held], classes, options.imbalance)
     validation = (inner.project(features[held]), targets[held], importance)

@@ -78,14 +78,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     ManifestError
         With every fault found, each with its line.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputMissingError(f"manifest {path.name} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"manifest {path.name} is not UTF-8: {error.reason} at byte {error.start}"
-        ) from error
+    text = read_table_text(path, "manifest")
     header, table = _table(text, path.name)
     missing = [name for name in _REQUIRED if name not in header]
     if missing:
@@ -101,10 +94,41 @@ def read_manifest(path: Path) -> list[ManifestRow]:
         if not found:
             rows.append(_row(cells))
     if faults:
-        shown = "; ".join(faults[:_MAX_FAULTS_SHOWN])
-        more = f"; and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
-        raise ManifestError(f"manifest {path.name} has {len(faults)} fault(s): {shown}{more}")
+        raise faults_error("manifest", path.name, faults)
     return rows
+
+
+def read_table_text(path: Path, what: str) -> str:
+    """Return the text of a table that a person may have written, without a byte order mark.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        What the table is, for the message.
+
+    Raises
+    ------
+    InputMissingError
+        When it cannot be read.
+    ManifestError
+        When it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputMissingError(f"{what} {path.name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{what} {path.name} is not UTF-8: {error.reason} at byte {error.start}"
+        ) from error
+
+
+def faults_error(what: str, name: str, faults: Sequence[str]) -> ManifestError:
+    """Return the error that lists the faults of a table, the first few of many."""
+    shown = "; ".join(faults[:_MAX_FAULTS_SHOWN])
+    more = f"; and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
+    return ManifestError(f"{what} {name} has {len(faults)} fault(s): {shown}{more}")
 
 
 def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:

@@ -82,6 +82,15 @@ class Review:
         """For ``qc_reasons``."""
         return f"reviewed_{self.decision}"
 
+    @property
+    def status(self) -> QcStatus:
+        """What it says by itself; unsure is a warning."""
+        return {
+            ReviewDecision.PASS: QcStatus.PASS,
+            ReviewDecision.FAIL: QcStatus.FAIL,
+            ReviewDecision.UNSURE: QcStatus.WARN,
+        }[self.decision]
+
 
 @dataclass(frozen=True, kw_only=True)
 class T1wScan:
@@ -444,11 +453,8 @@ class Completed:
         measured, review = self.qc.verdict, self.scan.review
         if review is None:
             return measured
-        status = {
-            ReviewDecision.PASS: QcStatus.PASS,
-            ReviewDecision.FAIL: QcStatus.FAIL,
-            ReviewDecision.UNSURE: QcStatus.FAIL if measured.status is QcStatus.FAIL else QcStatus.WARN,
-        }[review.decision]
+        unsure_of_a_failure = review.status is QcStatus.WARN and measured.status is QcStatus.FAIL
+        status = QcStatus.FAIL if unsure_of_a_failure else review.status
         return QcVerdict(status=status, reasons=(*measured.reasons, review.code))
 
 

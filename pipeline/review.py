@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from brainstage.pipeline.errors import InputMissingError, ManifestError
+from brainstage.pipeline.errors import ManifestError
+from brainstage.pipeline.manifest import faults_error, read_table_text
 from brainstage.pipeline.records import Review, ReviewDecision, T1wScan
 
 REVIEW_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path", "decision", "note")
 _REQUIRED: Final = ("t1w_path", "decision")
-_MAX_FAULTS_SHOWN: Final = 8
 
 
 def read_decisions(path: Path) -> dict[str, Review]:
@@ -32,14 +32,7 @@ def read_decisions(path: Path) -> dict[str, Review]:
     ManifestError
         With every fault found, each with its line.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputMissingError(f"decisions {path.name} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"decisions {path.name} is not UTF-8: {error.reason} at byte {error.start}"
-        ) from error
+    text = read_table_text(path, "decisions")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
     try:
         missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
@@ -71,10 +64,7 @@ def _checked(rows: Sequence[tuple[int, Mapping[str, str | None]]], name: str) ->
             note = (row.get("note") or "").strip()
             found[where] = Review(decision=ReviewDecision(word), note=note.removeprefix("'"))
     if faults:
-        more = f"; and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
-        raise ManifestError(
-            f"decisions {name} has {len(faults)} fault(s): {'; '.join(faults[:_MAX_FAULTS_SHOWN])}{more}"
-        )
+        raise faults_error("decisions", name, faults)
     return found
 
 

@@ -149,7 +149,7 @@ def run_chain(
             record_failure(failure, files, key)
             return failure
         markers[stage.name] = marker
-        provenance.append(_provenance(marker, reused=reused))
+        provenance.append(provenance_of(marker, reused=reused))
         options.on_stage(scan.key, stage.name, marker.seconds, reused)
     (files.state / f"{FAILURE_MARKER}.json").unlink(missing_ok=True)
     return ChainResult(state=state, provenance=tuple(provenance), markers=markers)
@@ -264,7 +264,8 @@ def _once(compute: Callable[[], Any]) -> Callable[[], Any]:
     return value
 
 
-def _provenance(marker: Marker, *, reused: bool) -> Provenance:
+def provenance_of(marker: Marker, *, reused: bool) -> Provenance:
+    """Return how a stage's result came about, from its marker."""
     return Provenance(
         stage=marker.stage,
         version=marker.version,

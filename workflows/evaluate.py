@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from brainstage.models.baseline import block_voxels
+from brainstage.models.calibration import uncalibrated
 from brainstage.models.features import choose_device
 from brainstage.models.model_directory import replaced_directory
 from brainstage.models.model_store import StoredModel, load_model
@@ -170,7 +171,7 @@ def judge(model: StoredModel, scans: Sequence[LabelledScan]) -> JudgedCohort:
         When a scan does not fit the model; it names the scan.
     """
     predictions: list[Prediction] = []
-    logits, baseline_logits, qc = [], [], []
+    baseline_logits, qc = [], []
     for scan in scans:
         files = scan.files
         with attributed(files.key, "prediction"):
@@ -179,13 +180,13 @@ def judge(model: StoredModel, scans: Sequence[LabelledScan]) -> JudgedCohort:
             features = cached_features(model.extractor, files, image, key)
             known = {name: scan.row.value(name) for name in model.description.covariate_columns}
             predictions.append(model.predict(features, image, scan.row.sha256, known))
-        logits.append(model.fused_logits(features[None], [image], covariates=[known])[0])
         baseline_logits.append(model.baseline_logits(block_voxels(image)[0][None])[0])
         qc.append(str(json.loads(files.qc_json.read_text(encoding="utf-8"))["qc_status"]))
+    probabilities = np.array([list(prediction.probabilities.values()) for prediction in predictions])
     return JudgedCohort(
         scans=tuple(scans),
         predictions=tuple(predictions),
-        logits=np.stack(logits),
+        logits=uncalibrated(probabilities, model.description.temperature),
         baseline_logits=np.stack(baseline_logits),
         qc=tuple(qc),
     )

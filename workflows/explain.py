@@ -38,6 +38,7 @@ from brainstage.pipeline.lease import held
 from brainstage.pipeline.manifest import ManifestRow
 from brainstage.pipeline.nifti import read_mask, read_volume, write_volume
 from brainstage.pipeline.records import Completed, Prediction, Provenance
+from brainstage.pipeline.runner import provenance_of
 from brainstage.pipeline.stage import (
     Marker,
     describe_outputs,
@@ -216,20 +217,7 @@ def _explained(task: _Task, row: ManifestRow, files: ScanFiles) -> str:
 def _provenance(files: ScanFiles) -> tuple[Provenance, ...]:
     """Return how the stages of a finished scan came about, from their markers."""
     markers = [read_marker(files, stage) for stage in STAGE_ORDER]
-    return tuple(
-        Provenance(
-            stage=marker.stage,
-            version=marker.version,
-            parameters=marker.parameters,
-            tool_versions=marker.tool_versions,
-            input_sha256=marker.inputs,
-            seconds=marker.seconds,
-            attempt=marker.attempt,
-            reused=True,
-        )
-        for marker in markers
-        if marker
-    )
+    return tuple(provenance_of(marker, reused=True) for marker in markers if marker)
 
 
 def _marker(task: _Task, row: ManifestRow, files: ScanFiles, prediction: Prediction) -> Marker:

@@ -499,13 +499,8 @@ def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
     review = outcome.scan.review
     if review is None:
         return ()
-    status = {
-        ReviewDecision.PASS: QcStatus.PASS,
-        ReviewDecision.FAIL: QcStatus.FAIL,
-        ReviewDecision.UNSURE: QcStatus.WARN,
-    }[review.decision]
     explanation = REVIEW_EXPLANATIONS[review.code]
-    return (Reason(code=review.code, explanation=explanation, summary=review.note, status=status),)
+    return (Reason(code=review.code, explanation=explanation, summary=review.note, status=review.status),)
 
 
 def _volumes(files: ScanFiles) -> dict[str, bytes]:

@@ -15,9 +15,9 @@ from brainstage.models.fine_tuning import (
     fine_tune,
     trained_keys,
     tuned_extractor,
-    validation_part,
 )
 from brainstage.models.learners import FrozenLearner, TuningLearner
+from brainstage.models.splits import validation_part
 from brainstage.models.training import HeadOptions, train_head
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.errors import InferenceError

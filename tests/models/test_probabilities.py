@@ -16,6 +16,7 @@ from brainstage.models.calibration import (
     cross_calibrated,
     fit_temperature,
     negative_log_likelihood,
+    uncalibrated,
 )
 from brainstage.models.conformal import (
     class_quantiles,
@@ -159,3 +160,10 @@ def test_independent_errors_average_out():
     alone = [cross_calibrated(logits, targets, folds) for logits in both_logits]
     losses = [-np.log(p[np.arange(600), targets]).mean() for p in (*alone, combined(*alone))]
     assert losses[2] < min(losses[:2])
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 7.0])
+def test_logits_are_found_again_from_calibrated_probabilities(temperature):
+    logits = np.random.default_rng(0).normal(0.0, 5.0, (40, 3))
+    again = uncalibrated(calibrated(logits, temperature), temperature)
+    assert np.allclose(calibrated(again, 1.0), calibrated(logits, 1.0), atol=1e-9)
