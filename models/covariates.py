@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.special import log_softmax
-from sklearn.linear_model import LogisticRegression
 
 from brainstage.pipeline.bids import number_or_none
 from brainstage.pipeline.errors import UsageError
@@ -152,6 +151,8 @@ def fit_expert(
     )
     design = np.column_stack([column.design(rows) for column in fitted])
     balanced = imbalance != "none"
+    from sklearn.linear_model import LogisticRegression  # heavy, and every run looks for covariates
+
     model = LogisticRegression(
         C=_INVERSE_PENALTY, class_weight="balanced" if balanced else None, max_iter=1000
     ).fit(design, targets)

@@ -6,6 +6,7 @@ and decides itself what that means: Dask's own repetitions are switched off.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sys
@@ -229,6 +230,13 @@ def workers(
         yield Workers(client, options.workers)
 
 
+def _leave() -> None:
+    """End a worker without taking torch and ants apart, for which everybody would wait a second."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def _announcing(work: Callable[[Task, Announce], Any], task: Task) -> Any:  # noqa: ANN401 - whatever `work` gives
     """Run in a worker."""
     from distributed import get_worker
@@ -288,6 +296,8 @@ def _connected(options: EngineOptions, tasks: int) -> Iterator[Any]:
             make = _slurm_cluster if options.kind == "slurm" else _local_cluster
             cluster = stack.enter_context(make(options, tasks))
             client = stack.enter_context(Client(cluster))
+            if options.kind == "local":
+                client.run(atexit.register, _leave)
         yield client
 
 
