@@ -38,6 +38,7 @@ from brainstage.models.fine_tuning import Regime, tuned_extractor
 from brainstage.models.heads import HeadKind, LinearHead, head_arrays, head_from_arrays
 from brainstage.models.learners import FoldModel
 from brainstage.models.med3d import Strides, build_med3d
+from brainstage.models.norms import Reference
 from brainstage.models.novelty import NoveltyModel
 from brainstage.models.weights import WeightsSource, fill_network, state_bytes
 from brainstage.pipeline.errors import InferenceError, InputMissingError, ModelError, WeightsError
@@ -50,6 +51,7 @@ BASELINE_FILE: Final = "baseline.safetensors"
 _PACKAGES: Final = ("brainstage", "torch", "monai", "scikit-learn", "numpy")
 _NO_PART_OF_ID: Final = frozenset({"model_id", "versions"})
 _MAX_DIFFERENCES_SHOWN: Final = 5
+AGE_AND_SEX: Final = ("age", "sex")
 
 
 class _Part(BaseModel):
@@ -93,7 +95,8 @@ class ModelDescription(_Part):
     """``model.json``: all of a model but its weights.
 
     `fold_of_training_scan` leads from the sha256 of a training scan's file to the fold that held it out;
-    `covariate_experts` has one for each fold, or none where the model looks at the image alone.
+    `covariate_experts` has one for each fold, or none where the model looks at the image alone. `reference` says what
+    is usual in one of the classes, and has no part in predictions.
     """
 
     schema_version: Literal[1] = 1
@@ -116,6 +119,7 @@ class ModelDescription(_Part):
     pretraining_cohorts: tuple[str, ...] = ()
     fold_of_training_scan: dict[str, int] = Field(default_factory=dict)
     covariate_experts: tuple[CovariateExpert, ...] = ()
+    reference: Reference | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 
@@ -123,6 +127,12 @@ class ModelDescription(_Part):
     def covariate_columns(self) -> tuple[str, ...]:
         """The columns that the model looks at besides the image."""
         return tuple(column.name for expert in self.covariate_experts[:1] for column in expert.columns)
+
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """The columns that anything said with this model depends on."""
+        of_reference = AGE_AND_SEX if self.reference else ()
+        return tuple(dict.fromkeys((*self.covariate_columns, *of_reference)))
 
 
 class StoredModel:

@@ -363,6 +363,41 @@ class PredictionStatus(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceFinding:
+    """A measure of one scan against a class of the training cohort.
+
+    Attributes
+    ----------
+    measure : str
+    value : float
+        Of the scan.
+    label : str
+        The class.
+    people : int
+        Of the class that it is held against.
+    by : tuple of str
+        ``age`` and ``sex``, as far as the comparison takes them into account.
+    expected, low, high : float or None
+        What is expected, and where 95 of 100 further people of the class would lie; None where nothing is compared.
+    percentile : float or None
+        Of the class below the scan, 0 to 100.
+    reason : str
+        Why nothing is compared.
+    """
+
+    measure: str
+    value: float
+    label: str
+    people: int
+    by: tuple[str, ...]
+    expected: float | None = None
+    low: float | None = None
+    high: float | None = None
+    percentile: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What a model says about one scan, before quality control has its word.
 
@@ -383,6 +418,8 @@ class Prediction:
         The model was trained on this scan; what is said here comes from the fold that did not see it.
     covariates_missing : bool
         The model uses covariates, and not all of this scan's are known.
+    reference : tuple of ReferenceFinding
+        Measures of the scan against the model's class of reference; no part of what it says.
     """
 
     probabilities: dict[str, float]
@@ -394,6 +431,7 @@ class Prediction:
     model_id: str
     seen_in_training: bool = False
     covariates_missing: bool = False
+    reference: tuple[ReferenceFinding, ...] = ()
 
     def __post_init__(self) -> None:
         values = np.array(list(self.probabilities.values()))

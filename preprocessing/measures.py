@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.records import CorrectedBrain, RegisteredBrain, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Volume
+from brainstage.preprocessing.morphometry import MORPHOMETRY, morphometry
 from brainstage.preprocessing.orientation import centre_mm, correlation_inside, rotation_degrees_of
 from brainstage.preprocessing.registration import dice, scale_of
 from brainstage.preprocessing.resampling import resampled, resampled_mask
@@ -30,6 +31,7 @@ COMPARED_FWHM_MM: Final = 4.0
 """Brain and template are smoothed alike before they are compared: anatomy counts, not voxel size or noise."""
 TISSUE_PROBABILITY: Final = 0.9
 MIXTURE_SAMPLE: Final = 40_000
+LEAST_VOXELS_OF_TISSUES: Final = 1000
 WELL_INSIDE_MM: Final = 8.0
 """Template voxels deeper under its surface are brain in every person, once the brain is registered."""
 NO_SIGNAL: Final = 0.1
@@ -89,11 +91,21 @@ def measure(
         "missing_tissue_ml": _rounded(missing_tissue_ml(smooth, brain_mask)),
         "rim_to_grey": rim_to_grey(corrected, tissues),
         "clipped_share": _rounded(clipped_share(stripped)),
+        **_morphometry(brain, brain_mask),
     }
     if second_opinion:
         agreement = mask_agreement(stripped, seed=seed)
         measures["mask_agreement_dice"] = None if agreement is None else _rounded(agreement)
     return measures
+
+
+def _morphometry(brain: NDArray[np.float32], brain_mask: BrainMask) -> dict[str, float | None]:
+    """Return the shares of fluid, held against tissue of the same voxel size: mixed voxels count alike."""
+    values = brain[brain_mask.data]
+    if values.size < LEAST_VOXELS_OF_TISSUES:
+        return dict.fromkeys(MORPHOMETRY)
+    tissues = fit_tissues(values)
+    return morphometry(brain, brain_mask, tissues.grey_mean, tissues.white_mean)
 
 
 def upright_margin(brain: NDArray[np.float32], template: Template) -> float:

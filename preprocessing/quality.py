@@ -16,7 +16,7 @@ from brainstage.pipeline.errors import ConfigError
 from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain
 from brainstage.preprocessing.measures import MeasureValue, measure
 
-STAGE_VERSION: Final = "3"
+STAGE_VERSION: Final = "4"
 
 WARNING_CODES_THAT_WARN: Final = ("form_conflict", "orientation_assumed", "sheared", "nonfinite_values")
 MRIQC: Final = "MRIQC (Esteban 2017, 10.1371/journal.pone.0184661)"
@@ -63,6 +63,8 @@ def _bounds(
 
 
 _OWN: Final = "this project; bounds from the scans in docs/concepts/quality-control.md"
+
+_FLUID: Final = "this project; checked against manual labels in docs/concepts/quality-control.md"
 
 MEASURES: Final[tuple[Measure, ...]] = (
     Measure(
@@ -264,6 +266,32 @@ MEASURES: Final[tuple[Measure, ...]] = (
         explanation="Share of the brain's voxels that hold the highest intensity inside the brain: intensities were "
         "cut off at a ceiling, and the contrast above it is lost.",
         source=_OWN,
+    ),
+    Measure(
+        name="ventricle_share",
+        unit="%",
+        direction="note",
+        added=True,
+        explanation="Lateral ventricles over the brain mask, from the fluid that hangs together with the template's "
+        "ventricles. It rises with age and with atrophy; it is told, and never judged.",
+        source=_FLUID,
+    ),
+    Measure(
+        name="medial_temporal_fluid_left",
+        unit="%",
+        direction="note",
+        added=True,
+        explanation="Share of fluid in the left medial temporal region, a box around hippocampus and amygdala. It "
+        "rises where tissue gives way to fluid; it is coarse, and no volume of the hippocampus.",
+        source=_FLUID,
+    ),
+    Measure(
+        name="medial_temporal_fluid_right",
+        unit="%",
+        direction="note",
+        added=True,
+        explanation="The same on the right.",
+        source=_FLUID,
     ),
     Measure(
         name="mask_agreement_dice",

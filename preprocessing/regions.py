@@ -30,7 +30,7 @@ COARSE_ATLAS: Final = "brainstage coarse regions"
 LEAST_OVERLAP: Final = 0.5
 """Of an atlas's named voxels that have to lie in the template's brain; in place, nearly all of them do."""
 _FLUID_PROBABILITY: Final = 0.5
-_VENTRICLE_RIM_VOXELS: Final = 2
+_VENTRICLE_RIM_MM: Final = 2.0
 """Ventricles of the old are wider than the template's, and an affine registration leaves them so."""
 
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
@@ -45,6 +45,7 @@ class _Part:
     paired: bool = True
 
 
+_VENTRICLE: Final = "lateral ventricle"
 _EVERYWHERE: Final = (-200.0, 200.0)
 _PARTS: Final = (
     _Part(
@@ -66,7 +67,7 @@ _PARTS: Final = (
         ),
     ),
     _Part(
-        name="lateral ventricle",  # fluid only
+        name=_VENTRICLE,  # fluid only
         boxes=(
             ((2, 28), (-46, 34), (-2, 30)),  # frontal horn and body
             ((12, 36), (-58, -26), (-6, 26)),  # atrium
@@ -169,19 +170,24 @@ class RegionShare:
 
 
 @cache
-def coarse_atlas() -> Atlas:
-    """Return the built-in regions on the template's grid of 1 mm.
+def coarse_atlas(resolution_mm: float = 1.0) -> Atlas:
+    """Return the built-in regions on one of the template's grids.
 
     They partition its brain, and left mirrors right; voxels on the midplane count as left.
+
+    Parameters
+    ----------
+    resolution_mm : float
+        1, 1.5 or 2.
     """
-    template = load_template(1.0)
+    template = load_template(resolution_mm)
     left, distance, y, z = _places(template.grid)
     labels = np.zeros(template.grid.shape, dtype=np.int16)
     names: dict[int, str] = {}
     ventricles = _ventricles(template)
     for part in _PARTS:
         inside = template.brain_mask.data & (labels == 0) & _within(part.boxes, distance, y, z)
-        if part.name == "lateral ventricle":
+        if part.name == _VENTRICLE:
             inside &= ventricles
         sides = (("left ", left), ("right ", ~left)) if part.paired else (("", True),)
         for side, half in sides:
@@ -227,8 +233,23 @@ def _ventricles(template: Template) -> NDArray[np.bool_]:
     """Return the template's fluid with a rim of 2 mm; the boxes say which fluid is that of the lateral ventricles."""
     tissue = template.grey_matter + template.white_matter
     fluid = template.brain_mask.data & (tissue < 1.0 - _FLUID_PROBABILITY)
-    widened: NDArray[np.bool_] = ndimage.binary_dilation(fluid, iterations=_VENTRICLE_RIM_VOXELS)
+    rim_voxels = round(_VENTRICLE_RIM_MM / template.grid.spacing_mm[0])
+    widened: NDArray[np.bool_] = ndimage.binary_dilation(fluid, iterations=rim_voxels)
     return widened
+
+
+def ventricle_surroundings(resolution_mm: float = 1.0) -> NDArray[np.bool_]:
+    """Return the boxes (I, J, K) in which a person's lateral ventricles lie, within the template's brain.
+
+    Parameters
+    ----------
+    resolution_mm : float
+        Of the template's grid.
+    """
+    template = load_template(resolution_mm)
+    _, distance, y, z = _places(template.grid)
+    (part,) = (part for part in _PARTS if part.name == _VENTRICLE)
+    return template.brain_mask.data & _within(part.boxes, distance, y, z)
 
 
 def read_atlas(path: Path) -> Atlas:

@@ -291,6 +291,12 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         metavar="NAME",
         help="columns of data_manifest.csv, such as age sex, that the model looks at besides the image",
     )
+    train.add_argument(
+        "--reference-class",
+        metavar="NAME",
+        help="the class whose ventricles and medial temporal lobes a report holds a scan against; default CN where it "
+        "is one of the classes",
+    )
     train.add_argument("--folds", type=_count, default=5, metavar="K")
     train.add_argument(
         "--epochs", type=_count, metavar="N", help="at most; default 300 with a frozen network, 30 otherwise"
@@ -482,6 +488,7 @@ def _train(options: argparse.Namespace) -> int:
             seed=options.seed,
             device=options.device,
             tensorboard=options.tensorboard,
+            reference_class=options.reference_class,
         ),
         _say,
     )

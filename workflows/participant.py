@@ -91,7 +91,9 @@ class RunContext:
     model_id : str or None
         Of that model.
     model_covariates : tuple of str
-        The columns that it uses besides the image.
+        The columns that it reads besides the image.
+    model_has_reference : bool
+        It holds measures of quality control against a class of its training cohort.
     retry_failed, reports_only : bool
     started : str
         When the run began, for the reports.
@@ -110,6 +112,7 @@ class RunContext:
     model_dir: Path | None = None
     model_id: str | None = None
     model_covariates: tuple[str, ...] = ()
+    model_has_reference: bool = False
     retry_failed: bool = False
     reports_only: bool = False
     started: str = ""
@@ -432,7 +435,13 @@ def _run_stages(
         covariates = {name: task.scan.covariates.value(name) for name in context.model_covariates}
         stages.append(
             prediction_stage(
-                context.model_dir, context.model_id, context.config.prediction, files, sha256, covariates
+                context.model_dir,
+                context.model_id,
+                context.config.prediction,
+                files,
+                sha256,
+                covariates,
+                has_reference=context.model_has_reference,
             )
         )
     options = ChainOptions(

@@ -9,16 +9,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from brainstage.pipeline.bids import number_or_none
 from brainstage.pipeline.config import NetworkGridConfig, PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import write_json
-from brainstage.pipeline.records import AssessedBrain, Prediction
+from brainstage.pipeline.records import AssessedBrain, Prediction, ReferenceFinding
 from brainstage.pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from brainstage.models.model_store import StoredModel
+    from brainstage.models.norms import Reference
 
-STAGE_VERSION: Final = "1"
+STAGE_VERSION: Final = "2"
 
 
 @cache
@@ -38,6 +40,8 @@ def prediction_stage(
     files: ScanFiles,
     source_sha256: str,
     covariates: Mapping[str, str | None],
+    *,
+    has_reference: bool = False,
 ) -> Stage:
     """Return the stage that predicts.
 
@@ -53,7 +57,9 @@ def prediction_stage(
     source_sha256 : str
         Hash of the scan's file; tells whether the model was trained on it.
     covariates : mapping
-        The columns that the model uses besides the image, with the scan's values: another age means another key.
+        The columns that the model reads besides the image, with the scan's values: another age means another key.
+    has_reference : bool
+        The model has a class of reference, so that measures of quality control are read as well.
     """
     return Stage(
         name="prediction",
@@ -64,7 +70,7 @@ def prediction_stage(
             "source_sha256": source_sha256,
         }
         | ({"covariates": dict(covariates)} if covariates else {}),
-        reads=("registration",),
+        reads=("registration", "quality") if has_reference else ("registration",),
         run=lambda assessed: _predicted(
             assessed, model_of(model_dir), tiers, files, source_sha256, covariates
         ),
@@ -90,7 +96,12 @@ def read_prediction(files: ScanFiles) -> Prediction | None:
         content = json.loads((files.state / "prediction_result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return Prediction(**content | {"prediction_set": tuple(content["prediction_set"])})
+    reference = tuple(
+        ReferenceFinding(**finding | {"by": tuple(finding["by"])}) for finding in content.get("reference", ())
+    )
+    return Prediction(
+        **content | {"prediction_set": tuple(content["prediction_set"]), "reference": reference}
+    )
 
 
 def _predicted(
@@ -110,7 +121,32 @@ def _predicted(
     image = network_input(registered.brain, registered.brain_mask, NetworkGridConfig.model_validate(grid))
     features = cached_features(model.extractor, files, image, network_input_key(files, grid))
     prediction = model.predict(features, image, source_sha256, covariates)
-    return replace(assessed, prediction=replace(prediction, tier=tier_of(prediction.confidence, tiers)))
+    reference = reference_findings(model.description.reference, assessed.qc.measures, covariates)
+    tier = tier_of(prediction.confidence, tiers)
+    return replace(assessed, prediction=replace(prediction, tier=tier, reference=reference))
+
+
+def reference_findings(
+    reference: Reference | None,
+    measures: Mapping[str, float | bool | str | None],
+    covariates: Mapping[str, str | None],
+) -> tuple[ReferenceFinding, ...]:
+    """Return how a scan's measures lie in the model's class of reference; nothing for a model without one.
+
+    Parameters
+    ----------
+    reference : Reference or None
+    measures : mapping
+        Of quality control.
+    covariates : mapping
+        With ``age`` and ``sex`` as text.
+    """
+    if reference is None:
+        return ()
+    from brainstage.models.norms import compare
+
+    numbers = {name: value for name, value in measures.items() if isinstance(value, float)}
+    return compare(reference, numbers, number_or_none(covariates.get("age")), covariates.get("sex"))
 
 
 def _save(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:

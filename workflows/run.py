@@ -250,6 +250,7 @@ def _prepare(options: RunOptions) -> None:
 def _context(options: RunOptions, config: Config) -> RunContext:
     model_id: str | None = None
     model_covariates: tuple[str, ...] = ()
+    has_reference = False
     if options.model_dir is not None:
         from brainstage.models.model_store import read_description  # heavy: torch
 
@@ -258,13 +259,15 @@ def _context(options: RunOptions, config: Config) -> RunContext:
                 f"model directory {options.model_dir.name} does not exist; make one with brainstage train"
             )
         description = read_description(options.model_dir)
-        model_id, model_covariates = description.model_id, description.covariate_columns
+        model_id, model_covariates = description.model_id, description.columns_read
+        has_reference = description.reference is not None
     return RunContext(
         out_dir=options.out_dir,
         config=config,
         model_dir=options.model_dir,
         model_id=model_id,
         model_covariates=model_covariates,
+        model_has_reference=has_reference,
         retry_failed=options.retry_failed,
         reports_only=options.reports_only,
         stage_timeout_s=options.stage_timeout_min * 60.0,

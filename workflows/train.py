@@ -42,6 +42,7 @@ from brainstage.models.model_store import (
     TierBounds,
     write_model,
 )
+from brainstage.models.norms import Reference, fit_reference
 from brainstage.models.novelty import novelty_threshold
 from brainstage.models.splits import fold_of_scans, require_folds
 from brainstage.models.training import HeadOptions, LogRow
@@ -50,6 +51,7 @@ from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.errors import BrainstageError, UsageError
 from brainstage.pipeline.files import sha256_of_json, write_text
 from brainstage.pipeline.review import read_decisions
+from brainstage.preprocessing.morphometry import MORPHOMETRY
 from brainstage.workflows.learning.curves import curves
 from brainstage.workflows.learning.features import (
     TrainingArrays,
@@ -57,7 +59,12 @@ from brainstage.workflows.learning.features import (
     read_network_input,
     training_arrays,
 )
-from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan, read_cohort
+from brainstage.workflows.learning.labelled_cohort import (
+    Cohort,
+    LabelledScan,
+    read_cohort,
+    reference_people,
+)
 from brainstage.workflows.learning.model_card import render_card
 from brainstage.workflows.learning.model_evaluation import (
     ModelEvaluation,
@@ -68,6 +75,7 @@ from brainstage.workflows.learning.model_evaluation import (
 
 AGE_AND_SEX: Final = ("age", "sex")
 """What the control without an image knows in any case."""
+REFERENCE_CLASS: Final = "CN"
 MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
 
 
@@ -106,6 +114,8 @@ class TrainOptions:
         Folder for the curves of tuning.
     tiers : TierBounds
         Bounds of the tiers of confidence.
+    reference_class : str or None
+        The class that measures of the brain are held against; None for CN where it is one of the classes.
 
     Raises
     ------
@@ -130,6 +140,7 @@ class TrainOptions:
     device: str = "auto"
     tensorboard: Path | None = None
     tiers: TierBounds = field(default_factory=TierBounds)
+    reference_class: str | None = None
 
     def __post_init__(self) -> None:
         if self.imbalance not in IMBALANCE:
@@ -224,6 +235,7 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     cohort = read_cohort(out_dir, options.label_column, options.classes, decisions=decisions)
     require_folds(cohort.labels, cohort.participants, options.folds)
     chosen_columns(options.covariates, cohort.covariates(options.covariates), cohort.columns)
+    reference = _reference(cohort, options.reference_class, say)
     _say_cohort(cohort, say)
     extractor = _extractor(options, say)
     arrays = _all_arrays(extractor, cohort.scans, cohort, say)
@@ -234,7 +246,7 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
         cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
     )
     with _tuning(out_dir, extractor, arrays, cohort, options, say) as tuning:
-        model, found, log = fit(extractor, arrays, cohort, folds, options, tuning)
+        model, found, log = fit(extractor, arrays, cohort, folds, options, tuning, reference)
     say(f"trained {options.folds} folds, each with its controls")
     test = _test_probabilities(model, test_arrays, cohort)
     result = evaluate_model(found, cohort, test, seed=options.seed, duplicates=duplicates)
@@ -305,7 +317,7 @@ def _tuning(
         "options": {
             name: value
             for name, value in vars(options).items()
-            if name not in ("device", "tensorboard", "tiers", "qc_decisions")
+            if name not in ("device", "tensorboard", "tiers", "qc_decisions", "reference_class")
         },
         "feature_id": extractor.feature_id,
         "scans": [
@@ -353,6 +365,7 @@ def fit(
     folds: NDArray[np.int64],
     options: TrainOptions,
     tuning: Tuning | None = None,
+    reference: Reference | None = None,
 ) -> tuple[StoredModel, OutOfFold, tuple[LogRow, ...]]:
     """Fit everything of a model in the given folds.
 
@@ -402,7 +415,7 @@ def fit(
         covariate_logits=alone,
         control_columns=control_columns,
     )
-    description = _describe(extractor, found, cohort, options, experts)
+    description = _describe(extractor, found, cohort, options, experts, reference)
     model = StoredModel(description, extractor, trained.models, novelty, baselines)
     return model, found, trained.log
 
@@ -441,6 +454,7 @@ def _describe(
     cohort: Cohort,
     options: TrainOptions,
     experts: tuple[CovariateExpert, ...],
+    reference: Reference | None,
 ) -> ModelDescription:
     source = extractor.source
     quantiles = class_quantiles(found.probabilities, found.targets, LEVEL)
@@ -480,7 +494,23 @@ def _describe(
             if scan.row.sha256
         },
         covariate_experts=experts,
+        reference=reference,
     )
+
+
+def _reference(cohort: Cohort, asked: str | None, say: Callable[[str], None]) -> Reference | None:
+    """Fit what is usual in the class of reference; None without one, or with too few people in it."""
+    label = asked or (REFERENCE_CLASS if REFERENCE_CLASS in cohort.classes else None)
+    if label is None:
+        return None
+    if label not in cohort.classes:
+        raise UsageError(
+            f"--reference-class {label!r} is none of the classes, which are {', '.join(cohort.classes)}"
+        )
+    reference = fit_reference(label, reference_people(cohort, label), MORPHOMETRY)
+    if reference is None:
+        say(f"too few people of class {label} to say what is usual there: no scan will be held against it")
+    return reference
 
 
 def _covariates(

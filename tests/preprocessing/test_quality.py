@@ -11,6 +11,7 @@ from brainstage.pipeline.config import QualityBounds
 from brainstage.pipeline.records import QcStatus, RegisteredBrain
 from brainstage.pipeline.volume import BrainMask
 from brainstage.preprocessing.measures import measure
+from brainstage.preprocessing.morphometry import MORPHOMETRY
 from brainstage.preprocessing.quality import MEASURES, assess, judge, status_of
 from brainstage.preprocessing.registration import carry_to_template
 from brainstage.preprocessing.template import Template
@@ -20,7 +21,7 @@ CONTRACT = {
     "brain_touches_border", "cnr", "snr", "cjv", "efc", "fber", "inu_range", "t1w_contrast", "spacing_mm",
     "fov_mm", "skull_stripped_input", "header_warnings",
 }  # fmt: skip
-ADDED = {"upright_margin", "missing_tissue_ml", "rim_to_grey", "clipped_share"}
+ADDED = {"upright_margin", "missing_tissue_ml", "rim_to_grey", "clipped_share", *MORPHOMETRY}
 ON_DEMAND = {"mask_agreement_dice"}
 
 

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brainstage.pipeline.nifti import read_raw
 from brainstage.workflows.cli import main
 from brainstage.workflows.synthetic.anatomy import load_anatomy
 from brainstage.workflows.synthetic.cohort import Defect, demo_cohort, scan_bytes
@@ -211,6 +212,24 @@ def test_all_stripped_brains_are_recognised(shared_data: Path) -> None:
         scans = read_dataset(shared_data / name).scans
         found = [stripped_foreground(ingest(scan.path, IngestConfig()).head) for scan in scans]
         assert sum(mask is not None for mask in found) == count
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_the_share_of_the_ventricles_is_that_of_manual_labels(shared_data: Path, tmp_path: Path) -> None:
+    source, lateral_ventricles = shared_data / "oasis_labelled", (49, 50, 51, 52)
+    people = ["1003", "1023", "1004", "1119"]
+    assert main(["run", str(source), str(tmp_path), "--participant-label", *people, "--resolution", "2"]) == 0
+    found = {row["participant_id"]: float(row["ventricle_share"]) for row in rows_of(tmp_path / "qc.csv")}
+    drawn = {}
+    for name in found:
+        (path,) = (source / "derivatives" / "labels" / name / "anat").glob("*_dseg.nii.gz")
+        labels = read_raw(path).data
+        drawn[name] = 100 * np.isin(labels, lateral_ventricles).sum() / (labels > 0).sum()
+        assert found[name] == pytest.approx(drawn[name], rel=0.25)
+    assert np.corrcoef(list(found.values()), list(drawn.values()))[0, 1] > 0.99
+    # 1023 is 1003, scanned another day
+    assert found["sub-1023"] == pytest.approx(found["sub-1003"], rel=0.15)
 
 
 @pytest.mark.shared_data

@@ -115,6 +115,9 @@ def test_qc_has_the_columns_of_the_contract():
         "missing_tissue_ml",
         "rim_to_grey",
         "clipped_share",
+        "ventricle_share",
+        "medial_temporal_fluid_left",
+        "medial_temporal_fluid_right",
     ]
 
 

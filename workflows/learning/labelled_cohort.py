@@ -12,11 +12,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from brainstage.models.covariates import Row, text_of
+from brainstage.models.norms import ReferencePerson
 from brainstage.models.splits import Person, people
 from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, ScanFiles
 from brainstage.pipeline.entities import entities_of, parse_name, validate_name
 from brainstage.pipeline.errors import InputMissingError, ManifestError, UsageError
+from brainstage.pipeline.files import read_json_or_empty
 from brainstage.pipeline.manifest import COLUMNS, ManifestRow, read_manifest
 from brainstage.pipeline.records import Review, ReviewDecision
 
@@ -171,6 +173,26 @@ def read_cohort(
         preprocessing_content=preprocessing["content"],
         columns=tuple(name for name in _columns(rows) if name != label_column),
     )
+
+
+def reference_people(cohort: Cohort, label: str) -> list[ReferencePerson]:
+    """Return the participants of a class with the measures, age and sex of their first scan."""
+    chosen: dict[str, LabelledScan] = {}
+    for scan, person in zip(cohort.scans, cohort.participants, strict=True):
+        if scan.label == label:
+            chosen.setdefault(person, scan)
+    return [
+        ReferencePerson(
+            measures={
+                name: value
+                for name, value in read_json_or_empty(scan.files.qc_json).items()
+                if isinstance(value, float)
+            },
+            age=scan.row.age,
+            sex=scan.row.value("sex"),
+        )
+        for scan in chosen.values()
+    ]
 
 
 def read_finished_run(out_dir: Path) -> tuple[Sequence[ManifestRow], Mapping[str, Any]]:

@@ -14,12 +14,13 @@ from brainstage.pipeline.records import (
     Prediction,
     PredictionStatus,
     Provenance,
+    ReferenceFinding,
     SubjectOutcome,
 )
 from brainstage.workflows.evidence import COLOURED_FROM, Evidence
 from brainstage.workflows.reporting.methods import MethodStep, references_of
 from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent
-from brainstage.workflows.reporting.qc_table import QcRow, Reason, bounds_text, gauge_of
+from brainstage.workflows.reporting.qc_table import QcRow, Reason, bounds_text, gauge_of, measure_label
 from brainstage.workflows.reporting.verdict import shown_prediction, verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
 
@@ -158,6 +159,9 @@ def render_scan_report(report: ScanReport) -> str:
         qc=None if isinstance(outcome, Failure) else outcome.verdict,
         prediction=report.shown_prediction,
         evidence=[(one, evidence_text(one)) for one in report.evidence] if report.shown_prediction else [],
+        reference=[(one, reference_text(one)) for one in report.shown_prediction.reference]
+        if report.shown_prediction
+        else [],
         verdict=verdict_of(
             outcome,
             report.prediction_status,
@@ -172,6 +176,40 @@ def render_scan_report(report: ScanReport) -> str:
         total_seconds=sum(entry.seconds for entry in outcome.provenance),
         references=references_of(report.methods),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceText:
+    """A finding in words: the measure, what is usual, where this scan lies, and whom it is held against."""
+
+    measure: str
+    value: str
+    usual: str
+    place: str
+    against: str
+
+
+def reference_text(finding: ReferenceFinding) -> ReferenceText:
+    """Return the words for a measure against a class of reference."""
+    against = f"{finding.people} {finding.label} of the training cohort"
+    alike = " and ".join(finding.by)
+    against += f", at the same {alike}" if alike else ", whatever their age and sex"
+    usual, place = "not compared", finding.reason
+    if finding.low is not None and finding.high is not None and finding.percentile is not None:
+        usual = f"{finding.low:.2g} to {finding.high:.2g} %"
+        below = min(99.0, max(1.0, finding.percentile))
+        outside = (
+            "above" if finding.value > finding.high else "below" if finding.value < finding.low else "within"
+        )
+        side = f"higher than in {below:.0f}" if below >= 50 else f"lower than in {100 - below:.0f}"
+        place = f"{outside} the usual range, {side} of 100"
+    return ReferenceText(
+        measure=measure_label(finding.measure),
+        value=f"{finding.value:.3g} %",
+        usual=usual,
+        place=place,
+        against=against,
+    )
 
 
 def evidence_text(evidence: Evidence) -> FigureText:
