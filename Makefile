@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types layers docs tests test demo lock clean
+.PHONY: help setup lint types layers commands docs tests test demo lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -29,8 +29,11 @@ types: $(STAMP) ## static types
 layers: $(STAMP) ## which folder may import which
 	$(BIN)/lint-imports
 
+commands: $(STAMP) ## write docs/commands.md anew from the parser
+	$(BIN)/python docs/generate_commands.py
+
 docs: $(STAMP) ## the documentation as HTML, with the reference of every public name, into docs/_build/html
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs --doctree-dir docs/_build/doctrees . docs/_build/html
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --conf-dir docs --doctree-dir docs/_build/doctrees . docs/_build/html
 
 tests: $(STAMP) ## the tests alone
 	$(BIN)/pytest

@@ -23,7 +23,7 @@ version = release = brainstage.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = INDEX
 include_patterns = ["*.md", "docs/**", "benchmarks/*.md"]
-exclude_patterns = ["docs/_build", "docs/conf.py", ".*", "demo", "src", "tests"]
+exclude_patterns = ["docs/_build", ".*", "demo", "src", "tests"]
 highlight_language = "none"
 myst_heading_anchors = 4
 
