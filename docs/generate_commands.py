@@ -26,6 +26,7 @@ SEE = {
     "--qc-decisions": "[review quality control](how-to/review-qc.md)",
     "--config": "[every key](how-to/configuration.md)",
     "--engine": "[clusters](how-to/clusters.md)",
+    "--atlas": "[use another atlas](how-to/use-another-atlas.md)",
     "--finetune": "[what is trained](how-to/train-on-your-cohort.md#train-the-network-not-only-the-head)",
     "--imbalance": "[what each does](how-to/train-on-your-cohort.md#classes-of-different-size)",
     "--covariates": "[covariates](how-to/train-on-your-cohort.md#covariates)",

@@ -388,13 +388,6 @@ def test_the_changelog_has_this_version_and_explains_changes_to_output_values():
     assert "### Changes to output values" in versions
 
 
-@pytest.mark.parametrize(("page", "body"), list(blocks("python")))
-def test_examples_compile_and_import_what_exists(page, body):
-    compile(body, page, "exec")
-    imports = "\n".join(line for line in body.splitlines() if line.startswith(("import ", "from ")))
-    exec(imports, {})  # noqa: S102 - our own documentation
-
-
 def test_the_notice_carries_the_terms_of_the_template():
     assert "Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre" in read("NOTICE")
     assert "NOTICE" in PYPROJECT["project"]["license-files"]
