@@ -31,12 +31,12 @@ PAGES = (
     "docs/how-to/run-your-dataset.md",
     "docs/how-to/review-qc.md",
     "docs/how-to/train-on-your-cohort.md",
-    "docs/how-to/offline-use.md",
 )
 """In an order in which none takes away what the next one needs: a new model ends the predictions of the old one."""
 ONLY_PARSED = {
     "docs/how-to/clusters.md": "needs a cluster",
     "docs/how-to/configuration.md": "preprocesses in another way, which takes minutes",
+    "docs/how-to/offline-use.md": "trains once more, with the same weights from a file",
 }
 GIVEN = (
     "brainstage run BIDS_DIR OUT_DIR",
@@ -85,9 +85,8 @@ def folder(tmp_path_factory) -> Path:
     write_cohort(place / "OTHER_BIDS_DIR", ["CN", "AD"], first_seed=100)
     network = build_med3d("resnet10")
     initialise_randomly(network, seed=0)
-    for name in ("cache/resnet_10_23dataset.pth", "resnet_10_23dataset.pth"):
-        (place / name).parent.mkdir(exist_ok=True)
-        torch.save({"state_dict": network.state_dict()}, place / name)
+    (place / "cache").mkdir()
+    torch.save({"state_dict": network.state_dict()}, place / "cache" / "resnet_10_23dataset.pth")
     atlas = coarse_atlas()
     write_volume(place / "atlas.nii.gz", atlas.labels)
     names = [f"{index}\t{name}" for index, name in atlas.names.items()]
