@@ -39,6 +39,7 @@ ONLY_PARSED = {
     "docs/how-to/offline-use.md": "trains once more, with the same weights from a file",
 }
 GIVEN = (
+    "brainstage manifest BIDS_DIR -o data_manifest.csv",
     "brainstage run BIDS_DIR OUT_DIR",
     "brainstage run OTHER_BIDS_DIR OTHER_OUT_DIR",
     "brainstage fetch med3d-resnet10",
@@ -95,7 +96,6 @@ def folder(tmp_path_factory) -> Path:
     (place / "qc_decisions.tsv").write_text(
         "t1w_path\tdecision\nsub-01/ses-M00/anat/sub-01_ses-M00_T1w.nii.gz\tpass\n"
     )
-    assert main(["manifest", str(place / "BIDS_DIR"), "-o", str(place / "data_manifest.csv")]) == 0
     return place
 
 
