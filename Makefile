@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types layers tests test demo lock clean
+.PHONY: help setup lint types layers commands docs tests test demo lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -29,10 +29,16 @@ types: $(STAMP) ## static types
 layers: $(STAMP) ## which folder may import which
 	$(BIN)/lint-imports
 
+commands: $(STAMP) ## write docs/commands.md anew from the parser
+	$(BIN)/python docs/generate_commands.py
+
+docs: $(STAMP) ## the documentation as HTML, with the reference of every public name, into docs/_build/html
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --conf-dir docs --doctree-dir docs/_build/doctrees . docs/_build/html
+
 tests: $(STAMP) ## the tests alone
 	$(BIN)/pytest
 
-test: lint types layers tests ## every check
+test: lint types layers docs tests ## every check
 
 demo: $(STAMP) ## everything once, on a synthetic cohort, into demo/
 	$(BIN)/brainstage demo demo
@@ -41,4 +47,4 @@ lock: $(STAMP) ## write what is installed now as the locked versions
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
 
 clean: ## remove what can be made again
-	rm -rf demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info
+	rm -rf demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build docs/reference src/*.egg-info

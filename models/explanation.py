@@ -29,6 +29,7 @@ from brainstage.pipeline.volume import Affine, Volume
 
 Method = Literal["gradcam", "occlusion"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
+"""How a prediction may be explained."""
 EXPLANATION_VERSION: Final = "1"
 UNITS: Final[Mapping[str, str]] = MappingProxyType({"gradcam": "logit/ml", "occlusion": "logit"})
 """Of Grad-CAM, so that maps of different voxel sizes can be added and an integral over a region is a logit."""

@@ -37,6 +37,7 @@ REGIMES: Final[tuple[Regime, ...]] = get_args(Regime)
 HEAD_RATE: Final = 1e-3
 """Learning rate of the head; each stage below it has :data:`RATE_DECAY` times that of the one above."""
 RATE_DECAY: Final = 0.3
+"""From a stage of the network to the one below it."""
 WEIGHT_DECAY: Final = 0.01
 BATCH: Final = 8
 """Scans of one step."""

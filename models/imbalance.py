@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from brainstage.pipeline.errors import UsageError
 
 IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
+"""What may be done about classes of different size."""
 SMOTE_NEIGHBOURS: Final = 5
 """As published; a class of fewer scans has as many neighbours as it has."""
 

@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 
 BOOTSTRAP_SAMPLES: Final = 1000
 CONFIDENCE: Final = 0.95
+"""Of the intervals."""
 ECE_BINS: Final = 10
 
 Weights = NDArray[np.float64]
@@ -48,8 +49,8 @@ class Evaluation:
         ``average_precision`` as means over classes.
     confusion : ndarray, (C, C) int64
         Rows are true classes.
-    participants, scans : dict
-        Numbers per class.
+    scans : dict
+        Number of scans of each class.
     """
 
     measures: dict[str, Estimate]

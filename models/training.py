@@ -78,7 +78,7 @@ class Rotation:
     mean, scale : ndarray, (F,) float32
     standardised : ndarray, (N, F) float32
     combinations : ndarray, (N, K) float32
-        ``standardised.T @ combinations`` are the axes, all multiplied with :attr:`factor`.
+        ``standardised.T @ combinations`` are the axes, all multiplied with ``factor``.
     scores : ndarray, (N, K) float32
         On the multiplied axes; the first has unit variance.
     factor : float

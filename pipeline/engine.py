@@ -23,6 +23,7 @@ from brainstage import __version__
 from brainstage.pipeline.errors import EngineError, ToolError
 
 Task = TypeVar("Task")
+"""What a worker is given: one piece of work."""
 Announce = Callable[..., None]
 
 THREAD_VARIABLES: Final = (

@@ -45,6 +45,7 @@ FIELD_BOUNDS: Final = (0.05, 20.0)
 Float = NDArray[np.float64]
 Single = NDArray[np.float32]
 Array = TypeVar("Array", Float, Single)
+"""Values in either precision."""
 
 
 def correct_bias(stripped: StrippedBrain, config: BiasFieldConfig, seed: int = 0) -> CorrectedBrain:

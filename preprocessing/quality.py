@@ -306,6 +306,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         source=_OWN,
     ),
 )
+"""In the order of the tables."""
 
 MEASURE_BY_NAME: Final = {measure.name: measure for measure in MEASURES}
 

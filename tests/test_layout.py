@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("models", "pipeline", "preprocessing", "workflows")
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
-NOT_OURS = {".git", ".venv", "build", "dist", "demo", "__pycache__"}
+NOT_OURS = {".git", ".venv", "_build", "build", "dist", "demo", "__pycache__"}
 BINARY = {".png", ".gz", ".nii", ".npz", ".npy", ".safetensors", ".h5", ".pyc", ".ico", ".woff2", ".pdf"}
 HOMES = r"(?<![\w./:-])/(?:home|Users|root|mnt|media)/(?!someone\b)\w"
 """A home or a mount; ``someone`` is nobody, an invented name for examples."""

@@ -31,13 +31,26 @@ PRIVATE_UMASK: Final = "077"
 MED3D: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "med3d-resnet50")
 IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
 
+_PARTICIPANTS: Final[dict[str, Any]] = {
+    "nargs": "+", "default": [], "metavar": "LABEL", "help": "with or without sub-; default: all",
+}  # fmt: skip
+_DEVICE: Final[dict[str, Any]] = {
+    "choices": ("auto", "cpu", "cuda"), "default": "auto", "help": "for the network; default: auto",
+}  # fmt: skip
+_NO_VALIDATION: Final[dict[str, Any]] = {
+    "action": "store_true", "help": "do not ask for a dataset_description.json",
+}  # fmt: skip
+
 
 class _Parser(argparse.ArgumentParser):
     """Takes hyphen and underscore spellings, and raises instead of exiting."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **options)
+        shown: dict[str, Any] = {
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+            "epilog": EXIT_CODES,
+        }
+        super().__init__(allow_abbrev=False, **shown | options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}{self._suggestion(message)}; see {self.prog} --help")
@@ -63,7 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="brainstage",
         description="From a BIDS directory of T1w MRI to QC reports and calibrated predictions.",
-        epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"brainstage {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -130,10 +142,9 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         description="Preprocess every T1w scan of a BIDS directory, judge its quality, predict with a model where "
         "one is given, and write reports and tables. Finished work is kept: the same command goes on where it "
         "stopped, and does nothing where there is nothing to do.",
-        epilog=EXIT_CODES,
     )
-    run.add_argument("bids_dir", type=Path, metavar="BIDS_DIR")
-    run.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    run.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="nothing is ever written into it")
+    run.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="made where it is not there")
     run.add_argument(
         "level",
         nargs="?",
@@ -141,10 +152,10 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         help="participant: the scans; group: the tables and pages over them; without it one after the other",
     )
     scans = run.add_argument_group("which scans")
+    scans.add_argument("--participant-label", **_PARTICIPANTS)
     scans.add_argument(
-        "--participant-label", nargs="+", default=[], metavar="LABEL", help="with or without sub-"
+        "--session-label", nargs="+", default=[], metavar="LABEL", help="with or without ses-; default: all"
     )
-    scans.add_argument("--session-label", nargs="+", default=[], metavar="LABEL", help="with or without ses-")
     scans.add_argument(
         "--bids-filter-file",
         type=Path,
@@ -152,7 +163,10 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         help='JSON such as {"t1w": {"acquisition": "mprage"}}',
     )
     scans.add_argument(
-        "--manifest", type=Path, metavar="FILE", help="data_manifest.csv: only its scans, its labels"
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help="data_manifest.csv: only its scans, its labels, its hashes",
     )
     scans.add_argument(
         "--qc-decisions",
@@ -160,32 +174,52 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         metavar="FILE",
         help="qc_decisions.tsv of the cohort page: what a person decided stands over quality control",
     )
-    scans.add_argument(
-        "--skip-bids-validation", action="store_true", help="do not ask for a dataset_description.json"
-    )
+    scans.add_argument("--skip-bids-validation", **_NO_VALIDATION)
     what = run.add_argument_group("what is done")
     what.add_argument(
         "--model", type=Path, metavar="MODEL_DIR", help="predict with a model of brainstage train"
     )
     what.add_argument("--config", type=Path, metavar="FILE", help="TOML; options given here win over it")
-    what.add_argument("--skull-strip", choices=("auto", "deepbet", "ants", "none"), help="default auto")
-    what.add_argument("--bias-field", choices=("fast", "ants", "none"), help="default fast")
-    what.add_argument("--registration", choices=("affine", "syn"), help="default affine")
-    what.add_argument("--resolution", choices=("1", "1.5", "2"), help="template voxels in mm, default 1")
     what.add_argument(
-        "--keep-face", action="store_true", help="show the whole head in the reports, not only the brain"
+        "--skull-strip",
+        choices=("auto", "deepbet", "ants", "none"),
+        help="how the brain is found; default: auto",
+    )
+    what.add_argument(
+        "--bias-field", choices=("fast", "ants", "none"), help="how the bias field is removed; default: fast"
+    )
+    what.add_argument(
+        "--registration",
+        choices=("affine", "syn"),
+        help="how the brain comes to the template; default: affine",
+    )
+    what.add_argument("--resolution", choices=("1", "1.5", "2"), help="template voxels in mm; default: 1")
+    what.add_argument(
+        "--keep-face",
+        action="store_true",
+        help="show the whole head in the reports, not only the brain and a narrow rim",
     )
     what.add_argument(
         "--deterministic",
         action="store_true",
-        help="the same volumes, byte for byte, every time; one thread, slower",
+        help="one thread per scan, so that the same volumes come out, byte for byte, every time; slower",
     )
     how = run.add_argument_group("how it is done")
     how.add_argument(
         "--nprocs", type=_count, metavar="N", help="scans at a time; default: what the machine holds"
     )
-    how.add_argument("--omp-nthreads", type=_count, metavar="N", help="threads for each scan")
-    how.add_argument("--mem-gb", type=_amount, metavar="G", help="memory for all scans together")
+    how.add_argument(
+        "--omp-nthreads",
+        type=_count,
+        metavar="N",
+        help="threads for each scan; default: the processors, shared out",
+    )
+    how.add_argument(
+        "--mem-gb",
+        type=_amount,
+        metavar="G",
+        help="memory for all scans together; a worker that grows beyond its share is stopped; default: what is free",
+    )
     how.add_argument(
         "-w", "--work-dir", type=Path, metavar="DIR", help="scratch space; default: the system's"
     )
@@ -193,12 +227,16 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         "--engine",
         choices=("local", "dask", "slurm"),
         default="local",
-        help="workers on this machine, of a Dask scheduler, or as SLURM jobs; default local",
+        help="workers on this machine, of a Dask scheduler, or as SLURM jobs; default: local",
     )
     how.add_argument("--dask-scheduler", metavar="URL", help="address for --engine dask")
-    how.add_argument("--slurm-partition", metavar="NAME", help="default: the cluster's")
+    how.add_argument("--slurm-partition", metavar="NAME", help="for --engine slurm; default: the cluster's")
     how.add_argument(
-        "--slurm-walltime", type=_walltime, default="08:00:00", metavar="HH:MM:SS", help="of each job"
+        "--slurm-walltime",
+        type=_walltime,
+        default="08:00:00",
+        metavar="HH:MM:SS",
+        help="of each job; default: 08:00:00",
     )
     how.add_argument(
         "--slurm-directive",
@@ -212,14 +250,14 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         type=_amount,
         default=60,
         metavar="MIN",
-        help="stop a stage that takes longer; default 60",
+        help="stop a stage that takes longer; default: 60",
     )
     how.add_argument(
         "--umask",
         type=_umask,
         default=PRIVATE_UMASK,
         metavar="OCTAL",
-        help="of new files; default 077: nobody else reads them",
+        help="of new files, so that nobody else reads them; default: 077",
     )
     how.add_argument("--retry-failed", action="store_true", help="try again what failed before")
     how.add_argument(
@@ -228,7 +266,9 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
     how.add_argument(
         "--stop-on-first-crash", action="store_true", help="end the run at the first failed scan"
     )
-    how.add_argument("--version", action="version", version=f"brainstage {__version__}")
+    how.add_argument(
+        "--version", action="version", version=f"brainstage {__version__}", help="print the version"
+    )
     run.set_defaults(handler=_run)
 
 
@@ -238,13 +278,20 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         help="train a model on the scans of a finished run",
         description="Train a classifier on the scans of a finished run, with cross-validation by participant, and "
         "write a model directory with its card. Scans whose split is test are kept out.",
-        epilog=EXIT_CODES,
     )
     train.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run")
-    train.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
-    train.add_argument("--classes", nargs="+", metavar="NAME", help="default: every label that is there")
+    train.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="appears whole or not at all")
     train.add_argument(
-        "--label-column", default="diagnosis", metavar="NAME", help="column of data_manifest.csv"
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="two or more, in the order of the probabilities; default: the labels that are there",
+    )
+    train.add_argument(
+        "--label-column",
+        default="diagnosis",
+        metavar="NAME",
+        help="column of the run's data_manifest.csv; default: diagnosis",
     )
     train.add_argument(
         "--qc-decisions",
@@ -253,22 +300,29 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         help="qc_decisions.tsv of the cohort page: learn from what a person passed, not from what one failed",
     )
     train.add_argument(
-        "--weights", default=MED3D[0], metavar="WEIGHTS", help=f"{', '.join(MED3D)}, a path, or random"
+        "--weights",
+        default=MED3D[0],
+        metavar="WEIGHTS",
+        help=f"{', '.join(MED3D)}, a path, or random; default: {MED3D[0]}",
     )
     train.add_argument(
         "--strides",
         choices=("med3d", "monai"),
         default="med3d",
-        help="of the network: as the weights were trained, or as MONAI builds it; default med3d",
+        help="of the network: as the weights were trained, or as MONAI builds it; default: med3d",
     )
     train.add_argument(
         "--finetune",
         choices=("frozen", "head+last", "full"),
         default="frozen",
-        help="what is trained: a head on fixed features, the network's last stage as well, or all; default frozen",
+        help="what is trained: a head on features computed once, the network's last stage as well, or all; "
+        "default: frozen",
     )
     train.add_argument(
-        "--head", choices=("linear", "multiscale-attention"), default="linear", help="default linear"
+        "--head",
+        choices=("linear", "multiscale-attention"),
+        default="linear",
+        help="what makes logits of features: a linear map, or one behind attention over channels; default: linear",
     )
     train.add_argument(
         "--augment",
@@ -282,7 +336,7 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         "--imbalance",
         choices=IMBALANCE,
         default="weights",
-        help="how classes of different size are made to count the same; default weights",
+        help="how classes of different size are made to count the same; default: weights",
     )
     train.add_argument(
         "--covariates",
@@ -294,23 +348,32 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     train.add_argument(
         "--reference-class",
         metavar="NAME",
-        help="the class whose ventricles and medial temporal lobes a report holds a scan against; default CN where it "
-        "is one of the classes",
+        help="the class whose ventricles and medial temporal lobes a report holds a scan against; default: CN where "
+        "it is one of the classes",
     )
-    train.add_argument("--folds", type=_count, default=5, metavar="K")
+    train.add_argument("--folds", type=_count, default=5, metavar="K", help="at least 3; default: 5")
     train.add_argument(
-        "--epochs", type=_count, metavar="N", help="at most; default 300 with a frozen network, 30 otherwise"
+        "--epochs", type=_count, metavar="N", help="at most; default: 300 with a frozen network, 30 otherwise"
     )
     train.add_argument(
         "--patience",
         type=_count,
         metavar="N",
-        help="epochs without improvement; default 30 with a frozen network, 8 otherwise",
+        help="epochs without improvement before training stops; default: 30 with a frozen network, 8 otherwise",
     )
-    train.add_argument("--seed", type=int, default=0, metavar="S")
-    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     train.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="write the curves of fine-tuning there, as they grow"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="of folds, random weights, controls and intervals; default: 0",
+    )
+    train.add_argument("--device", **_DEVICE)
+    train.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write the curves of fine-tuning there, as they grow; needs the extra brainstage[tensorboard]",
     )
     train.set_defaults(handler=_train)
 
@@ -319,18 +382,20 @@ def _add_evaluate(commands: Any) -> None:  # noqa: ANN401 - argparse has no publ
     evaluate = commands.add_parser(
         "evaluate",
         help="measure a model on a labelled cohort that it never saw",
-        description="Judge the labelled scans of a finished run as brainstage run --model does, leave out what the "
-        "model was trained on, and write how well it went.",
-        epilog=EXIT_CODES,
+        description="Judge the labelled scans of a finished run, of a cohort that the model never saw, as brainstage "
+        "run --model does, and write how well it went. Scans that the model was trained on, and other scans of their "
+        "participants, are left out and counted.",
     )
-    evaluate.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    evaluate.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="a model of brainstage train")
     evaluate.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run")
-    evaluate.add_argument("result_dir", type=Path, metavar="RESULT_DIR")
+    evaluate.add_argument("result_dir", type=Path, metavar="RESULT_DIR", help="appears whole or not at all")
     evaluate.add_argument(
-        "--label-column", metavar="NAME", help="column of data_manifest.csv; default: the model's own"
+        "--label-column",
+        metavar="NAME",
+        help="column of the run's data_manifest.csv; default: the model's own",
     )
-    evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the intervals")
-    evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the intervals; default: 0")
+    evaluate.add_argument("--device", **_DEVICE)
     evaluate.set_defaults(handler=_evaluate)
 
 
@@ -339,10 +404,10 @@ def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no publi
         "explain",
         help="show where a model found what it says about each scan",
         description="Map what each prediction of brainstage run --model rests on, say in which regions it lies, and "
-        "write the scan's report again with it. Withheld predictions are not explained.",
-        epilog=EXIT_CODES,
+        "write the scan's report again with it. Withheld predictions are not explained. What is explained "
+        "already is kept; one bad scan does not stop the others.",
     )
-    explain.add_argument("model_dir", type=Path, metavar="MODEL_DIR")
+    explain.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="a model of brainstage train")
     explain.add_argument(
         "out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run --model"
     )
@@ -350,18 +415,18 @@ def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no publi
         "--method",
         choices=("gradcam", "occlusion"),
         default="gradcam",
-        help="seconds a scan, or minutes without a GPU; default gradcam",
+        help="gradcam takes seconds a scan; occlusion covers the brain box by box, which takes minutes without a GPU; "
+        "default: gradcam",
     )
     explain.add_argument(
         "--atlas",
         type=Path,
         metavar="FILE",
-        help="labels in MNI152 space, with a .tsv of index and name beside it; default: coarse regions",
+        help="labels in MNI152 space on any grid, FILE.nii.gz, and their names in FILE.tsv beside it; default: coarse "
+        "regions",
     )
-    explain.add_argument(
-        "--participant-label", nargs="+", default=[], metavar="LABEL", help="with or without sub-"
-    )
-    explain.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    explain.add_argument("--participant-label", **_PARTICIPANTS)
+    explain.add_argument("--device", **_DEVICE)
     explain.set_defaults(handler=_explain)
 
 
@@ -371,14 +436,23 @@ def _add_manifest(commands: Any) -> None:  # noqa: ANN401 - argparse has no publ
         help="write the data_manifest.csv of a BIDS directory",
         description="Write one row per T1w scan, with its hash and what the tables say; edit labels and split, and "
         "give it to brainstage run --manifest.",
-        epilog=EXIT_CODES,
     )
-    manifest.add_argument("bids_dir", type=Path, metavar="BIDS_DIR")
-    manifest.add_argument("-o", "--output", type=Path, default=Path("data_manifest.csv"), metavar="FILE")
+    manifest.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="nothing is written into it")
     manifest.add_argument(
-        "--label-column", default="diagnosis", metavar="NAME", help="column of participants.tsv"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("data_manifest.csv"),
+        metavar="FILE",
+        help="where to write; default: data_manifest.csv",
     )
-    manifest.add_argument("--skip-bids-validation", action="store_true")
+    manifest.add_argument(
+        "--label-column",
+        default="diagnosis",
+        metavar="NAME",
+        help="column of participants.tsv; default: diagnosis",
+    )
+    manifest.add_argument("--skip-bids-validation", **_NO_VALIDATION)
     manifest.set_defaults(handler=_manifest)
 
 
@@ -386,10 +460,10 @@ def _add_status(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
     status = commands.add_parser(
         "status",
         help="which stage each scan of an output directory has reached",
-        description="Print a grid of scans and stages: done, running, FAILED, or - for what is still open.",
-        epilog=EXIT_CODES,
+        description="Print a grid of scans and stages: done, running, FAILED, or - for what is still open. It reads "
+        "the names of the markers; whether the outputs are still what the markers say is for the next run to find out.",
     )
-    status.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    status.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run")
     status.set_defaults(handler=_status)
 
 
@@ -397,8 +471,8 @@ def _add_fetch(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     fetch = commands.add_parser(
         "fetch",
         help="bring pretrained weights; nothing else ever downloads",
-        description=f"Bring pretrained weights once, check them, and keep them as safetensors: {', '.join(MED3D)}.",
-        epilog=EXIT_CODES,
+        description="Bring pretrained weights once, check them, and keep them as safetensors. Nothing else ever "
+        "downloads.",
     )
     fetch.add_argument("assets", nargs="+", choices=MED3D, metavar="ASSET", help=", ".join(MED3D))
     fetch.set_defaults(handler=_fetch)
@@ -409,9 +483,15 @@ def _add_demo(commands: Any) -> None:  # noqa: ANN401 - argparse has no public n
         "demo",
         help="everything once, on a small synthetic cohort",
         description="Make a synthetic BIDS cohort, preprocess it, train, predict, and say where to look.",
-        epilog=EXIT_CODES,
     )
-    demo.add_argument("directory", nargs="?", type=Path, default=Path("demo"), metavar="DIR")
+    demo.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="made where it is not there; default: demo",
+    )
     demo.set_defaults(handler=_demo)
 
 
@@ -419,8 +499,8 @@ def _add_doctor(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
     doctor = commands.add_parser(
         "doctor",
         help="what is installed, what is missing, what to do",
-        description="Check that the tools, the template and the weights are there.",
-        epilog=EXIT_CODES,
+        description="Say what is installed, what is missing and what to do; exit with 0 when brainstage run can work, "
+        "and with 66 otherwise.",
     )
     doctor.set_defaults(handler=_doctor)
 

@@ -84,7 +84,7 @@ class Tissue(IntEnum):
 
 
 NO_PART: Final = 255
-"""In :attr:`HeadAnatomy.parts`: no part lies here, the layers decide."""
+"""In the parts of :class:`HeadAnatomy`: no part lies here, the layers decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
