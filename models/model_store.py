@@ -38,7 +38,7 @@ from brainstage.models.fine_tuning import Regime, tuned_extractor
 from brainstage.models.heads import HeadKind, LinearHead, head_arrays, head_from_arrays
 from brainstage.models.learners import FoldModel
 from brainstage.models.med3d import Strides, build_med3d
-from brainstage.models.norms import Reference
+from brainstage.models.norms import ReferenceClass
 from brainstage.models.novelty import NoveltyModel
 from brainstage.models.weights import WeightsSource, fill_network, state_bytes
 from brainstage.pipeline.errors import InferenceError, InputMissingError, ModelError, WeightsError
@@ -119,7 +119,7 @@ class ModelDescription(_Part):
     pretraining_cohorts: tuple[str, ...] = ()
     fold_of_training_scan: dict[str, int] = Field(default_factory=dict)
     covariate_experts: tuple[CovariateExpert, ...] = ()
-    reference: Reference | None = None
+    reference: ReferenceClass | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 

@@ -77,7 +77,7 @@ class Norm(BaseModel):
     ages: tuple[float, float] | None = None
 
 
-class Reference(BaseModel):
+class ReferenceClass(BaseModel):
     """The norms of one class.
 
     Attributes
@@ -92,7 +92,9 @@ class Reference(BaseModel):
     norms: tuple[Norm, ...]
 
 
-def fit_reference(label: str, people: Sequence[ReferencePerson], measures: Sequence[str]) -> Reference | None:
+def fit_reference(
+    label: str, people: Sequence[ReferencePerson], measures: Sequence[str]
+) -> ReferenceClass | None:
     """Fit every norm that the people of a class allow; None when there are too few for any.
 
     Parameters
@@ -104,17 +106,17 @@ def fit_reference(label: str, people: Sequence[ReferencePerson], measures: Seque
     measures : sequence of str
     """
     norms = [norm for name in measures for by in _CHOICES if (norm := _fitted(name, by, people)) is not None]
-    return Reference(label=label, norms=tuple(norms)) if norms else None
+    return ReferenceClass(label=label, norms=tuple(norms)) if norms else None
 
 
 def compare(
-    reference: Reference, measures: Mapping[str, float | None], age: float | None, sex: str | None
+    reference: ReferenceClass, measures: Mapping[str, float | None], age: float | None, sex: str | None
 ) -> tuple[ReferenceFinding, ...]:
     """Hold a person's measures against a class of reference.
 
     Parameters
     ----------
-    reference : Reference
+    reference : ReferenceClass
     measures : mapping
         Name to value; one that is unknown or not above 0 is left out.
     age, sex

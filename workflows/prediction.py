@@ -18,7 +18,7 @@ from brainstage.pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from brainstage.models.model_store import StoredModel
-    from brainstage.models.norms import Reference
+    from brainstage.models.norms import ReferenceClass
 
 STAGE_VERSION: Final = "2"
 
@@ -127,7 +127,7 @@ def _predicted(
 
 
 def reference_findings(
-    reference: Reference | None,
+    reference: ReferenceClass | None,
     measures: Mapping[str, float | bool | str | None],
     covariates: Mapping[str, str | None],
 ) -> tuple[ReferenceFinding, ...]:
@@ -135,7 +135,7 @@ def reference_findings(
 
     Parameters
     ----------
-    reference : Reference or None
+    reference : ReferenceClass or None
     measures : mapping
         Of quality control.
     covariates : mapping

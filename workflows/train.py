@@ -42,7 +42,7 @@ from brainstage.models.model_store import (
     TierBounds,
     write_model,
 )
-from brainstage.models.norms import Reference, fit_reference
+from brainstage.models.norms import ReferenceClass, fit_reference
 from brainstage.models.novelty import novelty_threshold
 from brainstage.models.splits import fold_of_scans, require_folds
 from brainstage.models.training import HeadOptions, LogRow
@@ -365,7 +365,7 @@ def fit(
     folds: NDArray[np.int64],
     options: TrainOptions,
     tuning: Tuning | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceClass | None = None,
 ) -> tuple[StoredModel, OutOfFold, tuple[LogRow, ...]]:
     """Fit everything of a model in the given folds.
 
@@ -454,7 +454,7 @@ def _describe(
     cohort: Cohort,
     options: TrainOptions,
     experts: tuple[CovariateExpert, ...],
-    reference: Reference | None,
+    reference: ReferenceClass | None,
 ) -> ModelDescription:
     source = extractor.source
     quantiles = class_quantiles(found.probabilities, found.targets, LEVEL)
@@ -498,7 +498,7 @@ def _describe(
     )
 
 
-def _reference(cohort: Cohort, asked: str | None, say: Callable[[str], None]) -> Reference | None:
+def _reference(cohort: Cohort, asked: str | None, say: Callable[[str], None]) -> ReferenceClass | None:
     """Fit what is usual in the class of reference; None without one, or with too few people in it."""
     label = asked or (REFERENCE_CLASS if REFERENCE_CLASS in cohort.classes else None)
     if label is None:

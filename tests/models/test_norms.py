@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from brainstage.models.norms import LEAST_PEOPLE, Reference, ReferencePerson, compare, fit_reference
+from brainstage.models.norms import LEAST_PEOPLE, ReferenceClass, ReferencePerson, compare, fit_reference
 from brainstage.pipeline.records import ReferenceFinding
 
 YEARS = 0.03
@@ -27,7 +27,7 @@ def people(count: int, seed: int, *, women_only: bool = False) -> list[Reference
 
 
 def against(
-    reference: Reference | None, value: float, age: float | None, sex: str | None
+    reference: ReferenceClass | None, value: float, age: float | None, sex: str | None
 ) -> ReferenceFinding:
     assert reference is not None
     (finding,) = compare(reference, {"fluid": value}, age, sex)
@@ -91,5 +91,5 @@ def test_too_few_people_or_measures_that_are_missing_give_no_norm() -> None:
 def test_norms_come_back_from_their_file_as_they_were() -> None:
     reference = fit_reference("CN", people(100, 0), ["fluid"])
     assert reference is not None
-    again = Reference.model_validate_json(reference.model_dump_json())
+    again = ReferenceClass.model_validate_json(reference.model_dump_json())
     assert compare(again, {"fluid": 2.0}, 70, "F") == compare(reference, {"fluid": 2.0}, 70, "F")

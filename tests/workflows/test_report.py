@@ -26,6 +26,7 @@ from brainstage.pipeline.records import (
     QcReport,
     QcStatus,
     QcVerdict,
+    ReferenceFinding,
     T1wScan,
 )
 from brainstage.preprocessing.regions import RegionShare
@@ -125,6 +126,23 @@ def prediction(**changes) -> Prediction:
     return Prediction(**(values | changes))
 
 
+def referenced() -> Prediction:
+    """A prediction with measures above, within and out of reach of a class."""
+    about = {"label": "ClassOne", "people": 34, "by": ("age", "sex")}
+    found = {"expected": 1.0, "low": 0.5, "high": 2.0}
+    return prediction(
+        reference=(
+            ReferenceFinding(measure="ventricle_share", value=3.21, percentile=99.7, **about, **found),
+            ReferenceFinding(
+                measure="medial_temporal_fluid_left", value=0.8, percentile=31.4, **about, **found
+            ),
+            ReferenceFinding(
+                measure="medial_temporal_fluid_right", value=1.0, reason="an age of 92 is outside", **about
+            ),
+        )
+    )
+
+
 def completed(status: QcStatus = QcStatus.PASS, reasons: tuple[str, ...] = (), **changes) -> Completed:
     values = {
         "scan": scan(),
@@ -220,6 +238,7 @@ def cohort_scan(outcome, status, **changes) -> CohortScan:
 ALL_PAGES = {
     "reported": lambda: render_scan_report(report()),
     "explained": lambda: render_scan_report(report(evidence=(evidence(), evidence(method="occlusion")))),
+    "held against a class": lambda: render_scan_report(report(completed(prediction=referenced()))),
     "flagged": lambda: render_scan_report(report(status=STATUS.FLAGGED)),
     "with volumes": lambda: render_scan_report(report(volumes=VOLUMES)),
     "withheld": lambda: render_scan_report(report(completed(QcStatus.FAIL, ("cnr",)), STATUS.WITHHELD)),
@@ -647,3 +666,14 @@ def test_methods_mention_a_model_only_where_there_was_one():
     assert "Prediction." not in without
     assert "model m-1" in with_model
     assert "80 x 96 x 80 voxels of 2 mm" in with_model
+
+
+def test_measures_stand_against_the_class_of_reference_where_the_prediction_is_shown():
+    text = Page(ALL_PAGES["held against a class"]()).text
+    assert "34 ClassOne of the training cohort, at the same age and sex" in text
+    assert "3.21 %" in text
+    assert "above the usual range, higher than in 99 of 100" in text
+    assert "within the usual range, lower than in 69 of 100" in text
+    assert "an age of 92 is outside" in text
+    withheld = completed(QcStatus.FAIL, ("cnr",), prediction=referenced())
+    assert "ClassOne" not in Page(render_scan_report(report(withheld, STATUS.WITHHELD))).text

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.metrics import Estimate
-from brainstage.models.model_store import load_model
+from brainstage.models.model_store import load_model, read_description
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.config import PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
@@ -39,9 +39,9 @@ from brainstage.workflows.learning.features import (
     network_input_key,
     read_network_input,
 )
-from brainstage.workflows.learning.labelled_cohort import read_cohort
+from brainstage.workflows.learning.labelled_cohort import read_cohort, reference_people
 from brainstage.workflows.learning.model_card import best_sentence
-from brainstage.workflows.prediction import prediction_stage
+from brainstage.workflows.prediction import prediction_stage, reference_findings
 from brainstage.workflows.train import TrainOptions, train
 
 GRID = {"spacing_mm": 4.0, "shape": [40, 48, 40], "background": "zero"}
@@ -708,3 +708,60 @@ def test_other_peoples_directory_is_never_replaced(finished_run, tmp_path):
     with pytest.raises(OutputError, match="not empty and not a model directory"):
         train(finished_run, tmp_path, OPTIONS, lambda _: None)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def with_fluid(out_dir: Path) -> None:
+    """Give every scan a measure of fluid."""
+    generator = np.random.default_rng(5)
+    for file in sorted(out_dir.glob("sub-*/**/*_desc-qc.json")):
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"ventricle_share": float(np.exp(generator.normal(0, 0.3)))}))
+
+
+@pytest.fixture
+def many(finished_run, tmp_path):
+    """20 controls and 20 patients of a run whose scans have measures of fluid."""
+    out_dir = tmp_path / "many"
+    generator = np.random.default_rng(1)
+    rows = [add_scan(out_dir, f"{n:02d}", "AD" if n % 2 else "CN", generator) for n in range(40)]
+    rows.append(add_scan(out_dir, "00", "CN", generator, session="M12"))
+    write_manifest(out_dir / "data_manifest.csv", rows)
+    with_fluid(out_dir)
+    state = out_dir / ".brainstage"
+    state.mkdir(exist_ok=True)
+    shutil.copy(finished_run / ".brainstage" / "preprocessing.json", state)
+    return out_dir
+
+
+def test_people_of_a_class_are_taken_once_with_what_is_known_of_them(many):
+    cohort = read_cohort(many, "diagnosis", None)
+    people = reference_people(cohort, "CN")
+    assert len(people) == 20
+    assert all(set(person.measures) == {"ventricle_share"} and person.sex == "F" for person in people)
+
+
+def test_a_model_keeps_what_is_usual_in_its_class_of_reference_and_the_card_says_so(
+    many, finished_run, tmp_path
+):
+    options = TrainOptions(weights="random", folds=3, epochs=5)
+    result = train(many, tmp_path / "model", options, lambda _: None)
+    description = read_description(result.model_dir)
+    assert description.reference is not None
+    assert description.reference.label == "CN"
+    assert description.columns_read == ("age", "sex")
+    (finding,) = reference_findings(description.reference, {"ventricle_share": 9.0, "cnr": None}, {})
+    assert finding.percentile > 99
+    assert "## Class of reference" in (result.model_dir / "MODEL_CARD.md").read_text()
+
+
+def test_a_class_of_reference_that_is_none_of_the_classes_is_refused(finished_run, tmp_path):
+    options = TrainOptions(weights="random", folds=3, epochs=5, reference_class="HC")
+    with pytest.raises(UsageError, match=r"HC.*CN, MCI, AD"):
+        train(finished_run, tmp_path / "model", options, lambda _: None)
+
+
+def test_too_few_people_of_the_class_give_no_reference_and_that_is_said(trained):
+    result, said = trained
+    assert read_description(result.model_dir).reference is None
+    assert any("too few people of class CN" in line for line in said)
+    assert "Class of reference" not in (result.model_dir / "MODEL_CARD.md").read_text()

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from brainstage.models.fine_tuning import Regime
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_store import StoredModel
-from brainstage.models.norms import Norm, Reference, compare
+from brainstage.models.norms import Norm, ReferenceClass, compare
 from brainstage.models.splits import FoldBalance, participant_classes
 from brainstage.workflows.learning.labelled_cohort import Cohort
 from brainstage.workflows.learning.model_evaluation import ModelEvaluation
@@ -63,13 +63,13 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
     return markdown_environment().get_template("model_card.md.j2").render(context)
 
 
-def reference_rows(reference: Reference | None) -> list[tuple[Norm, str]]:
+def reference_rows(reference: ReferenceClass | None) -> list[tuple[Norm, str]]:
     """Return the richest norm of each measure and, in words, what is usual for somebody in the middle."""
     rows: dict[str, tuple[Norm, str]] = {}
     for norm in reference.norms if reference else ():
         age = None if norm.ages is None else round(sum(norm.ages) / 2)
         sex = "F" if "sex" in norm.by else None
-        (found,) = compare(Reference(label="", norms=(norm,)), {norm.measure: 1.0}, age=age, sex=sex)
+        (found,) = compare(ReferenceClass(label="", norms=(norm,)), {norm.measure: 1.0}, age=age, sex=sex)
         whom = ", ".join(
             filter(None, (f"at {age} years" if age is not None else "", "female" if sex else ""))
         )
