@@ -25,6 +25,7 @@ from brainstage.pipeline.files import (
     write_text,
 )
 from brainstage.pipeline.lease import Lease, held
+from brainstage.pipeline.nifti import read_mask, read_volume
 from brainstage.pipeline.records import (
     Completed,
     Covariates,
@@ -47,6 +48,7 @@ from brainstage.workflows.reporting.pages import RunInfo
 from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
 from brainstage.workflows.reporting.report import ScanReport, render_scan_report
 from brainstage.workflows.reporting.verdict import shown_prediction
+from brainstage.workflows.reporting.viewer import evidence_volume
 from brainstage.workflows.stages import (
     preprocessing_content,
     preprocessing_id,
@@ -472,12 +474,13 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
     findings = _findings(files)
     completed = isinstance(outcome, Completed)
     config = context.config
+    evidence = _evidence(outcome, files)
     return ScanReport(
         outcome=outcome,
         prediction_status=decision.status,
         run=run_info(context),
         figures=read_figures(files) if completed else {},
-        volumes=_volumes(files) if completed else {},
+        volumes=_volumes(files, evidence) if completed else {},
         keep_face=config.reports.keep_face,
         findings=findings,
         qc_rows=qc_rows_of(outcome.qc, config.quality) if isinstance(outcome, Completed) else (),
@@ -495,7 +498,7 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
         remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
         methods=method_steps(config, tool_versions(), model_id=context.model_id) if completed else (),
         tiers=config.prediction,
-        evidence=_evidence(outcome, files),
+        evidence=evidence,
     )
 
 
@@ -512,12 +515,26 @@ def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
     return (Reason(code=review.code, explanation=explanation, summary=review.note, status=review.status),)
 
 
-def _volumes(files: ScanFiles) -> dict[str, bytes]:
-    """Return what the viewer shows: the volumes of the scan, and of the template where there are any."""
-    from brainstage.workflows.reporting.previews import template_previews  # heavy: the template
+def _volumes(files: ScanFiles, evidence: Sequence[Evidence]) -> dict[str, bytes]:
+    """Return what the viewer shows: the volumes of the scan, of the template, and of what explains a prediction."""
+    from brainstage.workflows.reporting.previews import (  # heavy: the template
+        evidence_preview,
+        template_previews,
+    )
 
     own = read_previews(files)
-    return {**own, **template_previews()} if own else {}
+    if not own:
+        return {}
+    maps = {
+        evidence_volume(one.method, native=native): evidence_preview(
+            read_volume(files.evidence_map(one.method, native=native)),
+            read_mask(files.native_mask if native else files.template_mask),
+            native=native,
+        )
+        for one in evidence
+        for native in (False, True)
+    }
+    return {**own, **template_previews(), **maps}
 
 
 def _findings(files: ScanFiles) -> HeaderFindings | None:

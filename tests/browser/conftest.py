@@ -15,7 +15,9 @@ from scipy import ndimage
 
 from brainstage.pipeline.bids import read_dataset
 from brainstage.pipeline.config import Config
+from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import write_bytes, write_json
+from brainstage.pipeline.nifti import write_mask, write_volume
 from brainstage.pipeline.records import (
     Completed,
     CorrectedBrain,
@@ -28,16 +30,19 @@ from brainstage.pipeline.records import (
     QcReport,
     QcStatus,
     QcVerdict,
+    ReferenceFinding,
     RegisteredBrain,
     StrippedBrain,
     SubjectOutcome,
     T1wScan,
 )
 from brainstage.preprocessing.quality import MEASURES
+from brainstage.preprocessing.regions import RegionShare
 from brainstage.preprocessing.template import load_template
+from brainstage.workflows.evidence import Evidence
 from brainstage.workflows.group import write_group
 from brainstage.workflows.participant import RunContext, write_report
-from brainstage.workflows.reporting.figures import scan_figures
+from brainstage.workflows.reporting.figures import evidence_figure, scan_figures
 from brainstage.workflows.reporting.previews import scan_previews
 
 PLACES = ("chromium", "chromium-browser", "google-chrome")
@@ -198,6 +203,30 @@ def outcome_of(scan: T1wScan, number: int) -> SubjectOutcome:
         tier="high" if share > 0.85 else "review" if share >= 0.6 else "low",
         baseline_label=predicted,
         model_id="0f3a9c2b7d41",
+        reference=(
+            ReferenceFinding(
+                measure="ventricle_share",
+                value=3.1,
+                label="CN",
+                people=34,
+                by=("age", "sex"),
+                expected=1.4,
+                low=0.7,
+                high=2.8,
+                percentile=98.4,
+            ),
+            ReferenceFinding(
+                measure="medial_temporal_fluid_left",
+                value=24.0,
+                label="CN",
+                people=34,
+                by=("age", "sex"),
+                expected=22.0,
+                low=14.0,
+                high=33.0,
+                percentile=63.0,
+            ),
+        ),
     )
     stages = ("ingest", "brain_extraction", "bias_field", "intensity", "registration", "quality", "figures")
     provenance = tuple(
@@ -214,6 +243,35 @@ def outcome_of(scan: T1wScan, number: int) -> SubjectOutcome:
         preprocessing_id="3f7a90c12b44aa01",
         provenance=provenance,
     )
+
+
+def explain(files: ScanFiles, outcome: Completed, brain: RegisteredBrain) -> None:
+    """Write a map that speaks for the predicted class in the left half of the brain."""
+    if outcome.prediction is None:
+        return
+    native_mask = brain.normalised.corrected.brain_mask
+    for volume, mask, native in (
+        (brain.brain, brain.brain_mask, False),
+        (brain.normalised.brain, native_mask, True),
+    ):
+        speaks = np.where(mask.data, np.float32(1.0), np.float32(0.0))
+        speaks[volume.shape[0] // 2 :] = 0.0
+        write_volume(files.evidence_map("gradcam", native=native), volume.with_data(speaks))
+        write_mask(files.native_mask if native else files.template_mask, mask)
+    evidence = Evidence(
+        method="gradcam",
+        label=outcome.prediction.predicted_label,
+        model_id=outcome.prediction.model_id,
+        units="logit/ml",
+        atlas="halves",
+        regions=(RegionShare(name="left half", share=1.0, times_brain_mean=2.0, volume_ml=700.0),),
+        share_outside_brain=0.0,
+        learnt=True,
+        template_sha256="0" * 64,
+    )
+    picture = evidence_figure(brain.brain, brain.brain_mask, brain.brain.with_data(speaks), evidence.units)
+    write_json(files.evidence_regions("gradcam"), evidence.table)
+    write_bytes(files.figure("gradcam"), picture)
 
 
 @pytest.fixture(scope="session")
@@ -249,6 +307,7 @@ def output(tmp_path_factory, save_nifti, brain) -> Path:
                 write_bytes(files.figure(name), picture)
             for name, volume in volumes.items():
                 write_bytes(files.preview(name), volume)
+            explain(files, outcome, brain)
         write_report(outcome, context, changed=True)
     write_group(dataset, outcomes, context, CLASSES)
     return out

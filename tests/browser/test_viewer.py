@@ -75,6 +75,23 @@ def test_overlays_are_switched_by_keyboard(open_page, output):
     assert (np.abs(drawn(page) - plain).max(axis=2) > 10).mean() > 0.05
 
 
+@pytest.mark.parametrize("space", ["Template space", "Native space"])
+def test_what_a_prediction_rests_on_is_laid_over_the_brain_at_its_place(open_page, output, space):
+    page = opened(open_page, output / REPORT)
+    page.get_by_role("radio", name=space).check()
+    page.wait_for_timeout(1000)
+    for other in ("Edges of the template", "Brain mask"):
+        if page.get_by_label(other, exact=True).count():
+            page.get_by_label(other, exact=True).uncheck()
+    assert coloured(drawn(page)).size < 50
+    page.get_by_label("Grad-CAM", exact=True).check()
+    page.locator("#viewer-slices").select_option("axial")
+    places = np.nonzero(np.ptp(drawn(page), axis=2) > 25)[1]
+    # the person's left is on the left
+    assert places.size > 1000
+    assert (places < drawn(page).shape[1] / 2).mean() > 0.95
+
+
 def test_the_opacity_of_an_overlay_follows_its_slider(open_page, output):
     page = opened(open_page, output / REPORT)
     strong = coloured(drawn(page)).size
@@ -110,7 +127,7 @@ def test_the_crosshair_moves_by_keyboard(open_page, output):
 def test_every_control_of_the_open_viewer_has_a_name(open_page, output):
     page = opened(open_page, output / REPORT)
     panel = page.locator("#viewer-panel")
-    for role, count in {"radio": 2, "checkbox": 2, "slider": 2, "combobox": 1, "application": 1}.items():
+    for role, count in {"radio": 2, "checkbox": 3, "slider": 3, "combobox": 1, "application": 1}.items():
         assert panel.get_by_role(role, name=re.compile(r"\w")).count() == count, role
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nibabel.affines import apply_affine
 
 from brainstage.pipeline.records import (
     CorrectedBrain,
@@ -25,6 +26,7 @@ from brainstage.workflows.reporting.mosaic import scene_of
 from brainstage.workflows.reporting.previews import (
     MAX_PREVIEW_BYTES,
     coarse_scene,
+    evidence_preview,
     scan_previews,
     template_previews,
 )
@@ -196,3 +198,25 @@ def test_a_linear_ramp_keeps_its_place_when_it_is_made_coarser(spacing_mm, shape
         size >= min(wanted_mm / 1.05, old) - 1e-6
         for size, old in zip(spacing_of(small.voxel_to_ras), spacing_mm, strict=True)
     )
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_map_of_evidence_keeps_its_place_and_is_cut_where_the_picture_is(native):
+    template = load_template(1.0)
+    data = np.where(template.brain_mask.data, np.float32(0.2), np.float32(0.0))
+    data[60:70, 100:110, 80:90] = 1.0
+    packed = evidence_preview(template.t1w.with_data(data), template.brain_mask, native=native)
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(packed))
+    values = np.asarray(image.dataobj)
+    assert values.max() == 255
+    assert 700 <= (values > 0).sum() * 8 <= 1400  # what is below 0.3 of the maximum has no colour
+    places = apply_affine(image.affine, np.argwhere(values > 127)).mean(axis=0)
+    expected = apply_affine(template.t1w.voxel_to_ras, [64.5, 104.5, 84.5])
+    assert places == pytest.approx(expected, abs=1.0)
+
+
+def test_a_map_that_speaks_nowhere_is_empty():
+    template = load_template(2.0)
+    nowhere = template.t1w.with_data(np.full(template.grid.shape, -1.0, dtype=np.float32))
+    packed = evidence_preview(nowhere, template.brain_mask, native=False)
+    assert np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(packed)).dataobj).max() == 0

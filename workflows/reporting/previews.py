@@ -16,8 +16,9 @@ from scipy import ndimage
 
 from brainstage.pipeline.nifti import nifti_bytes
 from brainstage.pipeline.records import RegisteredBrain, StrippedBrain
-from brainstage.pipeline.volume import Affine, spacing_of
+from brainstage.pipeline.volume import Affine, BrainMask, Volume, spacing_of
 from brainstage.preprocessing.template import load_template
+from brainstage.workflows.evidence import COLOURED_FROM
 from brainstage.workflows.reporting.mosaic import (
     SURROUND_MM,
     WHOLE_HEAD_MM,
@@ -88,6 +89,30 @@ def template_previews() -> dict[str, bytes]:
         "template": _packed(_inside(small), small.voxel_to_ras, in_template=True),
         "template_edges": _packed(edges, small.voxel_to_ras, in_template=True),
     }
+
+
+def evidence_preview(evidence: Volume, brain_mask: BrainMask, *, native: bool) -> bytes:
+    """Return a map of what a prediction rests on as a small volume: 0 to 255 where the picture colours it.
+
+    Parameters
+    ----------
+    evidence : Volume
+        Native or in template space; only what is positive counts.
+    brain_mask : BrainMask
+        On its grid.
+    native : bool
+        In which space.
+    """
+    scene = scene_of(
+        {"mask": brain_mask.data, "evidence": np.maximum(evidence.data, np.float32(0.0))},
+        evidence.voxel_to_ras,
+        margin_mm=_MARGIN_MM,
+    )
+    small = coarse_scene(scene, TEMPLATE_SPACING_MM)
+    values = small.layers["evidence"] * small.mask
+    highest = max(float(values.max(initial=0.0)), 1e-12)
+    coloured = np.clip((values / highest - COLOURED_FROM) / (1.0 - COLOURED_FROM), 0.0, 1.0)
+    return _packed(coloured, small.voxel_to_ras, in_template=not native)
 
 
 def coarse_scene(scene: Scene, spacing_mm: float) -> Scene:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
+from brainstage.workflows.evidence import METHOD_TITLES
 from brainstage.workflows.reporting.pages import page_environment, script_hash
 
 _LIBRARY: Final = ("templates", "vendor", "niivue.min.js")
@@ -23,7 +24,7 @@ _LIBRARY: Final = ("templates", "vendor", "niivue.min.js")
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """A volume drawn over another.
+    """A volume drawn over another, where it is above 0.
 
     Attributes
     ----------
@@ -32,13 +33,11 @@ class Overlay:
     title : str
         What the switch is called.
     colours : str
-        A colour map: ``orange`` and ``sky`` of the pictures, or ``gray``, ``hot``, ``warm``, ``cool``, ``inferno``.
+        A colour map: ``orange`` and ``sky`` of the pictures, ``plasma`` of maps of evidence, ``gray``.
     opacity : float
         0 to 1, to begin with.
     shown : bool
         Whether it is on to begin with.
-    least : float
-        Values of 0 to 255 below it are not drawn.
     """
 
     volume: str
@@ -46,7 +45,6 @@ class Overlay:
     colours: str
     opacity: float
     shown: bool = True
-    least: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +57,24 @@ class View:
     overlays: tuple[Overlay, ...] = ()
 
 
+def evidence_volume(method: str, *, native: bool) -> str:
+    """Return the name of the volume of an explanation's map."""
+    return f"evidence_{method}{'_native' if native else ''}"
+
+
+def _evidence_overlays(*, native: bool) -> tuple[Overlay, ...]:
+    return tuple(
+        Overlay(
+            volume=evidence_volume(method, native=native),
+            title=title,
+            colours="plasma",
+            opacity=0.6,
+            shown=False,
+        )
+        for method, title in METHOD_TITLES.items()
+    )
+
+
 VIEWS: Final = (
     View(
         name="template",
@@ -68,13 +84,17 @@ VIEWS: Final = (
             # Opaque grey: switching it on and off flickers between brain and template, which shows the least shift.
             Overlay(volume="template", title="Template", colours="gray", opacity=1.0, shown=False),
             Overlay(volume="template_edges", title="Edges of the template", colours="sky", opacity=0.7),
+            *_evidence_overlays(native=False),
         ),
     ),
     View(
         name="native",
         title="Native space",
         volume="native",
-        overlays=(Overlay(volume="native_mask", title="Brain mask", colours="orange", opacity=0.25),),
+        overlays=(
+            Overlay(volume="native_mask", title="Brain mask", colours="orange", opacity=0.25),
+            *_evidence_overlays(native=True),
+        ),
     ),
 )
 """What the viewer offers, in this order. A further overlay is a line here and a volume of its name."""
