@@ -41,8 +41,8 @@ from brainstage.preprocessing import (
     transforms,
 )
 
-FIGURES_VERSION: Final = "2"
-FIGURES: Final = ("mask", "registration", "bias_field", "histogram", "montage")
+FIGURES_VERSION: Final = "3"
+FIGURES: Final = ("mask", "registration", "flicker", "bias_field", "histogram", "montage")
 PREVIEWS: Final = ("native", "native_mask", "registered")
 
 _HEAD: Final = ("ingest",)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
-from itertools import pairwise
+import io
+from itertools import combinations, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from brainstage.pipeline.records import Review, ReviewDecision
 from brainstage.pipeline.review import read_decisions
@@ -49,6 +52,9 @@ CONTRASTS = """() => {
   return found;
 }"""
 CONTROLS = "a[href], button, input, select, textarea, summary, [tabindex='0']"
+STOPS = CONTROLS.replace("input", "input:not([type='radio']), input:checked")
+"""Radio buttons of a group are one stop; arrows lead from one to the next."""
+
 NAMES = """(selector) => Array.from(document.querySelectorAll(selector)).filter((e) => e.checkVisibility()).map((e) => {
   const by = (e.getAttribute("aria-labelledby") || "").split(" ").filter(Boolean);
   const named = by.map((id) => document.getElementById(id).textContent).join(" ");
@@ -116,7 +122,7 @@ def test_every_picture_is_drawn_and_has_words(open_page, output, name):
 def test_every_control_has_a_name_and_is_reached_by_tab(open_page, output, name):
     page = open_page(output / PAGES[name])
     assert [found for found, words in page.evaluate(NAMES, CONTROLS) if not words] == []
-    wanted = set(page.evaluate(MARK, CONTROLS))
+    wanted = set(page.evaluate(MARK, STOPS))
     reached = set()
     for _ in range(len(wanted) + 2):
         page.keyboard.press("Tab")
@@ -343,3 +349,50 @@ def test_the_pages_can_be_read_without_script(open_page, output):
     page = open_page(output / PAGES["reported"], java_script_enabled=False)
     assert page.locator("noscript p").is_visible()
     assert not page.locator("#viewer-open").is_visible()
+
+
+def band_of(page) -> np.ndarray:
+    """Return the corner of the flicker that names the band to be seen."""
+    png = page.locator(".flicker").screenshot()
+    return np.asarray(Image.open(io.BytesIO(png)).convert("L")).astype(int)[4:24, 4:124]
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.abs(one - other).mean() < 2)
+
+
+def test_registration_flickers_between_brain_and_template_by_keyboard(open_page, output):
+    page = open_page(output / PAGES["reported"])
+    page.get_by_role("radio", name="registered", exact=True).focus()
+    seen = [band_of(page)]
+    for name in ("template", "before registration"):
+        page.keyboard.press("ArrowRight")
+        assert page.get_by_role("radio", name=name, exact=True).is_checked()
+        seen.append(band_of(page))
+    assert not any(alike(one, other) for one, other in combinations(seen, 2))
+    page.keyboard.press("ArrowRight")
+    frames = []
+    for _ in range(12):
+        frames.append(band_of(page))
+        page.wait_for_timeout(170)
+    shown = [[alike(frame, band) for band in seen] for frame in frames]
+    assert [any(times) for times in zip(*shown, strict=True)] == [True, True, False]
+
+
+def test_nothing_flickers_for_those_who_want_less_motion(open_page, output):
+    page = open_page(output / PAGES["reported"], reduced_motion="reduce")
+    still = band_of(page)
+    page.get_by_role("radio", name="registered and template in turns").check()
+    for _ in range(6):
+        page.wait_for_timeout(300)
+        assert alike(band_of(page), still)
+
+
+def test_all_bands_of_the_registration_are_printed(open_page, output):
+    page = open_page(output / PAGES["reported"])
+    shown = page.locator(".flicker").bounding_box()["height"]
+    page.emulate_media(media="print")
+    printed = page.locator(".flicker").bounding_box()["height"]
+    picture = page.locator(".flicker img").bounding_box()["height"]
+    assert printed == pytest.approx(picture, abs=1)
+    assert printed > 2 * shown * page.locator(".flicker").bounding_box()["width"] / 1200

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.records import (
     CorrectedBrain,
@@ -107,7 +108,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 def check_figures(state: RegisteredBrain) -> dict[str, bytes]:
     figures = scan_figures(state)
-    assert list(figures) == ["mask", "registration", "bias_field", "histogram", "montage"]
+    assert list(figures) == ["mask", "registration", "flicker", "bias_field", "histogram", "montage"]
     for name, png in figures.items():
         assert png.startswith(b"\x89PNG"), name
         assert len(png) <= MAX_PNG_BYTES, name
@@ -246,3 +247,29 @@ def test_the_whole_head_is_shown_only_when_asked_for():
         assert scan_figures(lit)[name] == scan_figures(dark)[name], "the face leaves no trace"
         assert scan_figures(lit, keep_face=True)[name] != scan_figures(dark, keep_face=True)[name]
     assert all(len(png) <= MAX_PNG_BYTES for png in scan_figures(lit, keep_face=True).values())
+
+
+def bands(state: RegisteredBrain) -> list[np.ndarray]:
+    """Return the bands of the flicker without their names."""
+    picture = pixels(scan_figures(state)["flicker"]).mean(axis=2)
+    height = picture.shape[0] // 3
+    return [picture[n * height + 20 : (n + 1) * height, 20:-20] for n in range(3)]
+
+
+def test_a_brain_that_is_the_template_does_not_flicker_after_registration():
+    head, mask, matrix = phantom()
+    registered_band, template_band, before = bands(registered(head, mask, matrix))
+    assert np.abs(registered_band - template_band).mean() < 4
+    assert np.abs(before - registered_band).mean() > 8
+
+
+def test_before_registration_the_brain_lies_as_its_header_turns_it_around_the_same_centre():
+    template = load_template(2.0)
+    head = np.where(template.brain_mask.data, template.t1w.data, 0).astype(np.float32)
+    moved, turned = np.array(template.t1w.voxel_to_ras), np.diag([1.0, 1.0, 1.0, 1.0])
+    moved[:3, 3] += (11.0, -7.0, 23.0)
+    turned[:3, :3] = Rotation.from_euler("x", 20, degrees=True).as_matrix()
+    registered_band, _, shifted = bands(registered(head, template.brain_mask.data, moved))
+    assert np.abs(shifted - registered_band).mean() < 6
+    *_, nodding = bands(registered(head, template.brain_mask.data, turned @ moved))
+    assert np.abs(nodding - registered_band).mean() > 12

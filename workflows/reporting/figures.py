@@ -7,6 +7,7 @@ drawn (:func:`brainstage.workflows.reporting.mosaic.visibility`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +33,7 @@ from brainstage.workflows.reporting.drawing import (
     drawn,
     png_of,
 )
+from brainstage.workflows.reporting.flicker import BANDS, flicker_bands, flicker_mosaic
 from brainstage.workflows.reporting.mosaic import (
     AXIAL,
     CORONAL,
@@ -82,8 +84,8 @@ def scan_figures(registered: RegisteredBrain, *, keep_face: bool = False) -> dic
     Returns
     -------
     dict
-        ``mask``, ``registration``, ``bias_field``, ``histogram`` and ``montage`` (a thumbnail 240 pixels wide), each
-        a PNG below 300 kB. Masks may be odd or empty; around an empty one nothing is drawn.
+        ``mask``, ``registration``, ``flicker``, ``bias_field``, ``histogram`` and ``montage`` (a thumbnail 240 pixels
+        wide), each a PNG below 300 kB. Masks may be odd or empty; around an empty one nothing is drawn.
     """
     native = _native_scene(registered)
     shown = _whole_head_scene(registered) if keep_face else native
@@ -91,6 +93,7 @@ def scan_figures(registered: RegisteredBrain, *, keep_face: bool = False) -> dic
     return {
         "mask": _mask_figure(shown),
         "registration": _registration_figure(registered_scene),
+        "flicker": _flicker_figure(registered, registered_scene),
         "bias_field": _bias_field_figure(native),
         "histogram": _histogram_figure(registered),
         "montage": _montage_figure(shown, registered_scene),
@@ -154,13 +157,14 @@ def _montage_figure(native: Scene, registered: Scene) -> bytes:
 
 
 def _registered_scene(registered: RegisteredBrain) -> Scene:
-    template_mask, white_matter = _template_on(registered.brain.grid)
+    template_mask, white_matter, template = _template_on(registered.brain.grid)
     own_mask = registered.brain_mask.data
     window = window_of(registered.brain.data, own_mask)
     layers = {
         "mask": template_mask,
         "brain": grey(np.where(own_mask, registered.brain.data, np.float32(window[0])), window),
         "white_matter": white_matter,
+        "template": template,
     }
     return scene_of(layers, registered.brain.voxel_to_ras, margin_mm=8.0)
 
@@ -184,16 +188,32 @@ def _registration_figure(scene: Scene) -> bytes:
     )
 
 
-def _template_on(grid: Grid) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Return the template's mask and white matter on a grid, kept in memory where it is one of the template's."""
+def _flicker_figure(registered: RegisteredBrain, scene: Scene) -> bytes:
+    mosaic = flicker_mosaic(scene, width=_WIDTH_PIXELS, gap=_GAP_PIXELS)
+    height = mosaic.size[0]
+    notes = [
+        note
+        for band, name in enumerate(BANDS)
+        for note in (
+            *(replace(one, top=one.top + band * height) for one in _directions(mosaic)),
+            Note(text=name, left=4, top=4 + band * height),
+        )
+    ]
+    picture = np.concatenate(flicker_bands(registered, scene, mosaic))
+    return png_of(drawn(picture, [], notes), colour_counts=COLOUR_COUNTS[1:])
+
+
+def _template_on(grid: Grid) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+    """Return the template's mask, white matter and brain on a grid, kept in memory where it is one of its own."""
     for resolution_mm in RESOLUTION_LABELS:
         if np.allclose(grid.spacing_mm, resolution_mm, atol=1e-3):
             template = load_template(resolution_mm)
             if template.grid.matches(grid):
-                return template.brain_mask.data, template.white_matter
+                return template.brain_mask.data, template.white_matter, template.t1w.data
     template = load_template(1.0)
     mask = resampled(template.t1w.with_data(template.brain_mask.data), grid).data >= 0.5
-    return mask, resampled(template.t1w.with_data(template.white_matter), grid).data
+    white_matter = resampled(template.t1w.with_data(template.white_matter), grid).data
+    return mask, white_matter, resampled(template.t1w, grid).data
 
 
 def _bias_field_figure(native: Scene) -> bytes:

@@ -18,6 +18,7 @@ from brainstage.pipeline.records import (
     SubjectOutcome,
 )
 from brainstage.workflows.evidence import COLOURED_FROM, Evidence
+from brainstage.workflows.reporting.flicker import BANDS
 from brainstage.workflows.reporting.methods import MethodStep, references_of
 from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent
 from brainstage.workflows.reporting.qc_table import QcRow, Reason, bounds_text, gauge_of, measure_label
@@ -49,6 +50,13 @@ FIGURE_TEXTS: Final[Mapping[str, FigureText]] = {
         "the MNI152NLin2009aSym template. Outline, ventricles and the deep grey matter should agree; an affine "
         "registration cannot match single gyri. Numbers are template coordinates in mm.",
         alt="Axial, coronal and sagittal slices of the registered brain with the edges of the template.",
+    ),
+    "flicker": FigureText(
+        title="Registration, before and after",
+        caption="The same slices of the registered brain, of the template, and of the brain before registration, as "
+        "its header turns it and moved so that the centres agree. Change between two of them: what jumps is not "
+        "aligned. After registration outline, ventricles and midline should stay where they are.",
+        alt="Slices of the registered brain, of the template, and of the brain before registration.",
     ),
     "bias_field": FigureText(
         title="Bias field",
@@ -171,11 +179,18 @@ def render_scan_report(report: ScanReport) -> str:
             tiers=report.tiers,
         ),
         figures=figures,
+        bands=_bands(report.figures.get("flicker", b"")),
         qc_rows=[(row, bounds_text(row), gauge_of(row)) for row in report.qc_rows],
         provenance=[(entry, key_parameters(entry)) for entry in outcome.provenance],
         total_seconds=sum(entry.seconds for entry in outcome.provenance),
         references=references_of(report.methods),
     )  # fmt: skip
+
+
+def _bands(png: bytes) -> str:
+    """Return width over height of one band of the flicker, as CSS writes it."""
+    width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
+    return f"{width} / {height / len(BANDS):g}"
 
 
 @dataclass(frozen=True, kw_only=True)
