@@ -37,8 +37,7 @@ from brainstage.pipeline.files import (
 from brainstage.pipeline.lease import held
 from brainstage.pipeline.manifest import ManifestRow
 from brainstage.pipeline.nifti import read_mask, read_volume, write_volume
-from brainstage.pipeline.records import Completed, Prediction, Provenance
-from brainstage.pipeline.runner import provenance_of
+from brainstage.pipeline.records import Prediction
 from brainstage.pipeline.stage import (
     Marker,
     describe_outputs,
@@ -63,11 +62,9 @@ from brainstage.workflows.learning.labelled_cohort import files_of_row, read_fin
 from brainstage.workflows.participant import (
     RunContext,
     lease_path,
-    read_outcome,
-    read_reported,
     write_report,
 )
-from brainstage.workflows.progress import STAGE_ORDER
+from brainstage.workflows.reported import read_reported, reported_outcome
 from brainstage.workflows.reporting.figures import evidence_figure
 
 FIGURE_VERSION: Final = "1"
@@ -194,11 +191,10 @@ def _explained(task: _Task, row: ManifestRow, files: ScanFiles) -> str:
         if known is None:
             return NO_PREDICTION
         scan, context = known
-        outcome = read_outcome(scan, context) if context.model_id == task.model.model_id else None
-        prediction = outcome.prediction if isinstance(outcome, Completed) else None
-        if not isinstance(outcome, Completed) or prediction is None:
+        outcome = reported_outcome(scan, context) if context.model_id == task.model.model_id else None
+        prediction = outcome.prediction if outcome else None
+        if outcome is None or prediction is None:
             return NO_PREDICTION
-        outcome = replace(outcome, provenance=_provenance(files))
         if not decide(outcome).shows_probabilities:
             remove_evidence(files)
             write_report(outcome, context, changed=False)
@@ -212,12 +208,6 @@ def _explained(task: _Task, row: ManifestRow, files: ScanFiles) -> str:
         lease.require()
         write_report(outcome, context, changed=True)
         return EXPLAINED
-
-
-def _provenance(files: ScanFiles) -> tuple[Provenance, ...]:
-    """Return how the stages of a finished scan came about, from their markers."""
-    markers = [read_marker(files, stage) for stage in STAGE_ORDER]
-    return tuple(provenance_of(marker, reused=True) for marker in markers if marker)
 
 
 def _marker(task: _Task, row: ManifestRow, files: ScanFiles, prediction: Prediction) -> Marker:

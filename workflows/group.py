@@ -19,7 +19,9 @@ from brainstage.workflows.data_dictionary import (
 )
 from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.participant import RunContext, run_info, tool_versions
+from brainstage.workflows.reported import renew_reports
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
+from brainstage.workflows.reporting.distribution import distributions_of, keep_distributions
 from brainstage.workflows.reporting.methods import render_methods
 from brainstage.workflows.stages import preprocessing_content
 from brainstage.workflows.trajectories import chosen_of_sessions, trajectories_csv
@@ -64,6 +66,8 @@ def write_group(
         write_text(out_dir / "trajectories.csv", trajectories)
         write_json(out_dir / "trajectories.json", trajectories_dictionary(classes))
     _write_pages(dataset, outcomes, context)
+    if keep_distributions(out_dir, distributions_of(outcomes)):
+        renew_reports(outcomes, context)
 
 
 def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, classes: Sequence[str]) -> str:

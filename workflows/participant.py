@@ -14,7 +14,6 @@ from typing import Final
 from brainstage.pipeline.attempt import begin_attempt, count_death, end_attempt, forget_deaths
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
-from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.errors import BrainstageError, LeaseLostError, OutputError
 from brainstage.pipeline.files import (
     read_json_or_empty,
@@ -28,13 +27,10 @@ from brainstage.pipeline.lease import Lease, held
 from brainstage.pipeline.nifti import read_mask, read_volume
 from brainstage.pipeline.records import (
     Completed,
-    Covariates,
     Failure,
     HeaderFindings,
     PredictionStatus,
     QcStatus,
-    Review,
-    ReviewDecision,
     SubjectOutcome,
     T1wScan,
 )
@@ -43,6 +39,7 @@ from brainstage.pipeline.stage import Stage
 from brainstage.workflows.evidence import Evidence, read_evidence, remove_evidence
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.prediction import model_of, prediction_stage, read_prediction
+from brainstage.workflows.reporting.distribution import read_distributions
 from brainstage.workflows.reporting.methods import method_steps
 from brainstage.workflows.reporting.pages import RunInfo
 from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
@@ -60,7 +57,7 @@ from brainstage.workflows.stages import (
 
 OnStage = Callable[[str, str, float, bool], None]
 
-REPORT_VERSION: Final = "2"
+REPORT_VERSION: Final = "3"
 TOOLS: Final = (
     "brainstage",
     "antspyx",
@@ -310,6 +307,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "config": context.config.model_dump(mode="json"),
         "failure": outcome.message if isinstance(outcome, Failure) else None,
         "evidence": [one.key for one in _evidence(outcome, files)],
+        "cohort": read_distributions(context.out_dir).key,
     }
     key = sha256_of_json(shown)
     marker = files.state / "report.json"
@@ -317,41 +315,6 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         return
     write_text(files.report, render_scan_report(_scan_report(outcome, context, files)))
     write_json(marker, {"key": key, "shown": shown, "command": context.command})
-
-
-def read_reported(
-    entities: BidsEntities, t1w_path: str, context: RunContext
-) -> tuple[T1wScan, RunContext] | None:
-    """Return a scan as its last report showed it, and the run that the report was about; None without such a report.
-
-    Parameters
-    ----------
-    entities : BidsEntities
-    t1w_path : str
-        Relative to the BIDS directory.
-    context : RunContext
-        Where to look; configuration, model and command line are replaced by those of the report.
-    """
-    files = ScanFiles(out_dir=context.out_dir, entities=entities)
-    known = read_json_or_empty(files.state / "report.json")
-    try:
-        shown = known["shown"]
-        review = shown["review"]
-        scan = T1wScan(
-            entities=entities,
-            path=Path(t1w_path),
-            t1w_path=t1w_path,
-            covariates=Covariates(**shown["covariates"]),
-            label=shown["label"],
-            review=Review(decision=ReviewDecision(review["decision"]), note=review["note"])
-            if review
-            else None,
-        )
-        config = Config.model_validate(shown["config"])
-        reported = replace(context, config=config, model_id=shown["model"], command=str(known["command"]))
-    except (KeyError, TypeError, ValueError):
-        return None
-    return scan, reported
 
 
 @cache
@@ -484,6 +447,7 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
         keep_face=config.reports.keep_face,
         findings=findings,
         qc_rows=qc_rows_of(outcome.qc, config.quality) if isinstance(outcome, Completed) else (),
+        distributions=read_distributions(context.out_dir).of_measure if completed else {},
         qc_reasons=(*qc_reasons_of(outcome.qc, findings, config.quality), *_review_reasons(outcome))
         if isinstance(outcome, Completed)
         else (),

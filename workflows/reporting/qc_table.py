@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from brainstage.pipeline.config import QualityBounds
 from brainstage.pipeline.records import HeaderFindings, QcReport, QcStatus
+from brainstage.workflows.reporting.distribution import Distribution
 from brainstage.workflows.reporting.pages import value_text
 
 OpenBounds = tuple[float | None, float | None]
@@ -76,11 +77,21 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Gauge:
-    """A measure on its scale, all in 0 ... 100 from left to right; a band is (first, width)."""
+    """A measure on its scale, all in 0 ... 100 from left to right; a band is (first, width).
+
+    Attributes
+    ----------
+    judged : bool
+        There are bounds.
+    cohort : tuple of float
+        The landmarks of the cohort's distribution; empty where it is not known.
+    """
 
     marker: float
     tolerated: tuple[float, float]
     passing: tuple[float, float]
+    judged: bool = True
+    cohort: tuple[float, ...] = ()
 
 
 def measure_label(name: str) -> str:
@@ -183,9 +194,11 @@ def bounds_text(row: QcRow) -> str:
     return f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
 
 
-def gauge_of(row: QcRow) -> Gauge | None:
-    """Return where a number stands among its bounds; None where there is no number or no bound."""
-    known = [float(bound) for bound in (*row.passing, *row.tolerated) if bound is not None]
+def gauge_of(row: QcRow, cohort: Distribution | None = None) -> Gauge | None:
+    """Return where a number stands among its bounds and its cohort; None where there is no number, or neither."""
+    bounds = [float(bound) for bound in (*row.passing, *row.tolerated) if bound is not None]
+    landmarks = cohort.landmarks if cohort else ()
+    known = [*bounds, *landmarks]
     if not known or row.value is None or isinstance(row.value, bool | str):
         return None
     low, high = min(*known, row.value), max(*known, row.value)
@@ -196,5 +209,13 @@ def gauge_of(row: QcRow) -> Gauge | None:
         first, last = low if bounds[0] is None else bounds[0], high if bounds[1] is None else bounds[1]
         return 100.0 * (first - low) / (high - low), 100.0 * max(0.0, last - first) / (high - low)
 
-    marker = 100.0 * (row.value - low) / (high - low)
-    return Gauge(marker=marker, tolerated=band(row.tolerated), passing=band(row.passing))
+    def place(value: float) -> float:
+        return 100.0 * (value - low) / (high - low)
+
+    return Gauge(
+        marker=place(row.value),
+        tolerated=band(row.tolerated),
+        passing=band(row.passing),
+        judged=bool(bounds),
+        cohort=tuple(map(place, landmarks)),
+    )

@@ -18,10 +18,11 @@ from brainstage.pipeline.records import (
     SubjectOutcome,
 )
 from brainstage.workflows.evidence import COLOURED_FROM, Evidence
+from brainstage.workflows.reporting.distribution import Distribution
 from brainstage.workflows.reporting.flicker import BANDS
 from brainstage.workflows.reporting.methods import MethodStep, references_of
-from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent
-from brainstage.workflows.reporting.qc_table import QcRow, Reason, bounds_text, gauge_of, measure_label
+from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent, value_text
+from brainstage.workflows.reporting.qc_table import Gauge, QcRow, Reason, bounds_text, gauge_of, measure_label
 from brainstage.workflows.reporting.verdict import shown_prediction, verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
 
@@ -98,6 +99,8 @@ class ScanReport:
         Whether the volumes hold the whole head.
     findings : HeaderFindings or None
     qc_rows : tuple of QcRow
+    distributions : mapping
+        Measure to how it is spread over the scans of the output directory.
     qc_reasons : tuple of Reason
         Why quality control warns or fails.
     prediction_reasons : tuple of Reason
@@ -122,6 +125,7 @@ class ScanReport:
     keep_face: bool = False
     findings: HeaderFindings | None = None
     qc_rows: tuple[QcRow, ...] = ()
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
     qc_reasons: tuple[Reason, ...] = ()
     prediction_reasons: tuple[Reason, ...] = ()
     remedy: str = ""
@@ -180,11 +184,35 @@ def render_scan_report(report: ScanReport) -> str:
         ),
         figures=figures,
         bands=_bands(report.figures.get("flicker", b"")),
-        qc_rows=[(row, bounds_text(row), gauge_of(row)) for row in report.qc_rows],
+        qc_rows=[_measured(row, report.distributions.get(row.name)) for row in report.qc_rows],
+        cohort_scans=max((one.scans for one in report.distributions.values()), default=0),
         provenance=[(entry, key_parameters(entry)) for entry in outcome.provenance],
         total_seconds=sum(entry.seconds for entry in outcome.provenance),
         references=references_of(report.methods),
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRow:
+    """A measure as the table shows it: against its bounds, and against the cohort where that is known."""
+
+    row: QcRow
+    bounds: str
+    gauge: Gauge | None
+    place: str
+    spoken: str
+
+
+def _measured(row: QcRow, cohort: Distribution | None) -> MeasuredRow:
+    """Return the row of one measure."""
+    number = row.value if isinstance(row.value, int | float) and not isinstance(row.value, bool) else None
+    bounds = bounds_text(row)
+    spoken = f"{row.label} {value_text(row.value, row.unit)}" + (f", expected {bounds}" if bounds else "")
+    place = ""
+    if number is not None and cohort is not None:
+        place = cohort.place(number)
+        spoken += f"; in this cohort {cohort.lowest:.4g} to {cohort.highest:.4g}, median {cohort.median:.4g}"
+    return MeasuredRow(row=row, bounds=bounds, gauge=gauge_of(row, cohort), place=place, spoken=spoken)
 
 
 def _bands(png: bytes) -> str:
