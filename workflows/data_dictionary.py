@@ -9,7 +9,7 @@ from typing import Any, Final
 from brainstage.pipeline.records import PredictionStatus, QcStatus
 from brainstage.preprocessing.quality import MEASURES
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS
-from brainstage.workflows.trajectories import IMPLAUSIBLE_REVERSAL
+from brainstage.workflows.trajectories import IMPLAUSIBLE_REVERSAL, trajectory_columns
 
 Dictionary = dict[str, dict[str, Any]]
 """Column to ``Description`` and, where they apply, ``Units``, ``Levels`` and ``Delimiter``."""
@@ -95,7 +95,7 @@ def trajectories_dictionary(classes: Sequence[str]) -> Dictionary:
         f"change_of_p_{name}": _described(f"change of p_{name} since the previous session that has one")
         for name in classes
     }
-    return {
+    known = {
         **{name: dict(content) for name, content in _IDENTITY.items() if name != "run_id"},
         "age": _described("at the session", units="year"),
         "prediction_status": _described("what became of the prediction", levels=_STATUS_LEVELS),
@@ -111,6 +111,7 @@ def trajectories_dictionary(classes: Sequence[str]) -> Dictionary:
             },
         ),
     }
+    return {name: known[name] for name in trajectory_columns(classes)}
 
 
 def _described(
