@@ -396,3 +396,16 @@ def test_all_bands_of_the_registration_are_printed(open_page, output):
     picture = page.locator(".flicker img").bounding_box()["height"]
     assert printed == pytest.approx(picture, abs=1)
     assert printed > 2 * shown * page.locator(".flicker").bounding_box()["width"] / 1200
+
+
+def test_rows_keep_their_height_while_pictures_are_unpacked(open_page, output):
+    page = open_page(output / PAGES["cohort"])
+    sizes = page.evaluate(
+        "Array.from(document.querySelectorAll('#scans img')).map((e) => [e.width, e.height, e.naturalWidth || 240,"
+        " e.naturalHeight])"
+    )
+    assert len(sizes) == 7
+    assert all(height > 100 for _, height, _, _ in sizes)
+    assert all(
+        abs(height - width * natural / across) <= 1 for width, height, across, natural in sizes if natural
+    )

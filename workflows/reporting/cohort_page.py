@@ -20,10 +20,11 @@ from brainstage.pipeline.records import (
     QcStatus,
     SubjectOutcome,
 )
-from brainstage.workflows.reporting.pages import RunInfo, page_environment, script_hash
+from brainstage.workflows.reporting.pages import RunInfo, page_environment, png_size, script_hash
 from brainstage.workflows.reporting.qc_table import measure_label
 from brainstage.workflows.reporting.verdict import shown_prediction
 
+THUMBNAIL_WIDTH: Final = 240
 _STRIP_WIDTH: Final = 320
 _STATUS_RANK: Final = {"fail": 0, "warn": 1, "pass": 2}
 """Sorting by verdict shows first what needs a look."""
@@ -41,13 +42,19 @@ class CohortScan:
     report : str
         Name of the scan's report relative to the page; empty for none.
     thumbnail : bytes or None
-        Small PNG or JPEG.
+        Small PNG.
     """
 
     outcome: SubjectOutcome
     prediction_status: PredictionStatus
     report: str = ""
     thumbnail: bytes | None = None
+
+    @property
+    def thumbnail_size(self) -> tuple[int, int]:
+        """Width and height on the page, in pixels: a row keeps its height while its picture is still unpacked."""
+        width, height = png_size(self.thumbnail or b"")
+        return THUMBNAIL_WIDTH, round(THUMBNAIL_WIDTH * height / width) if width else 0
 
     @property
     def failure(self) -> Failure | None:

@@ -63,6 +63,17 @@ def data_uri(picture: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
+def png_size(png: bytes) -> tuple[int, int]:
+    """Return width and height of a PNG in pixels, from its header; (0, 0) for anything else.
+
+    >>> png_size(b"nothing")
+    (0, 0)
+    """
+    if not png.startswith(b"\x89PNG") or len(png) < 24:
+        return 0, 0
+    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+
+
 def value_text(value: float | bool | str | None, unit: str = "") -> str:
     """Return a measure as it is read; codes joined by semicolons are set apart.
 

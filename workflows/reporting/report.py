@@ -21,7 +21,7 @@ from brainstage.workflows.evidence import COLOURED_FROM, Evidence
 from brainstage.workflows.reporting.distribution import Distribution
 from brainstage.workflows.reporting.flicker import BANDS
 from brainstage.workflows.reporting.methods import MethodStep, references_of
-from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent, value_text
+from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent, png_size, value_text
 from brainstage.workflows.reporting.qc_table import Gauge, QcRow, Reason, bounds_text, gauge_of, measure_label
 from brainstage.workflows.reporting.verdict import shown_prediction, verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
@@ -217,7 +217,7 @@ def _measured(row: QcRow, cohort: Distribution | None) -> MeasuredRow:
 
 def _bands(png: bytes) -> str:
     """Return width over height of one band of the flicker, as CSS writes it."""
-    width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20))
+    width, height = png_size(png)
     return f"{width} / {height / len(BANDS):g}"
 
 
