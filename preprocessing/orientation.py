@@ -91,7 +91,15 @@ def centred_start(mask: BrainMask, template: Template) -> Affine:
 
 def centre_mm(mask: BrainMask) -> NDArray[np.float64]:
     """Return the centre of a mask, RAS+ mm; that of the field of view when it is empty."""
-    index = np.argwhere(mask.data).mean(axis=0) if mask.data.any() else np.array(mask.data.shape) / 2.0
+    # From counts along the axes: to list the voxels of a brain takes ten times as long.
+    columns = mask.data.sum(axis=2)
+    along = (columns.sum(axis=1), columns.sum(axis=0), mask.data.sum(axis=(0, 1)))
+    voxels = columns.sum()
+    index = (
+        [counts @ np.arange(len(counts)) / voxels for counts in along]
+        if voxels
+        else np.array(mask.data.shape) / 2
+    )
     centre: NDArray[np.float64] = (mask.voxel_to_ras @ np.append(index, 1.0))[:3]
     return centre
 

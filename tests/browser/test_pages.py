@@ -409,3 +409,26 @@ def test_rows_keep_their_height_while_pictures_are_unpacked(open_page, output):
     assert all(
         abs(height - width * natural / across) <= 1 for width, height, across, natural in sizes if natural
     )
+
+
+@pytest.mark.parametrize("width", [720, 1366, 1920])
+def test_every_cell_stands_under_its_heading(open_page, output, width):
+    page = open_page(output / PAGES["cohort"], width=width)
+    edges = page.evaluate(
+        "Array.from(document.querySelectorAll('#scans tr')).map((row) => Array.from(row.cells)"
+        ".filter((cell) => cell.checkVisibility()).map((cell) => [cell.getBoundingClientRect().left,"
+        " cell.getBoundingClientRect().right].map(Math.round).join()))"
+    )
+    assert len(edges) == 9
+    assert len(edges[0]) > 10
+    assert all(row == edges[0] for row in edges)
+
+
+def test_rows_that_are_laid_out_otherwise_are_still_a_table(open_page, output):
+    page = open_page(output / PAGES["cohort"])
+    table = page.get_by_role("table", name="", exact=False).first
+    assert page.locator("#scans").get_by_role("row").count() == 9
+    assert table.get_by_role("columnheader").count() > 10
+    first = page.locator("#scans").get_by_role("row").nth(1)
+    assert first.get_by_role("rowheader").inner_text() == "sub-01"
+    assert first.get_by_role("cell").count() == page.locator("#scans").get_by_role("columnheader").count() - 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from brainstage.pipeline.volume import BrainMask
 from brainstage.preprocessing.orientation import (
     best_orientations,
     centre_mm,
@@ -60,3 +61,12 @@ def test_a_centred_start_lays_the_centres_on_each_other(posed: Posed, template: 
     _, mask, _ = posed((20, 0, 0), (50, -40, 30), 1.0)
     moved = centred_start(mask, template) @ np.append(centre_mm(mask), 1)
     assert np.allclose(moved[:3], centre_mm(template.brain_mask))
+
+
+def test_the_centre_of_a_mask_is_the_mean_of_its_voxels() -> None:
+    rng = np.random.default_rng(0)
+    matrix = np.diag([1.0, 1.5, 2.0, 1.0])
+    matrix[:3, 3] = (-40.0, 12.0, 5.0)
+    data = rng.random((31, 40, 23)) > 0.7
+    expected = matrix[:3, :3] @ np.argwhere(data).mean(axis=0) + matrix[:3, 3]
+    assert centre_mm(BrainMask(data=data, voxel_to_ras=matrix)) == pytest.approx(expected, abs=1e-12)
