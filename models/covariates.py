@@ -145,14 +145,14 @@ def fit_expert(
     imbalance : str
         With all but ``none`` the classes are weighted to count the same, and the prior is uniform.
     """
+    from sklearn.linear_model import LogisticRegression  # heavy, and every run looks for covariates
+
     fitted = tuple(
         _number_column(column.name, rows) if column.kind == "number" else _text_column(column.name, rows)
         for column in columns
     )
     design = np.column_stack([column.design(rows) for column in fitted])
     balanced = imbalance != "none"
-    from sklearn.linear_model import LogisticRegression  # heavy, and every run looks for covariates
-
     model = LogisticRegression(
         C=_INVERSE_PENALTY, class_weight="balanced" if balanced else None, max_iter=1000
     ).fit(design, targets)

@@ -52,6 +52,7 @@ _PACKAGES: Final = ("brainstage", "torch", "monai", "scikit-learn", "numpy")
 _NO_PART_OF_ID: Final = frozenset({"model_id", "versions"})
 _MAX_DIFFERENCES_SHOWN: Final = 5
 AGE_AND_SEX: Final = ("age", "sex")
+"""What a class of reference goes by, and what the control without an image knows in any case."""
 
 
 class _Part(BaseModel):

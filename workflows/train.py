@@ -35,6 +35,7 @@ from brainstage.models.med3d import Strides
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_directory import replaced_directory, require_replaceable
 from brainstage.models.model_store import (
+    AGE_AND_SEX,
     BackboneDescription,
     ConformalDescription,
     ModelDescription,
@@ -73,8 +74,6 @@ from brainstage.workflows.learning.model_evaluation import (
     write_evaluation,
 )
 
-AGE_AND_SEX: Final = ("age", "sex")
-"""What the control without an image knows in any case."""
 REFERENCE_CLASS: Final = "CN"
 MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.records import Completed, Failure, QcReport, QcStatus, QcVerdict, T1wScan
 from brainstage.workflows.reporting.distribution import (
     LEAST_SCANS,
@@ -35,8 +36,6 @@ def outcomes(values, make_scan) -> list[Completed]:
 
 @pytest.fixture
 def make_scan(tmp_path):
-    from brainstage.pipeline.entities import BidsEntities
-
     def make(number: int) -> T1wScan:
         name = f"sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz"
         return T1wScan(entities=BidsEntities(subject=f"{number:02d}"), path=tmp_path / name, t1w_path=name)
