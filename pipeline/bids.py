@@ -222,6 +222,7 @@ def _read_description(root: Path, *, validate: bool) -> dict[str, Any]:
 def _scans(root: Path, subjects: list[Path]) -> tuple[list[T1wScan], list[tuple[str, str]]]:
     found: dict[BidsEntities, T1wScan] = {}
     set_aside: list[tuple[str, str]] = []
+    resolved_root = root.resolve()
     for path in _t1w_files(subjects):
         relative = path.relative_to(root).as_posix()
         parsed = parse_name(path.name)
@@ -237,7 +238,7 @@ def _scans(root: Path, subjects: list[Path]) -> tuple[list[T1wScan], list[tuple[
             set_aside.append((relative, f"the same scan as {found[entities].t1w_path}"))
         else:
             found[entities] = T1wScan(
-                entities=entities, path=path, t1w_path=relative, fault=_link_fault(path, root)
+                entities=entities, path=path, t1w_path=relative, fault=_link_fault(path, resolved_root)
             )
     return sorted(found.values(), key=lambda scan: scan.entities.sort_key), set_aside
 
@@ -256,11 +257,11 @@ def _misplaced(entities: BidsEntities, path: Path, root: Path) -> str | None:
     return None if folders == expected else f"the name belongs into {'/'.join(expected)}/anat"
 
 
-def _link_fault(path: Path, root: Path) -> str | None:
+def _link_fault(path: Path, resolved_root: Path) -> str | None:
     """Say why a path cannot be followed: a link out of the dataset, or one that leads nowhere."""
     if not path.exists():
         return "the file is a link to content that is not here; with git-annex or DataLad, get it first"
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not path.resolve().is_relative_to(resolved_root):
         return "the file is a link that leads out of the dataset, which is not followed; copy the file into the dataset"
     return None
 

@@ -76,10 +76,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return what a JSON file in UTF-8 holds; as bytes, for opening it as text takes as long as parsing it.
+
+    Raises
+    ------
+    OSError, ValueError
+    """
+    return json.loads(path.read_bytes())
+
+
 def read_json_or_empty(path: Path) -> dict[str, Any]:
     """Return the object in one of our own small JSON files; empty when it is absent or cannot be understood."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

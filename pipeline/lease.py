@@ -24,7 +24,7 @@ from typing import Any, Final
 import psutil
 
 from brainstage.pipeline.errors import LeaseLostError, output_error
-from brainstage.pipeline.files import make_folder_of, sha256_of_bytes, temporary_name
+from brainstage.pipeline.files import make_folder_of, read_json, sha256_of_bytes, temporary_name
 
 HEARTBEAT_S: Final = 10.0
 ABANDONED_S: Final = 300.0
@@ -208,7 +208,7 @@ def _now_at(path: Path) -> float:
 
 def _read(path: Path) -> Holder | None:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path)
         return Holder(**content)
     except (OSError, ValueError, TypeError):
         return None

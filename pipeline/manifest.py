@@ -33,6 +33,7 @@ _SPLITS: Final = ("", "train", "test")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LABEL: Final = re.compile(r"(?:[a-z]+-)?[0-9a-zA-Z]+")
 _MAX_FAULTS_SHOWN: Final = 8
+_NEEDS_QUOTES: Final = re.compile(r'[,"\r\n]')
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -298,8 +299,10 @@ def _cell(value: object) -> object:
 
 
 def _like_formula(text: str) -> bool:
+    if not text.lstrip("'").startswith(_FORMULA_STARTS):
+        return False
     plain_number = text == text.strip() and number_or_none(text) is not None
-    return text.lstrip("'").startswith(_FORMULA_STARTS) and not plain_number
+    return not plain_number
 
 
 def _unquoted(text: str) -> str:
@@ -308,4 +311,4 @@ def _unquoted(text: str) -> str:
 
 
 def _enclosed(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\r\n') else text
+    return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES.search(text) else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -24,7 +23,7 @@ from brainstage.pipeline.errors import (
     attributed,
     output_error,
 )
-from brainstage.pipeline.files import make_folder_of, temporary_name, write_json, write_text
+from brainstage.pipeline.files import make_folder_of, read_json, temporary_name, write_json, write_text
 from brainstage.pipeline.records import Failure, Provenance, T1wScan
 from brainstage.pipeline.stage import (
     Marker,
@@ -324,7 +323,7 @@ def read_failure(files: ScanFiles, scan: T1wScan) -> Failure | None:
 def _earlier_failure(files: ScanFiles, scan: T1wScan) -> tuple[Failure, str, str] | None:
     """Return the failure remembered for a scan, with the stage and key that it is of."""
     try:
-        content = json.loads((files.state / f"{FAILURE_MARKER}.json").read_text(encoding="utf-8"))
+        content = read_json(files.state / f"{FAILURE_MARKER}.json")
         failure = Failure(
             scan=scan,
             stage=content["stage"],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from brainstage.pipeline.derivatives import ScanFiles
-from brainstage.pipeline.files import sha256_of_file, sha256_of_json, write_json
+from brainstage.pipeline.files import read_json, sha256_of_file, sha256_of_json, write_json
 
 MARKER_FORMAT = 1
 
@@ -135,7 +134,7 @@ def write_marker(files: ScanFiles, marker: Marker) -> None:
 def read_marker(files: ScanFiles, stage_name: str) -> Marker | None:
     """Read a marker; None when there is none, or one that cannot be understood, which counts as none."""
     try:
-        content = json.loads(marker_path(files, stage_name).read_text(encoding="utf-8"))
+        content = read_json(marker_path(files, stage_name))
         if content["format"] != MARKER_FORMAT:
             return None
         return Marker(

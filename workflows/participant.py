@@ -217,11 +217,11 @@ def _processed(
     task: ScanTask, files: ScanFiles, on_stage: OnStage, lease: Lease
 ) -> tuple[SubjectOutcome, bool]:
     """Return what became of a scan, and whether any of it is new."""
-    unfit = _unfit(task, files)
-    if unfit is not None:
-        record_failure(unfit, files)
-        return unfit, True
-    result = _run_stages(task, files, on_stage=on_stage, require_lease=lease.require)
+    source = _fit_source(task, files)
+    if isinstance(source, Failure):
+        record_failure(source, files)
+        return source, True
+    result = _run_stages(task, source, files, on_stage=on_stage, require_lease=lease.require)
     if isinstance(result, Failure):
         return replace(result, preprocessing_id=task.context.preprocessing_id), True
     return _completed(task.scan, task.context, files, result), result.changed
@@ -256,10 +256,13 @@ def outcome_of_death(task: ScanTask) -> Failure | None:
 
 def finished_outcome(task: ScanTask) -> SubjectOutcome | None:
     """Return the outcome of a scan that needs no computing, with its report in place; None for any other."""
-    if task.context.reports_only or _unfit(task, task.context.files(task.scan)) is not None:
+    if task.context.reports_only:
         return None
     files = task.context.files(task.scan)
-    result = _run_stages(task, files, only=frozenset())
+    source = _fit_source(task, files)
+    if isinstance(source, Failure):
+        return None
+    result = _run_stages(task, source, files, only=frozenset())
     if isinstance(result, Failure):
         recorded = read_failure(files, task.scan)
         if recorded is None or (recorded.stage, recorded.message) != (result.stage, result.message):
@@ -341,7 +344,7 @@ def run_info(context: RunContext) -> RunInfo:
     )
 
 
-def source_sha256(scan: T1wScan, files: ScanFiles) -> str:
+def sha256_of_source(scan: T1wScan, files: ScanFiles) -> str:
     """Return the hash of a scan's file; computed again only when its size or time has changed.
 
     Raises
@@ -363,13 +366,13 @@ def source_sha256(scan: T1wScan, files: ScanFiles) -> str:
     return sha256
 
 
-def _unfit(task: ScanTask, files: ScanFiles) -> Failure | None:
-    """Say why a scan cannot even be begun."""
+def _fit_source(task: ScanTask, files: ScanFiles) -> str | Failure:
+    """Return the hash of a scan's file, or why the scan cannot even be begun."""
     scan = task.scan
     if scan.fault:
         return Failure(scan=scan, stage="ingest", error="InputMissingError", message=scan.fault)
     try:
-        sha256 = source_sha256(scan, files)
+        sha256 = sha256_of_source(scan, files)
     except OutputError:
         raise
     except BrainstageError as error:
@@ -382,11 +385,12 @@ def _unfit(task: ScanTask, files: ScanFiles) -> Failure | None:
             message=f"the file's sha256 begins with {sha256[:12]}, the manifest says {task.expected_sha256[:12]}: "
             "it was altered or replaced since the manifest was made",
         )
-    return None
+    return sha256
 
 
 def _run_stages(
     task: ScanTask,
+    source_sha256: str,
     files: ScanFiles,
     *,
     only: frozenset[str] | None = None,
@@ -395,7 +399,6 @@ def _run_stages(
 ) -> ChainResult | Failure:
     context = task.context
     stages = list(context.chain(context.config))
-    sha256 = source_sha256(task.scan, files)
     if context.model_dir is not None and context.model_id is not None:
         covariates = {name: task.scan.covariates.value(name) for name in context.model_covariates}
         stages.append(
@@ -404,7 +407,7 @@ def _run_stages(
                 context.model_id,
                 context.config.prediction,
                 files,
-                sha256,
+                source_sha256,
                 covariates,
                 has_reference=context.model_has_reference,
             )
@@ -418,7 +421,7 @@ def _run_stages(
         require_lease=require_lease,
         stage_timeout_s=context.stage_timeout_s,
     )
-    return run_chain(stages, task.scan, sha256, files, options)
+    return run_chain(stages, task.scan, source_sha256, files, options)
 
 
 def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: ChainResult) -> Completed:

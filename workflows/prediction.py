@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from brainstage.pipeline.bids import number_or_none
 from brainstage.pipeline.config import NetworkGridConfig, PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
-from brainstage.pipeline.files import write_json
+from brainstage.pipeline.files import read_json, write_json
 from brainstage.pipeline.records import AssessedBrain, Prediction, ReferenceFinding
 from brainstage.pipeline.stage import Stage
 
@@ -93,7 +92,7 @@ def tier_of(confidence: float, tiers: PredictionConfig) -> str:
 def read_prediction(files: ScanFiles) -> Prediction | None:
     """Return the prediction kept for a scan, None when there is none."""
     try:
-        content = json.loads((files.state / "prediction_result.json").read_text(encoding="utf-8"))
+        content = read_json(files.state / "prediction_result.json")
     except (OSError, ValueError):
         return None
     reference = tuple(

@@ -142,30 +142,36 @@ class RunLog:
 
     def outcome(self, outcome: SubjectOutcome) -> None:
         """Write the stages of a scan, then the scan itself."""
-        for entry in outcome.provenance:
-            self._line(
-                event="stage",
-                scan=outcome.scan.key,
-                stage=entry.stage,
-                seconds=entry.seconds,
-                reused=entry.reused,
-                attempt=entry.attempt,
-            )
+        key = outcome.scan.key
+        events: list[dict[str, object]] = [
+            {
+                "event": "stage",
+                "scan": key,
+                "stage": entry.stage,
+                "seconds": entry.seconds,
+                "reused": entry.reused,
+                "attempt": entry.attempt,
+            }
+            for entry in outcome.provenance
+        ]
         failure = outcome if isinstance(outcome, Failure) else None
-        self._line(
-            event="scan",
-            scan=outcome.scan.key,
-            status=str(decide(outcome).status),
-            stage=failure.stage if failure else None,
-            error=failure.error if failure else None,
-            message=failure.message if failure else None,
+        events.append(
+            {
+                "event": "scan",
+                "scan": key,
+                "status": str(decide(outcome).status),
+                "stage": failure.stage if failure else None,
+                "error": failure.error if failure else None,
+                "message": failure.message if failure else None,
+            }
         )
+        self._write("".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events))
 
-    def _line(self, **content: object) -> None:
+    def _write(self, lines: str) -> None:
         if self._stream is None:
             return
         try:
-            self._stream.write(json.dumps(content, ensure_ascii=False) + "\n")
+            self._stream.write(lines)
             self._stream.flush()
         except OSError as error:
             raise output_error(self._path, error) from error

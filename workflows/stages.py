@@ -5,7 +5,6 @@ The mathematics is in :mod:`brainstage.preprocessing`; here it meets the disk.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 from brainstage.pipeline.config import Config, PreprocessingConfig
 from brainstage.pipeline.derivatives import TEMPLATE_SPACE, ScanFiles, sidecar_of
-from brainstage.pipeline.files import sha256_of_json, write_bytes, write_json
+from brainstage.pipeline.files import read_json, sha256_of_json, write_bytes, write_json
 from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
 from brainstage.pipeline.records import (
     AssessedBrain,
@@ -162,7 +161,7 @@ def figures_stage(config: Config) -> Stage:
 
 def read_qc(path: Path) -> QcReport:
     """Read a ``*_desc-qc.json``."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     verdict = QcVerdict(status=QcStatus(content.pop("qc_status")), reasons=tuple(content.pop("qc_reasons")))
     return QcReport(measures=content, verdict=verdict)
 
@@ -313,5 +312,5 @@ def _save_figures(assessed: AssessedBrain, files: ScanFiles, *, keep_face: bool)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(path)
     return content

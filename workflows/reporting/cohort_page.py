@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -61,7 +62,7 @@ class CohortScan:
         """The failure, if it is one."""
         return self.outcome if isinstance(self.outcome, Failure) else None
 
-    @property
+    @cached_property
     def prediction(self) -> Prediction | None:
         """What may be seen of the prediction."""
         return shown_prediction(self.outcome, self.prediction_status)
@@ -81,7 +82,7 @@ class CohortScan:
         """Failed scans first, then by verdict."""
         return -1 if self.qc_status is None else _STATUS_RANK[self.qc_status.value]
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, str, str]:
         """Participant, session and run as BIDS tables write them."""
         entities = self.outcome.scan.entities
