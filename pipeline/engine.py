@@ -33,6 +33,16 @@ THREAD_VARIABLES: Final = (
     "OPENBLAS_NUM_THREADS",
 )
 """Read by ITK, torch and numpy when they are first imported, so they must be set before."""
+MEMORY_VARIABLES: Final = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1024**3),
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 1024**2),
+}
+"""Let a worker keep the memory of its volumes for the next ones.
+
+The C library of Linux hands arrays of more than 32 MB back at once, and the system fills the next one's pages with
+zeros: a fifteenth of a scan's time. Kept, they take about 0.4 GB more.
+"""
 TOPIC: Final = "brainstage"
 GPU: Final = "GPU"
 """What a Dask worker declares with ``--resources GPU=1``."""
@@ -317,13 +327,13 @@ def _settings(options: EngineOptions) -> dict[str, Any]:
         "distributed.worker.memory.terminate": 0.98,
         # It looks at every worker a hundred times a second, for a dashboard that nobody opens.
         "distributed.worker.profile.enabled": False,
-        # Dask's own setting of malloc returns memory after every stage, which costs more than it saves here.
         "distributed.nanny.pre-spawn-environ": _environment(options),
     }
 
 
 def _environment(options: EngineOptions) -> dict[str, str]:
-    return {name: os.environ.get(name, str(options.threads)) for name in THREAD_VARIABLES}
+    chosen = dict.fromkeys(THREAD_VARIABLES, str(options.threads)) | MEMORY_VARIABLES
+    return {name: os.environ.get(name, value) for name, value in chosen.items()}
 
 
 def _local_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 - the library has no types

@@ -7,7 +7,7 @@ Nothing is downloaded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import as_file, files
 from typing import Final
 
@@ -34,19 +34,28 @@ class Template:
     t1w : Volume
         Brain only, 0 outside, about 0 to 255.
     brain_mask : BrainMask
-    grey_matter, white_matter : ndarray, (I, J, K) float32
-        Tissue probability, 0 to 1.
+    resolution_mm : float
     """
 
     t1w: Volume
     brain_mask: BrainMask
-    grey_matter: NDArray[np.float32]
-    white_matter: NDArray[np.float32]
+    resolution_mm: float
 
     @property
     def grid(self) -> Grid:
         """The lattice of every image here."""
         return self.t1w.grid
+
+    # Made when they are asked for: most grids are only ever looked at for the brain.
+    @cached_property
+    def grey_matter(self) -> NDArray[np.float32]:
+        """Probability of grey matter, 0 to 1: (I, J, K) float32."""
+        return _on_grid("gm", self.resolution_mm).data / np.float32(_TISSUE_MAXIMUM)
+
+    @cached_property
+    def white_matter(self) -> NDArray[np.float32]:
+        """Probability of white matter, 0 to 1: (I, J, K) float32."""
+        return _on_grid("wm", self.resolution_mm).data / np.float32(_TISSUE_MAXIMUM)
 
 
 @cache
@@ -58,18 +67,17 @@ def load_template(resolution_mm: float = 1.0) -> Template:
     ToolNotFoundError
         When the installed nilearn does not carry it.
     """
-    t1w, grey, white = (_packaged(tissue) for tissue in ("t1", "gm", "wm"))
-    brain_mask = BrainMask(data=t1w.data > 0, voxel_to_ras=t1w.voxel_to_ras)
+    packaged = _packaged("t1")
+    brain_mask = BrainMask(data=packaged.data > 0, voxel_to_ras=packaged.voxel_to_ras)
+    t1w = _on_grid("t1", resolution_mm)
     if resolution_mm != 1.0:
-        grid = t1w.grid.rescaled(resolution_mm)
-        t1w, grey, white = (resampled(volume, grid) for volume in (t1w, grey, white))
-        brain_mask = resampled_mask(brain_mask, grid)
-    return Template(
-        t1w=t1w,
-        brain_mask=brain_mask,
-        grey_matter=grey.data / np.float32(_TISSUE_MAXIMUM),
-        white_matter=white.data / np.float32(_TISSUE_MAXIMUM),
-    )
+        brain_mask = resampled_mask(brain_mask, t1w.grid)
+    return Template(t1w=t1w, brain_mask=brain_mask, resolution_mm=resolution_mm)
+
+
+def _on_grid(tissue: str, resolution_mm: float) -> Volume:
+    packaged = _packaged(tissue)
+    return packaged if resolution_mm == 1.0 else resampled(packaged, packaged.grid.rescaled(resolution_mm))
 
 
 @cache

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from brainstage.workflows.run import RunOptions
 
 MEMORY_PER_WORKER_GB: Final = 3.0
-"""A 1 mm head needs 1.4 GB at its peak, one at 0.7 mm 1.9 GB."""
+"""A worker that has done a few heads of 1 mm has needed 2.2 GB at its peak, one with heads of 0.7 mm 2.4 GB."""
 REMOTE_WORKERS: Final = 20
 REMOTE_WORKER_MEMORY_GB: Final = 4.0
 SPACE_PER_SCAN_GB: Final = 0.06

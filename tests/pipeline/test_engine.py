@@ -8,6 +8,7 @@ import time
 import pytest
 
 from brainstage.pipeline.engine import (
+    MEMORY_VARIABLES,
     THREAD_VARIABLES,
     EngineOptions,
     Listener,
@@ -149,14 +150,15 @@ def test_a_task_that_rests_is_tried_again_while_another_is_running(work, tmp_pat
 
 
 @pytest.mark.slow
-def test_workers_start_with_their_threads_and_our_umask(work, monkeypatch):
-    for name in THREAD_VARIABLES:
+def test_workers_start_with_their_threads_their_memory_and_our_umask(work, monkeypatch):
+    for name in (*THREAD_VARIABLES, *MEMORY_VARIABLES):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")  # what the user set wins
     os.umask(0o027)
-    asked = [(*THREAD_VARIABLES, "MALLOC_TRIM_THRESHOLD_")]
+    asked = [(*THREAD_VARIABLES, *MEMORY_VARIABLES)]
     options = EngineOptions(threads=3)
     ((found, umask),) = run_all(work.surroundings, asked, options, Listener(died=never))
-    assert found == dict.fromkeys(THREAD_VARIABLES, "3") | {"MALLOC_TRIM_THRESHOLD_": None}
+    assert found == dict.fromkeys(THREAD_VARIABLES, "3") | MEMORY_VARIABLES | {"MALLOC_ARENA_MAX": "2"}
     assert umask == 0o027
 
 
