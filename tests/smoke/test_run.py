@@ -219,7 +219,9 @@ def test_all_stripped_brains_are_recognised(shared_data: Path) -> None:
 def test_the_share_of_the_ventricles_is_that_of_manual_labels(shared_data: Path, tmp_path: Path) -> None:
     source, lateral_ventricles = shared_data / "oasis_labelled", (49, 50, 51, 52)
     people = ["1003", "1023", "1004", "1119"]
-    assert main(["run", str(source), str(tmp_path), "--participant-label", *people, "--resolution", "2"]) == 0
+    # Threads decide the last digits of a registration, and these which thin parts of small ventricles hang together.
+    run = ["run", str(source), str(tmp_path), "--participant-label", *people, "--resolution", "2"]
+    assert main([*run, "--deterministic"]) == 0
     found = {row["participant_id"]: float(row["ventricle_share"]) for row in rows_of(tmp_path / "qc.csv")}
     drawn = {}
     for name in found:
