@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import zipfile
@@ -26,6 +25,7 @@ from brainstage.models.med3d import (
     initialise_randomly,
 )
 from brainstage.pipeline.errors import WeightsError, WeightsMissingError
+from brainstage.pipeline.files import read_json
 
 MED3D_ASSETS: Final = tuple(f"med3d-{name}" for name in ARCHITECTURES)
 """Names of the published weights, as given to ``brainstage fetch`` and ``--weights``."""
@@ -172,7 +172,7 @@ def _read_cached(asset: str) -> tuple[dict[str, Tensor], str]:
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     try:
-        recorded = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
+        recorded = read_json(path.with_suffix(".json"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         recorded = None
     if recorded != sha256:

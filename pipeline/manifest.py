@@ -299,10 +299,12 @@ def _cell(value: object) -> object:
 
 
 def _like_formula(text: str) -> bool:
-    if not text.lstrip("'").startswith(_FORMULA_STARTS):
-        return False
-    plain_number = text == text.strip() and number_or_none(text) is not None
-    return not plain_number
+    # Begins first: hardly any cell does, and every cell of every table comes by.
+    return text.lstrip("'").startswith(_FORMULA_STARTS) and not _is_plain_number(text)
+
+
+def _is_plain_number(text: str) -> bool:
+    return text == text.strip() and number_or_none(text) is not None
 
 
 def _unquoted(text: str) -> str:

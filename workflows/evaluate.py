@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -18,6 +17,7 @@ from brainstage.models.features import choose_device
 from brainstage.models.model_directory import replaced_directory
 from brainstage.models.model_store import StoredModel, load_model
 from brainstage.pipeline.errors import UsageError, attributed
+from brainstage.pipeline.files import read_json
 from brainstage.pipeline.manifest import read_manifest
 from brainstage.pipeline.records import Prediction
 from brainstage.workflows.learning.cohort_evaluation import (
@@ -181,7 +181,7 @@ def judge(model: StoredModel, scans: Sequence[LabelledScan]) -> JudgedCohort:
             known = {name: scan.row.value(name) for name in model.description.covariate_columns}
             predictions.append(model.predict(features, image, scan.row.sha256, known))
         baseline_logits.append(model.baseline_logits(block_voxels(image)[0][None])[0])
-        qc.append(str(json.loads(files.qc_json.read_text(encoding="utf-8"))["qc_status"]))
+        qc.append(str(read_json(files.qc_json)["qc_status"]))
     probabilities = np.array([list(prediction.probabilities.values()) for prediction in predictions])
     return JudgedCohort(
         scans=tuple(scans),

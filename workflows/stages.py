@@ -210,7 +210,7 @@ def _save_stripped(stripped: StrippedBrain, files: ScanFiles) -> Sequence[Path]:
 
 
 def _load_stripped(ingested: IngestedHead, files: ScanFiles) -> StrippedBrain:
-    sidecar = _read_json(sidecar_of(files.native_mask))
+    sidecar = read_json(sidecar_of(files.native_mask))
     return StrippedBrain(
         head=ingested.head,
         findings=ingested.findings,
@@ -235,7 +235,7 @@ def _load_corrected(stripped: StrippedBrain, files: ScanFiles) -> CorrectedBrain
         head=read_volume(files.native_t1w),
         brain_mask=stripped.brain_mask,
         stripped=stripped,
-        field_range=_read_json(sidecar_of(files.native_t1w))["BiasFieldRange"],
+        field_range=read_json(sidecar_of(files.native_t1w))["BiasFieldRange"],
     )
 
 
@@ -245,7 +245,7 @@ def _save_normalised(normalised: NormalisedBrain, files: ScanFiles) -> Sequence[
 
 
 def _load_normalised(corrected: CorrectedBrain, files: ScanFiles) -> NormalisedBrain:
-    fitted = Normalisation(**_read_json(files.state / "normalisation.json"))
+    fitted = Normalisation(**read_json(files.state / "normalisation.json"))
     return intensity.apply_normalisation(corrected, fitted)
 
 
@@ -278,7 +278,7 @@ def _load_registered(normalised: NormalisedBrain, files: ScanFiles) -> Registere
     return RegisteredBrain(
         brain=read_volume(files.template_t1w),
         brain_mask=read_mask(files.template_mask),
-        native_to_template=_read_json(sidecar_of(files.template_t1w))["NativeToTemplate_ras_mm"],
+        native_to_template=read_json(sidecar_of(files.template_t1w))["NativeToTemplate_ras_mm"],
         normalised=normalised,
     )
 
@@ -309,8 +309,3 @@ def _save_figures(assessed: AssessedBrain, files: ScanFiles, *, keep_face: bool)
     volumes = scan_previews(assessed.registered, keep_face=keep_face)
     written = [write_bytes(files.figure(name), picture) for name, picture in pictures.items()]
     return [*written, *(write_bytes(files.preview(name), volume) for name, volume in volumes.items())]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = read_json(path)
-    return content

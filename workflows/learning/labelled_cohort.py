@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, ScanFiles
 from brainstage.pipeline.entities import entities_of, parse_name, validate_name
 from brainstage.pipeline.errors import InputMissingError, ManifestError, UsageError
-from brainstage.pipeline.files import read_json_or_empty
+from brainstage.pipeline.files import read_json, read_json_or_empty
 from brainstage.pipeline.manifest import COLUMNS, ManifestRow, read_manifest
 from brainstage.pipeline.records import Review, ReviewDecision
 
@@ -210,7 +209,7 @@ def read_finished_run(out_dir: Path) -> tuple[Sequence[ManifestRow], Mapping[str
             f"there is no directory {str(out_dir)!r}; it is the output directory of brainstage run"
         )
     rows = _require_run(out_dir / "data_manifest.csv", out_dir, read_manifest)
-    return rows, _require_run(out_dir / STATE_FOLDER / "preprocessing.json", out_dir, _read_json)
+    return rows, _require_run(out_dir / STATE_FOLDER / "preprocessing.json", out_dir, _read_preprocessing)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -232,9 +231,9 @@ def _require_run(path: Path, out_dir: Path, read: Any) -> Any:  # noqa: ANN401 -
     return read(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_preprocessing(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         resolution_mm = content["content"]["registration"]["resolution_mm"]
         if {"id", "content"} <= content.keys() and resolution_mm in RESOLUTION_LABELS:
             NetworkGridConfig.model_validate(content["content"]["network_grid"])
@@ -307,7 +306,7 @@ def _objection(
     if not (files.template_t1w.is_file() and files.template_mask.is_file() and files.qc_json.is_file()):
         return NO_OUTPUT
     try:
-        status = json.loads(files.qc_json.read_text(encoding="utf-8")).get("qc_status")
+        status = read_json(files.qc_json).get("qc_status")
     except (OSError, ValueError, AttributeError):
         return NO_OUTPUT
     if review is not None and review.decision is ReviewDecision.FAIL:
