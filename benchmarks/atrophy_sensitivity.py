@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainstage.models.augmentation import DEFAULT_RECIPES
-from brainstage.models.baseline import block_voxels
+from brainstage.models.baseline import baseline_values
 from brainstage.models.calibration import combined, cross_calibrated
 from brainstage.models.cross_validation import cross_validate, cross_validate_baseline
 from brainstage.models.features import FeatureExtractor, feature_channels
@@ -80,7 +80,7 @@ class Inputs:
     ----------
     images, masks : ndarray, (N, D, H, W) float16 and bool
         Network inputs, for regimes that train more than a head.
-    voxels, inside : ndarray, (N, V) float32 and bool
+    values, inside : ndarray, (N, V) float32 and bool
         Of the baseline.
     features : ndarray, (N, F) float32
         Of the frozen network.
@@ -88,7 +88,7 @@ class Inputs:
 
     images: NDArray[np.float16]
     masks: NDArray[np.bool_]
-    voxels: NDArray[np.float32]
+    values: NDArray[np.float32]
     inside: NDArray[np.bool_]
     features: NDArray[np.float32]
 
@@ -239,37 +239,46 @@ def deformed_inputs(
 
 def prepared(cohort: Cohort, level: float, weights: Sequence[str], keep: Path | None) -> dict[str, Inputs]:
     """Return what the models see at one level, by the choice of weights; deformed images are kept and found again."""
-    images, masks, matrix = _images(cohort, level, keep)
-    inputs = [
-        NetworkInput(image=image[np.newaxis].astype(np.float32), brain_mask=mask, voxel_to_ras=matrix)
-        for image, mask in zip(images, masks, strict=True)
-    ]
-    blocks = [block_voxels(one) for one in inputs]
-    voxels, inside = (np.stack(part) for part in zip(*blocks, strict=True))
+    inputs = _inputs(cohort, level, keep)
+    images = np.stack([one.image[0] for one in inputs]).astype(np.float16)
+    masks = np.stack([one.brain_mask for one in inputs])
+    values, inside = (np.stack(part) for part in zip(*map(baseline_values, inputs), strict=True))
     found = {}
     for choice in weights:
         features = np.stack([extractor_of(choice).features(one) for one in inputs])
-        found[choice] = Inputs(images=images, masks=masks, voxels=voxels, inside=inside, features=features)
+        found[choice] = Inputs(images=images, masks=masks, values=values, inside=inside, features=features)
     return found
 
 
-def _images(
-    cohort: Cohort, level: float, keep: Path | None
-) -> tuple[NDArray[np.float16], NDArray[np.bool_], NDArray[np.float64]]:
+def _inputs(cohort: Cohort, level: float, keep: Path | None) -> list[NetworkInput]:
     kept = keep / f"atrophy-{100 * level:g}.npz" if keep else None
     hashes = [sha256_of_file(scan.files.template_t1w) for scan in cohort.scans]
     if kept is not None and kept.is_file():
         with np.load(kept) as held:
             if held["hashes"].tolist() == hashes:
-                return held["images"], held["masks"], held["matrix"]
+                images, masks, volumes = (held[name] for name in ("images", "masks", "local_volumes"))
+                return [
+                    NetworkInput(
+                        image=image.astype(np.float32),
+                        brain_mask=mask,
+                        voxel_to_ras=held["matrix"],
+                        local_volume=volume,
+                    )
+                    for image, mask, volume in zip(images, masks, volumes, strict=True)
+                ]
     grid = NetworkGridConfig.model_validate(cohort.network_grid)
     inputs = deformed_inputs(cohort.scans, level, atrophy_model(load_anatomy()), grid)
-    images = np.stack([one.image[0] for one in inputs]).astype(np.float16)
-    masks, matrix = np.stack([one.brain_mask for one in inputs]), inputs[0].voxel_to_ras
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(kept, images=images, masks=masks, matrix=matrix, hashes=hashes)
-    return images, masks, matrix
+        np.savez(
+            kept,
+            images=np.stack([one.image for one in inputs]).astype(np.float16),
+            masks=np.stack([one.brain_mask for one in inputs]),
+            local_volumes=np.stack([one.local_volume for one in inputs]),
+            matrix=inputs[0].voxel_to_ras,
+            hashes=hashes,
+        )
+    return inputs
 
 
 def balanced_halves(scans: Sequence[LabelledScan], seed: int) -> NDArray[np.bool_]:
@@ -302,7 +311,7 @@ def cross_validated(
     folds = fold_of_scans(labels, participants, folds=FOLDS, seed=seed)
     first = next(iter(by_weights.values()))
     logits, _ = cross_validate_baseline(
-        first.voxels, first.inside, targets, folds, classes=len(classes), imbalance="weights"
+        first.values, first.inside, targets, folds, classes=len(classes), imbalance="weights"
     )
     found = {"linear baseline": cross_calibrated(logits, targets, folds)}
     for weights, inputs in by_weights.items():

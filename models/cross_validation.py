@@ -97,7 +97,7 @@ def cross_validate_heads(
 
 
 def cross_validate_baseline(
-    voxels: NDArray[np.float32],
+    values: NDArray[np.float32],
     inside: NDArray[np.bool_],
     targets: NDArray[np.int64],
     folds: NDArray[np.int64],
@@ -106,20 +106,20 @@ def cross_validate_baseline(
     imbalance: str,
     seed: int = 0,
 ) -> tuple[NDArray[np.float64], list[LinearBaseline]]:
-    """Fit the voxel baseline in the same folds; logits (N, C) out of fold, and the models."""
+    """Fit the linear baseline in the same folds; logits (N, C) out of fold, and the models."""
     logits = np.empty((len(targets), classes))
     models = []
     for fold in range(int(folds.max()) + 1):
         own = folds == fold
         model = fit_baseline(
-            voxels[~own],
+            values[~own],
             inside[~own],
             targets[~own],
             classes=classes,
             imbalance=imbalance,
             seed=seed + fold,
         )
-        logits[own] = model.logits(voxels[own])
+        logits[own] = model.logits(values[own])
         models.append(model)
     return logits, models
 

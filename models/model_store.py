@@ -29,7 +29,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from brainstage.models.baseline import LinearBaseline, block_voxels, mean_baseline
+from brainstage.models.baseline import BASELINE_VERSION, LinearBaseline, baseline_values, mean_baseline
 from brainstage.models.calibration import calibrated
 from brainstage.models.conformal import set_members
 from brainstage.models.covariates import CovariateExpert, Row
@@ -110,6 +110,7 @@ class ModelDescription(_Part):
     augment: tuple[str, ...] = ()
     folds: int = Field(ge=2)
     network_grid: dict[str, Any]
+    baseline_version: int = 1
     preprocessing_id: str
     preprocessing_content: dict[str, Any]
     temperature: float = Field(gt=0)
@@ -294,11 +295,11 @@ class StoredModel:
         return np.asarray(np.mean(logits, axis=0))
 
     def baseline_logits(
-        self, voxels: NDArray[np.float32], folds: Sequence[int] | None = None
+        self, values: NDArray[np.float32], folds: Sequence[int] | None = None
     ) -> NDArray[np.float64]:
-        """Return the logits (N, C) of the mean of the linear baselines of `folds`, or all, for voxels (N, V)."""
+        """Return the logits (N, C) of the mean of the linear baselines of `folds`, or all, for values (N, V)."""
         chosen = range(len(self.baselines)) if folds is None else folds
-        return mean_baseline([self.baselines[fold] for fold in chosen]).logits(voxels)
+        return mean_baseline([self.baselines[fold] for fold in chosen]).logits(values)
 
     def covariate_evidence(
         self, covariates: Sequence[Row] | None, scans: int, folds: Sequence[int] | None = None
@@ -365,18 +366,18 @@ class StoredModel:
         InferenceError
             When the features or the grid are not those of this model.
         """
-        voxels, _ = block_voxels(network_input)
+        values, _ = baseline_values(network_input)
         expected = self.heads[0].mean.shape, self.baselines[0].weight.shape[1:]
-        if (features.shape, voxels.shape) != expected:
+        if (features.shape, values.shape) != expected:
             raise InferenceError(
-                f"features {features.shape} and voxels {voxels.shape} do not fit the model's {expected[0]} and "
+                f"features {features.shape} and voxels {values.shape} do not fit the model's {expected[0]} and "
                 f"{expected[1]}: the network grid or the weights are others"
             )
         folds = self.folds_for(source_sha256)
         known = covariates or {}
         probabilities = self.probabilities(features[None], [network_input], folds, [known])[0]
         members = set_members(probabilities, _quantiles(self._described))
-        baseline = self.baseline_logits(voxels[None], folds)[0]
+        baseline = self.baseline_logits(values[None], folds)[0]
         return Prediction(
             probabilities=dict(zip(self.classes, map(float, probabilities), strict=True)),
             prediction_set=tuple(name for name, member in zip(self.classes, members, strict=True) if member),
@@ -428,6 +429,11 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
         raise ModelError(
             f"{path.name}/{DESCRIPTION_FILE} and the weights beside it do not fit together: {error}"
         ) from error
+    if description.baseline_version != BASELINE_VERSION:
+        raise ModelError(
+            f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose linear baseline "
+            "sees other values: train the model again"
+        )
     source = WeightsSource(**description.backbone.model_dump(exclude={"feature_id"}))
     extractor = FeatureExtractor(network, source, torch.device(device))
     if extractor.feature_id != description.backbone.feature_id:

@@ -275,7 +275,7 @@ class RegisteredBrain:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NetworkInput:
-    """What the network sees.
+    """What the network sees, and what its control and its baseline see besides.
 
     Attributes
     ----------
@@ -285,11 +285,14 @@ class NetworkInput:
         The brain on the same grid, for the controls.
     voxel_to_ras : ndarray, (4, 4) float64
         Of the spatial axes, to template RAS+ mm.
+    local_volume : ndarray, (I, J, K) float32
+        Logarithm of local volume in the middle of the brain, on a grid of its own, for the baseline.
     """
 
     image: NDArray[np.float32]
     brain_mask: NDArray[np.bool_]
     voxel_to_ras: Affine
+    local_volume: NDArray[np.float32]
 
     def __post_init__(self) -> None:
         image = frozen_array(self.image, np.float32)
@@ -298,9 +301,11 @@ class NetworkInput:
                 f"a network input has shape (1, D, H, W) and a mask (D, H, W), got {image.shape} "
                 f"and {np.shape(self.brain_mask)}"
             )
-        if not np.isfinite(image).all():
+        local_volume = frozen_array(self.local_volume, np.float32)
+        if not np.isfinite(image).all() or not np.isfinite(local_volume).all():
             raise IntensityError("the network input holds values that are not finite")
         object.__setattr__(self, "image", image)
+        object.__setattr__(self, "local_volume", local_volume)
         object.__setattr__(self, "brain_mask", frozen_array(self.brain_mask, np.bool_))
         object.__setattr__(self, "voxel_to_ras", checked_affine(self.voxel_to_ras))
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.records import NetworkInput
-from brainstage.pipeline.volume import BrainMask, Grid, Volume, require_same_grid
+from brainstage.pipeline.volume import BrainMask, DisplacementField, Grid, Volume, require_same_grid
+from brainstage.preprocessing.local_volume import local_volume
 from brainstage.preprocessing.resampling import resampled, resampled_mask
 from brainstage.preprocessing.template import load_template
 
@@ -34,7 +35,12 @@ def network_grid(config: NetworkGridConfig) -> Grid:
     return Grid(shape=config.shape, voxel_to_ras=matrix)
 
 
-def network_input(brain: Volume, brain_mask: BrainMask, config: NetworkGridConfig) -> NetworkInput:
+def network_input(
+    brain: Volume,
+    brain_mask: BrainMask,
+    config: NetworkGridConfig,
+    deformation: DisplacementField | None = None,
+) -> NetworkInput:
     """Return the network's image of a registered brain.
 
     Parameters
@@ -44,11 +50,13 @@ def network_input(brain: Volume, brain_mask: BrainMask, config: NetworkGridConfi
     brain_mask : BrainMask
         On the same grid.
     config : NetworkGridConfig
+    deformation : DisplacementField, optional
+        What the registration did beyond an affine; it takes shape out of the image and leaves it to local volume.
 
     Returns
     -------
     NetworkInput
-        Image (1, D, H, W) float32.
+        Image (1, D, H, W) float32, and the local volume, which does not depend on `config`.
     """
     require_same_grid(brain, brain_mask)
     grid = network_grid(config)
@@ -63,4 +71,9 @@ def network_input(brain: Volume, brain_mask: BrainMask, config: NetworkGridConfi
         image = np.where(mask, image, noise)
     elif config.background == "minimum":
         image = np.where(mask, image, image[mask].min() if mask.any() else np.float32(0.0))
-    return NetworkInput(image=image[np.newaxis], brain_mask=mask, voxel_to_ras=grid.voxel_to_ras)
+    return NetworkInput(
+        image=image[np.newaxis],
+        brain_mask=mask,
+        voxel_to_ras=grid.voxel_to_ras,
+        local_volume=local_volume(brain, brain_mask, deformation),
+    )

@@ -119,6 +119,26 @@ def read_affine(path: Path) -> Affine:
     return inverse_of(_RAS_LPS @ matrix @ _RAS_LPS)
 
 
+def read_deformation(path: Path) -> DisplacementField | None:
+    """Return what a ``from-T1w_to-<template>`` file adds to a template point before its affine; None where nothing.
+
+    Raises
+    ------
+    ImageError
+        When ITK cannot read it.
+    """
+    transform = read_transform(path)
+    if transform.GetName() != "CompositeTransform":
+        return None
+    part = sitk.CompositeTransform(transform).GetNthTransform(1)
+    field = sitk.DisplacementFieldTransform(part).GetDisplacementField()
+    lps = sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(field.GetDirection(), (3, 3)) * field.GetSpacing()
+    matrix[:3, 3] = field.GetOrigin()
+    return DisplacementField(data=lps * np.array([-1.0, -1.0, 1.0]), voxel_to_ras=_RAS_LPS @ matrix)
+
+
 def apply_transform(
     volume: Volume, grid: Grid, transform: sitk.Transform, interpolation: Interpolation = "linear"
 ) -> Volume:

@@ -114,7 +114,7 @@ def test_everybody_is_in_one_class_only() -> None:
         full = np.full((4, 2), value, dtype=np.float32)
         images = np.full((4, 2, 2, 2), value, dtype=np.float16)
         return atrophy_sensitivity.Inputs(
-            images=images, masks=images > 0, voxels=full, inside=full > 0, features=full
+            images=images, masks=images > 0, values=full, inside=full > 0, features=full
         )
 
     mixed = inputs(1.0).where(np.array([True, False, False, True]), inputs(0.0))
@@ -134,7 +134,7 @@ def test_a_planted_difference_is_seen_and_its_absence_is_not() -> None:
         inputs = atrophy_sensitivity.Inputs(
             images=values,
             masks=values > 0,
-            voxels=values,
+            values=values,
             inside=np.ones_like(values, dtype=bool),
             features=values,
         )
@@ -164,7 +164,7 @@ def test_a_region_that_darkens_gives_atrophy_away_and_another_does_not() -> None
 
     def inputs(values: np.ndarray) -> object:
         return atrophy_sensitivity.Inputs(
-            images=values, masks=values != 0, voxels=nothing, inside=nothing > 0, features=nothing
+            images=values, masks=values != 0, values=nothing, inside=nothing > 0, features=nothing
         )
 
     ill = images.copy()

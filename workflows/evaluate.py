@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from brainstage.models.baseline import block_voxels
+from brainstage.models.baseline import baseline_values
 from brainstage.models.calibration import uncalibrated
 from brainstage.models.features import choose_device
 from brainstage.models.model_directory import replaced_directory
@@ -180,7 +180,7 @@ def judge(model: StoredModel, scans: Sequence[LabelledScan]) -> JudgedCohort:
             features = cached_features(model.extractor, files, image, key)
             known = {name: scan.row.value(name) for name in model.description.covariate_columns}
             predictions.append(model.predict(features, image, scan.row.sha256, known))
-        baseline_logits.append(model.baseline_logits(block_voxels(image)[0][None])[0])
+        baseline_logits.append(model.baseline_logits(baseline_values(image)[0][None])[0])
         qc.append(str(read_json(files.qc_json)["qc_status"]))
     probabilities = np.array([list(prediction.probabilities.values()) for prediction in predictions])
     return JudgedCohort(

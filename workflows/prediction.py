@@ -113,11 +113,17 @@ def _predicted(
 ) -> AssessedBrain:
     # Heavy: torch.
     from brainstage.preprocessing.network_grid import network_input
+    from brainstage.preprocessing.transforms import read_deformation
     from brainstage.workflows.learning.features import cached_features, network_input_key
 
     registered = assessed.registered
     grid: dict[str, Any] = model.network_grid
-    image = network_input(registered.brain, registered.brain_mask, NetworkGridConfig.model_validate(grid))
+    image = network_input(
+        registered.brain,
+        registered.brain_mask,
+        NetworkGridConfig.model_validate(grid),
+        read_deformation(files.native_to_template),  # not kept in memory where the stage was done earlier
+    )
     features = cached_features(model.extractor, files, image, network_input_key(files, grid))
     prediction = model.predict(features, image, source_sha256, covariates)
     reference = reference_findings(model.description.reference, assessed.qc.measures, covariates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
-from brainstage.models.baseline import block_shape
+from brainstage.models.baseline import BASELINE_VERSION, block_shape
 from brainstage.models.bundle import write_bundle
 from brainstage.models.calibration import fit_temperature
 from brainstage.models.conformal import LEVEL, class_quantiles
@@ -379,7 +380,7 @@ def fit(
     targets = np.array([cohort.classes.index(label) for label in cohort.labels], dtype=np.int64)
     features = np.stack([a.features for a in arrays])
     mask_features = np.stack([a.mask_features for a in arrays])
-    voxels, inside = np.stack([a.voxels for a in arrays]), np.stack([a.inside for a in arrays])
+    values, inside = np.stack([a.values for a in arrays]), np.stack([a.inside for a in arrays])
     network = _learner(features, tuning.images if tuning else None, extractor, cohort, options, tuning)
     outline = _learner(mask_features, tuning.masks if tuning else None, extractor, cohort, options, tuning)
     trained = cross_validate(network, targets, folds, classes=classes, seed=options.seed)
@@ -387,7 +388,7 @@ def fit(
         outline, targets, folds, classes=classes, seed=options.seed, name="brain-mask-only"
     )
     baseline_logits, baselines = cross_validate_baseline(
-        voxels, inside, targets, folds, classes=classes, imbalance=options.imbalance, seed=options.seed
+        values, inside, targets, folds, classes=classes, imbalance=options.imbalance, seed=options.seed
     )
     novelty_scores, novelty = cross_validate_novelty(features, folds)
     control_columns = _control_columns(cohort, options)
@@ -473,6 +474,7 @@ def _describe(
         augment=options.recipes,
         folds=options.folds,
         network_grid=cohort.network_grid,
+        baseline_version=BASELINE_VERSION,
         preprocessing_id=cohort.preprocessing_id,
         preprocessing_content=dict(cohort.preprocessing_content),
         temperature=fit_temperature(found.logits, found.targets),
@@ -542,8 +544,12 @@ def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
 
 def _duplicates(arrays: Sequence[TrainingArrays], cohort: Cohort) -> tuple[NearDuplicate, ...]:
     shape = block_shape(cohort.network_grid["shape"])
+    blocks = math.prod(shape)
     return near_duplicates(
-        [a.voxels for a in arrays], [a.inside for a in arrays], shape, _all_participants(cohort)
+        [a.values[:blocks] for a in arrays],
+        [a.inside[:blocks] for a in arrays],
+        shape,
+        _all_participants(cohort),
     )
 
 

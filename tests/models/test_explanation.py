@@ -41,7 +41,9 @@ def seen(*blobs, size=64, seed=3) -> NetworkInput:
         apart = ((place - np.reshape(blob, (3, 1, 1, 1))) ** 2).sum(axis=0)
         image = image + 6.0 * np.exp(-apart / (2 * 2.0**2))
     data = np.where(brain, image, 0).astype(np.float32)
-    return NetworkInput(image=data[None], brain_mask=brain, voxel_to_ras=matrix())
+    return NetworkInput(
+        image=data[None], brain_mask=brain, voxel_to_ras=matrix(), local_volume=np.zeros((2, 2, 2))
+    )
 
 
 def head(weight: np.ndarray, seed=0) -> LinearHead:
@@ -209,6 +211,7 @@ def test_an_empty_brain_cannot_be_covered():
         image=np.zeros((1, 32, 32, 32), np.float32),
         brain_mask=np.zeros((32, 32, 32), bool),
         voxel_to_ras=matrix(),
+        local_volume=np.zeros((2, 2, 2)),
     )
     model = model_of([one], [reads_blobs(one, (20, 40, 30))])
     with pytest.raises(InferenceError, match="brain mask is empty"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
-from brainstage.models.baseline import BASELINE_VERSION, block_voxels
+from brainstage.models.baseline import BASELINE_VERSION, baseline_values
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.fine_tuning import Images
 from brainstage.pipeline.config import NetworkGridConfig
@@ -24,6 +24,7 @@ from brainstage.pipeline.nifti import read_mask, read_volume
 from brainstage.pipeline.records import NetworkInput
 from brainstage.preprocessing.network_grid import STAGE_VERSION as GRID_VERSION
 from brainstage.preprocessing.network_grid import network_input
+from brainstage.preprocessing.transforms import read_deformation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,17 +36,17 @@ class TrainingArrays:
     features : ndarray, (F,) float32
     mask_features : ndarray, (F,) float32
         Of the binary brain mask through the same network: the control.
-    voxels : ndarray, (V,) float32
-        Blocks of the network's image, for the baseline.
+    values : ndarray, (V,) float32
+        What the baseline sees: blocks of the network's image, then local volume.
     inside : ndarray, (V,) bool
-        Blocks that are brain.
+        Which of them belong to the brain.
     input_key : str
         From :func:`network_input_key`.
     """
 
     features: NDArray[np.float32]
     mask_features: NDArray[np.float32]
-    voxels: NDArray[np.float32]
+    values: NDArray[np.float32]
     inside: NDArray[np.bool_]
     input_key: str
 
@@ -70,9 +71,14 @@ def network_input_key(files: ScanFiles, network_grid: Mapping[str, Any]) -> str:
 
 
 def read_network_input(files: ScanFiles, network_grid: Mapping[str, Any]) -> NetworkInput:
-    """Return the network input of a finished scan, from its template image and mask."""
+    """Return the network input of a finished scan, from its template image, mask and transform."""
     config = NetworkGridConfig.model_validate(dict(network_grid))
-    return network_input(read_volume(files.template_t1w), read_mask(files.template_mask), config)
+    return network_input(
+        read_volume(files.template_t1w),
+        read_mask(files.template_mask),
+        config,
+        read_deformation(files.native_to_template),
+    )
 
 
 def cached_features(
@@ -127,10 +133,10 @@ def training_arrays(
         return seen[0]
 
     def controls() -> dict[str, NDArray[Any]]:
-        voxels, inside = block_voxels(once())
+        values, inside = baseline_values(once())
         return {
             "mask_features": extractor.features(mask_only(once())),
-            "voxels": voxels.astype(np.float16),
+            "values": values.astype(np.float16),
             "inside": inside,
         }
 
@@ -145,7 +151,7 @@ def training_arrays(
     return TrainingArrays(
         features=features["features"],
         mask_features=kept["mask_features"],
-        voxels=kept["voxels"].astype(np.float32),
+        values=kept["values"].astype(np.float32),
         inside=kept["inside"].astype(bool),
         input_key=key,
     )
@@ -183,6 +189,7 @@ def mask_only(network_input: NetworkInput) -> NetworkInput:
         image=network_input.brain_mask[np.newaxis].astype(np.float32),
         brain_mask=network_input.brain_mask,
         voxel_to_ras=network_input.voxel_to_ras,
+        local_volume=np.zeros_like(network_input.local_volume),
     )
 
 
