@@ -2,14 +2,15 @@
 
 Run ``brainstage run`` over a cohort of healthy brains first, then::
 
-    .venv/bin/python benchmarks/atrophy_sensitivity.py RUN_DIR [--weights random] [--regimes frozen] [--keep DIR]
+    .venv/bin/python benchmarks/atrophy_sensitivity.py RUN_DIR [--keep DIR] [--unseen OTHER_RUN_DIR ...]
 
 Half of the participants, drawn by a seed and balanced for sex and age, get smaller hippocampi and the wider ventricles
 that go with them; the other half are carried through the same resampling without any. Nobody is in both
 classes. Network, linear baseline and both together are then cross-validated by participant with the program's
 own functions: same features, same folds, same calibration as ``brainstage train``. Every level is repeated with
 other assignments of people to classes; all of them are reported. Two more labels go the same way: sex, which is
-real, and random labels on the atrophied half, which must end at chance.
+real, and random labels on the atrophied half, which must end at chance. Other people, of runs given by ``--unseen``,
+are judged as they are and with atrophy by baselines that learnt from the cohort alone.
 
 It prints a table and writes it to ``benchmarks/atrophy_sensitivity.md``, every single result to
 ``benchmarks/atrophy_sensitivity.csv``. ``--keep`` names a folder for the deformed network inputs, outside the
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainstage.models.augmentation import DEFAULT_RECIPES
-from brainstage.models.baseline import baseline_values
+from brainstage.models.baseline import baseline_values, fit_baseline
 from brainstage.models.calibration import combined, cross_calibrated
 from brainstage.models.cross_validation import cross_validate, cross_validate_baseline
 from brainstage.models.features import FeatureExtractor, feature_channels
@@ -43,6 +44,7 @@ from brainstage.models.splits import fold_of_scans, shuffled_labels
 from brainstage.models.training import HeadOptions
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.config import NetworkGridConfig
+from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
 from brainstage.pipeline.files import sha256_of_file, write_text
 from brainstage.pipeline.manifest import csv_text
 from brainstage.pipeline.nifti import read_mask, read_volume
@@ -50,7 +52,13 @@ from brainstage.pipeline.records import NetworkInput
 from brainstage.pipeline.volume import BrainMask
 from brainstage.preprocessing.network_grid import network_grid, network_input
 from brainstage.preprocessing.resampling import resampled_mask
-from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan, read_cohort
+from brainstage.workflows.learning.labelled_cohort import (
+    Cohort,
+    LabelledScan,
+    files_of_row,
+    read_cohort,
+    read_finished_run,
+)
 from brainstage.workflows.synthetic.anatomy import MODEL_ORIGIN_MM, load_anatomy
 from brainstage.workflows.synthetic.atrophy import (
     AtrophyModel,
@@ -193,6 +201,25 @@ class Visibility:
     auc: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """What a baseline that learnt from the cohort says about another one.
+
+    Attributes
+    ----------
+    run : str
+        Name of the other run's directory.
+    scans : int
+        Each is judged twice: as it is, and with atrophy.
+    auc : float
+    """
+
+    run: str
+    scans: int
+    seed: int
+    auc: float
+
+
 def regions_of(cohort: Cohort) -> dict[str, NDArray[np.bool_]]:
     """Return the regions that atrophy changes and what lies around them, on the network's grid."""
     anatomy, matrix = load_anatomy(), np.eye(4)
@@ -226,13 +253,17 @@ def visibilities(
 
 
 def deformed_inputs(
-    scans: Sequence[LabelledScan], level: float, model: AtrophyModel, grid: NetworkGridConfig
+    scans: Sequence[ScanFiles],
+    level: float,
+    model: AtrophyModel,
+    grid: NetworkGridConfig,
+    first_seed: int = 0,
 ) -> list[NetworkInput]:
     """Return the network inputs of all scans at one level; each person keeps wobble and draw over the levels."""
     inputs = []
-    for seed, scan in enumerate(scans):
+    for seed, files in enumerate(scans, start=first_seed):
         velocity = atrophy_velocity(model, draw_effect(level, seed), seed)
-        brain, mask = read_volume(scan.files.template_t1w), read_mask(scan.files.template_mask)
+        brain, mask = read_volume(files.template_t1w), read_mask(files.template_mask)
         inputs.append(network_input(*atrophied(brain, mask, velocity), grid))
     return inputs
 
@@ -242,7 +273,7 @@ def prepared(cohort: Cohort, level: float, weights: Sequence[str], keep: Path | 
     inputs = _inputs(cohort, level, keep)
     images = np.stack([one.image[0] for one in inputs]).astype(np.float16)
     masks = np.stack([one.brain_mask for one in inputs])
-    values, inside = (np.stack(part) for part in zip(*map(baseline_values, inputs), strict=True))
+    values, inside = _baseline_inputs(inputs)
     found = {}
     for choice in weights:
         features = np.stack([extractor_of(choice).features(one) for one in inputs])
@@ -267,7 +298,8 @@ def _inputs(cohort: Cohort, level: float, keep: Path | None) -> list[NetworkInpu
                     for image, mask, volume in zip(images, masks, volumes, strict=True)
                 ]
     grid = NetworkGridConfig.model_validate(cohort.network_grid)
-    inputs = deformed_inputs(cohort.scans, level, atrophy_model(load_anatomy()), grid)
+    scans = [scan.files for scan in cohort.scans]
+    inputs = deformed_inputs(scans, level, atrophy_model(load_anatomy()), grid)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         np.savez(
@@ -399,12 +431,80 @@ def random_labels(
     return measured(together, list(names) * draws, "random labels", WANTED_LEVEL, seed)
 
 
+def unseen_results(cohort: Cohort, run_dirs: Sequence[Path], seeds: int, keep: Path | None) -> list[Unseen]:
+    """Return how well baselines that learnt from the cohort at the wanted level tell atrophy in other people."""
+    healthy, ill = (_baseline_inputs(_inputs(cohort, level, keep)) for level in (0.0, WANTED_LEVEL))
+    grid = NetworkGridConfig.model_validate(cohort.network_grid)
+    model = atrophy_model(load_anatomy())
+    resolution = RESOLUTION_LABELS[cohort.preprocessing_content["registration"]["resolution_mm"]]
+    others: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    for run_dir in run_dirs:
+        rows, _ = read_finished_run(run_dir)
+        scans = [
+            files for row in rows if (files := files_of_row(row, run_dir, resolution)).template_t1w.is_file()
+        ]
+        first_seed = len(cohort.scans) + sum(len(before) for before, _ in others.values())
+        before, after = (
+            _baseline_inputs(deformed_inputs(scans, level, model, grid, first_seed))[0]
+            for level in (0.0, WANTED_LEVEL)
+        )
+        others[run_dir.name] = before, after
+    if len(others) > 1:
+        before, after = (np.concatenate(part) for part in zip(*others.values(), strict=True))
+        others["all of them"] = before, after
+    found = []
+    for seed in range(seeds):
+        chosen = balanced_halves(cohort.scans, seed)
+        values, inside = (np.where(chosen[:, None], *part) for part in zip(ill, healthy, strict=True))
+        fitted = fit_baseline(
+            values, inside, chosen.astype(np.int64), classes=len(CLASSES), imbalance="weights"
+        )
+        for run, (before, after) in others.items():
+            logits = fitted.logits(np.concatenate([before, after]))
+            positive = np.arange(len(logits)) >= len(before)
+            score = float(auc(logits[:, 1] - logits[:, 0], positive, np.ones((1, len(logits))))[0])
+            found.append(Unseen(run=run, scans=len(before), seed=seed, auc=score))
+    return found
+
+
+def _baseline_inputs(inputs: Sequence[NetworkInput]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    values, inside = zip(*map(baseline_values, inputs), strict=True)
+    return np.stack(values), np.stack(inside)
+
+
+def unseen_table(found: Sequence[Unseen]) -> list[str]:
+    """Return what the baselines say about other people; nothing where there are none."""
+    if not found:
+        return []
+    lines = [
+        "## Other people",
+        "",
+        (
+            f"Brains of other runs, each as it is and with {WANTED_LEVEL:.0%} loss, judged by linear baselines that "
+            "learnt from all of the cohort above and from nobody else: AUC, mean over the assignments, in brackets the "
+            "lowest and the highest. Scanners, protocols and ages differ."
+        ),
+        "",
+        "| run | scans | linear baseline |",
+        "|---|---|---|",
+    ]
+    for run in dict.fromkeys(one.run for one in found):
+        of = [one for one in found if one.run == run]
+        values = [one.auc for one in of]
+        lines.append(
+            f"| {run} | {of[0].scans} | **{np.mean(values):.2f}** ({min(values):.2f} to {max(values):.2f}) |"
+        )
+    return [*lines, ""]
+
+
 def said(results: Sequence[Result]) -> str:
     """Return the AUC of each model in one line."""
     return ", ".join(f"{r.model} {r.auc.value:.2f}" for r in results)
 
 
-def table_of(results: Sequence[Result], seen: Sequence[Visibility], cohort: Cohort) -> str:
+def table_of(
+    results: Sequence[Result], seen: Sequence[Visibility], unseen: Sequence[Unseen], cohort: Cohort
+) -> str:
     """Return the results as Markdown: mean over the assignments, and in brackets their range."""
     seeds = len({r.seed for r in results})
     lines = [
@@ -419,7 +519,7 @@ def table_of(results: Sequence[Result], seen: Sequence[Visibility], cohort: Coho
         "",
     ]
     lines += [*level_table(results), "", *control_table(results), "", verdict(results), ""]
-    return "\n".join([*lines, *visibility_table(seen), ""])
+    return "\n".join([*lines, *unseen_table(unseen), *visibility_table(seen), ""])
 
 
 def level_table(results: Sequence[Result]) -> list[str]:
@@ -528,13 +628,17 @@ def main() -> None:
         type=Path,
         help="folder for the deformed images, outside the repository; of one version of the deformation",
     )
+    parser.add_argument(
+        "--unseen", nargs="*", type=Path, default=[], help="runs of other people, to be judged besides"
+    )
     options = parser.parse_args()
     cohort = read_cohort(options.run_dir, "sex", None)
     results, seen = all_results(
         cohort, options.weights, options.regimes, options.levels, options.seeds, options.keep
     )
+    unseen = unseen_results(cohort, options.unseen, options.seeds, options.keep) if options.unseen else []
     records = records_of(results)
-    text = table_of(results, seen, cohort)
+    text = table_of(results, seen, unseen, cohort)
     print(text)
     write_text(FOLDER / "atrophy_sensitivity.csv", csv_text(tuple(records[0]), records))
     write_text(FOLDER / "atrophy_sensitivity.md", text)

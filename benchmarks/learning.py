@@ -37,7 +37,8 @@ from brainstage.models.training import HeadOptions
 FOLDER = Path(__file__).parent
 CLASSES: Final = ("CN", "MCI", "AD")
 FEATURES: Final = 5376
-VOXELS: Final = 40 * 48 * 40
+VALUES: Final = 40 * 48 * 40 + 52 * 45 * 35
+"""Of the baseline: blocks of the default grid, and local volume."""
 GRIDS: Final = ((80, 96, 80), (96, 112, 96), (160, 192, 160))
 COHORTS: Final = (60, 150, 400, 1000)
 SEEDS: Final = range(5)
@@ -95,9 +96,9 @@ def _training_lines() -> list[str]:
     labels = [CLASSES[target] for target in targets]
     folds = fold_of_scans(labels, participants, folds=FOLDS, seed=0)
     options = HeadOptions()
-    voxels = np.random.default_rng(1).standard_normal((1000, VOXELS), dtype=np.float32)
-    voxels[:, :500] += 0.3 * targets[:, None]
-    inside = np.ones(voxels.shape, dtype=bool)
+    values = np.random.default_rng(1).standard_normal((1000, VALUES), dtype=np.float32)
+    values[:, :500] += 0.3 * targets[:, None]
+    inside = np.ones(values.shape, dtype=bool)
     count = len(CLASSES)
     learner = FrozenLearner(features=features, participants=participants, classes=count, options=options)
     steps = {
@@ -108,7 +109,7 @@ def _training_lines() -> list[str]:
             features, targets, participants, folds, classes=count, options=options
         ),
         "baseline on voxels": lambda: cross_validate_baseline(
-            voxels, inside, targets, folds, classes=count, imbalance="weights"
+            values, inside, targets, folds, classes=count, imbalance="weights"
         ),
         "novelty": lambda: cross_validate_novelty(features, folds),
         "control: random labels, 5 draws": lambda: random_label_control(
@@ -123,7 +124,7 @@ def _training_lines() -> list[str]:
     return [
         "## Training on cached features",
         "",
-        f"1,000 scans, {FEATURES} features, {VOXELS} blocks of voxels, {FOLDS} folds.",
+        f"1,000 scans, {FEATURES} features, {VALUES} values of the baseline, {FOLDS} folds.",
         "",
         "| step | seconds |",
         "|---|---|",

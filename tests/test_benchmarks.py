@@ -173,3 +173,13 @@ def test_a_region_that_darkens_gives_atrophy_away_and_another_does_not() -> None
     assert found[0].change_sd < -3.0
     assert found[0].auc == 1.0
     assert (found[1].change_sd, found[1].auc) == (0.0, 0.5)
+
+
+def test_other_people_have_a_row_for_each_run() -> None:
+    found = [
+        atrophy_sensitivity.Unseen(run=run, scans=6, seed=seed, auc=0.8 + 0.1 * seed)
+        for seed in range(2)
+        for run in ("one", "two")
+    ]
+    assert "| two | 6 | **0.85** (0.80 to 0.90) |" in atrophy_sensitivity.unseen_table(found)
+    assert atrophy_sensitivity.unseen_table([]) == []
