@@ -25,6 +25,7 @@ from brainstage.models.cross_validation import (
     cross_validate_baseline,
     cross_validate_heads,
     cross_validate_novelty,
+    judge_of,
     random_label_control,
 )
 from brainstage.models.features import pooled_features
@@ -113,7 +114,7 @@ def _training_lines() -> list[str]:
         ),
         "novelty": lambda: cross_validate_novelty(features, folds),
         "control: random labels, 5 draws": lambda: random_label_control(
-            learner, labels, participants, CLASSES, folds=FOLDS, seed=0
+            judge_of(learner, count), labels, participants, CLASSES, folds=FOLDS, seed=0
         ),
     }
     taken = {}
@@ -171,7 +172,9 @@ def _promises(scans: int, seed: int) -> tuple[float, NDArray[np.float64], float,
     members = cross_fitted_members(probabilities, targets, folds)
     covered = members[np.arange(scans), targets]
     learner = FrozenLearner(features=features, participants=participants, classes=count, options=options)
-    random = random_label_control(learner, labels, participants, CLASSES, folds=FOLDS, seed=seed, draws=1)
+    random = random_label_control(
+        judge_of(learner, count), labels, participants, CLASSES, folds=FOLDS, seed=seed, draws=1
+    )
 
     def measured(values: NDArray[np.float64], wanted: NDArray[np.int64], name: str) -> float:
         return evaluate(values, wanted, participants, CLASSES, seed=0, samples=1).measures[name].value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -154,8 +154,19 @@ class ControlRun:
     participants: tuple[str, ...]
 
 
+Judge = Callable[[NDArray[np.int64], NDArray[np.int64], int, str], NDArray[np.float64]]
+"""Targets (N,), folds (N,), seed and the run's name: to out-of-fold logits (N, C)."""
+
+
+def judge_of(learner: Learner, classes: int) -> Judge:
+    """Return how a learner judges the scans that it does not learn from."""
+    return lambda targets, folds, seed, name: (
+        cross_validate(learner, targets, folds, classes=classes, seed=seed, name=name).logits
+    )
+
+
 def random_label_control(
-    learner: Learner,
+    judge: Judge,
     labels: Sequence[str],
     participants: Sequence[str],
     classes: Sequence[str],
@@ -178,10 +189,7 @@ def random_label_control(
         drawn = shuffled_labels(labels, participants, seed=drawn_with)
         wanted = np.array([list(classes).index(label) for label in drawn], dtype=np.int64)
         parts = fold_of_scans(drawn, participants, folds=folds, seed=drawn_with)
-        run = cross_validate(
-            learner, wanted, parts, classes=len(classes), seed=drawn_with, name=f"random-labels-{draw}"
-        )
-        logits.append(run.logits)
+        logits.append(judge(wanted, parts, drawn_with, f"random-labels-{draw}"))
         targets.append(wanted)
     return ControlRun(
         logits=np.concatenate(logits),
@@ -190,15 +198,17 @@ def random_label_control(
     )
 
 
-def leakage_warnings(accuracy: Estimate, random_balanced_accuracy: Estimate, classes: int) -> tuple[str, ...]:
+def leakage_warnings(
+    accuracy: Estimate, random_balanced_accuracy: Mapping[str, Estimate], classes: int
+) -> tuple[str, ...]:
     """Return a sentence for each sign that test scans had a part in training.
 
     Parameters
     ----------
     accuracy : Estimate
         Of the cross-validation.
-    random_balanced_accuracy : Estimate
-        Of the random-label control.
+    random_balanced_accuracy : mapping
+        Model to what it reaches with random labels.
     classes : int
         The first sign applies to three and more classes, where published accuracies stay well below.
     """
@@ -208,9 +218,10 @@ def leakage_warnings(accuracy: Estimate, random_balanced_accuracy: Estimate, cla
             f"the cross-validated accuracy {accuracy.value:.2f} is above {LEAKAGE_ACCURACY}, more than honest studies "
             f"of dementia reach with {classes} classes: look for leakage, or for an effect that is not biology"
         )
-    if random_balanced_accuracy.low > 1 / classes:
-        found.append(
-            f"random labels reach a balanced accuracy of {random_balanced_accuracy}, above the chance level "
-            f"{1 / classes:.2f}: scans of one person may be on two sides, or it was luck, which a second --seed tells"
-        )
+    found += [
+        f"random labels reach a balanced accuracy of {reached} with the {model}, above the chance level "
+        f"{1 / classes:.2f}: scans of one person may be on two sides, or it was luck, which a second --seed tells"
+        for model, reached in random_balanced_accuracy.items()
+        if reached.low > 1 / classes
+    ]
     return tuple(found)

@@ -110,7 +110,7 @@ class ModelDescription(_Part):
     augment: tuple[str, ...] = ()
     folds: int = Field(ge=2)
     network_grid: dict[str, Any]
-    baseline_version: int = 1
+    baseline_version: int = 1  # of those written before there was a second
     preprocessing_id: str
     preprocessing_content: dict[str, Any]
     temperature: float = Field(gt=0)
@@ -429,11 +429,6 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
         raise ModelError(
             f"{path.name}/{DESCRIPTION_FILE} and the weights beside it do not fit together: {error}"
         ) from error
-    if description.baseline_version != BASELINE_VERSION:
-        raise ModelError(
-            f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose linear baseline "
-            "sees other values: train the model again"
-        )
     source = WeightsSource(**description.backbone.model_dump(exclude={"feature_id"}))
     extractor = FeatureExtractor(network, source, torch.device(device))
     if extractor.feature_id != description.backbone.feature_id:
@@ -450,7 +445,7 @@ def read_description(path: Path) -> ModelDescription:
     Raises
     ------
     ModelError
-        When it is absent, not JSON, or not what this version writes.
+        When it is absent, not JSON, not what this version writes, or of another version's baseline.
     """
     file = path / DESCRIPTION_FILE
     try:
@@ -463,6 +458,11 @@ def read_description(path: Path) -> ModelDescription:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelError(f"{path.name}/{DESCRIPTION_FILE} is not usable: {where}: {first['msg']}") from error
+    if description.baseline_version != BASELINE_VERSION:
+        raise ModelError(
+            f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose linear baseline "
+            "sees other values: train the model again"
+        )
     if description.model_id != _model_id(description):
         raise ModelError(
             f"{path.name}/{DESCRIPTION_FILE} was altered after training: its content gives another model_id"

@@ -113,8 +113,7 @@ def _predicted(
 ) -> AssessedBrain:
     # Heavy: torch.
     from brainstage.preprocessing.network_grid import network_input
-    from brainstage.preprocessing.transforms import read_deformation
-    from brainstage.workflows.learning.features import cached_features, network_input_key
+    from brainstage.workflows.learning.features import cached_features, deformation_of, network_input_key
 
     registered = assessed.registered
     grid: dict[str, Any] = model.network_grid
@@ -122,7 +121,7 @@ def _predicted(
         registered.brain,
         registered.brain_mask,
         NetworkGridConfig.model_validate(grid),
-        read_deformation(files.native_to_template),  # not kept in memory where the stage was done earlier
+        deformation_of(files),  # not kept in memory where the stage was done earlier
     )
     features = cached_features(model.extractor, files, image, network_input_key(files, grid))
     prediction = model.predict(features, image, source_sha256, covariates)

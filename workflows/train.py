@@ -24,6 +24,7 @@ from brainstage.models.cross_validation import (
     cross_validate,
     cross_validate_baseline,
     cross_validate_novelty,
+    judge_of,
     random_label_control,
 )
 from brainstage.models.duplicates import NearDuplicate, near_duplicates, same_person
@@ -76,6 +77,8 @@ from brainstage.workflows.learning.model_evaluation import (
 )
 
 REFERENCE_CLASS: Final = "CN"
+RANDOM_LABELLED_SCANS: Final = 300
+"""Judged with permuted labels by the baseline, where it takes up to five permutations to come to so many."""
 MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
 
 
@@ -402,7 +405,7 @@ def fit(
         mask_logits=outlines.logits,
         novelty=novelty_scores,
         random_labels=random_label_control(
-            network,
+            judge_of(network, classes),
             cohort.labels,
             cohort.participants,
             cohort.classes,
@@ -411,6 +414,17 @@ def fit(
             # One permutation where each takes as long as the training itself.
             draws=RANDOM_LABEL_DRAWS if tuning is None else 1,
         ),
+        baseline_random_labels=random_label_control(
+            lambda wanted, parts, seed, _: cross_validate_baseline(
+                values, inside, wanted, parts, classes=classes, imbalance=options.imbalance, seed=seed
+            )[0],
+            cohort.labels,
+            cohort.participants,
+            cohort.classes,
+            folds=options.folds,
+            seed=options.seed,
+            draws=baseline_draws(len(targets)),
+        ),
         image_logits=None if evidence is None else trained.logits,
         covariate_logits=alone,
         control_columns=control_columns,
@@ -418,6 +432,15 @@ def fit(
     description = _describe(extractor, found, cohort, options, experts, reference)
     model = StoredModel(description, extractor, trained.models, novelty, baselines)
     return model, found, trained.log
+
+
+def baseline_draws(scans: int) -> int:
+    """Return the permutations of labels that the baseline is tried on: of many scans one says enough, and takes long.
+
+    >>> baseline_draws(48), baseline_draws(150), baseline_draws(1000)
+    (5, 2, 1)
+    """
+    return min(RANDOM_LABEL_DRAWS, -(-RANDOM_LABELLED_SCANS // scans))
 
 
 def _learner(

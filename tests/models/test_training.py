@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from brainstage.models.cross_validation import cross_validate_heads, leakage_warnings, random_label_control
+from brainstage.models.cross_validation import (
+    cross_validate_heads,
+    judge_of,
+    leakage_warnings,
+    random_label_control,
+)
 from brainstage.models.learners import FrozenLearner
 from brainstage.models.metrics import Estimate, evaluate
 from brainstage.models.splits import fold_of_scans
@@ -90,15 +95,20 @@ def test_random_labels_end_at_chance():
     values, targets, participants = cohort(scans=60)
     labels = [CLASSES[t] for t in targets]
     learner = FrozenLearner(features=values, participants=participants, classes=3, options=HeadOptions())
-    run = random_label_control(learner, labels, participants, CLASSES, folds=5, seed=0)
+    run = random_label_control(judge_of(learner, 3), labels, participants, CLASSES, folds=5, seed=0)
     found = evaluate(run.logits, run.targets, run.participants, CLASSES, seed=0)
     accuracy = found.measures["balanced_accuracy"]
     assert accuracy.low <= 1 / 3 <= accuracy.high + 0.1
-    assert not leakage_warnings(Estimate(value=0.6, low=0.5, high=0.7), accuracy, 3)
+    assert not leakage_warnings(Estimate(value=0.6, low=0.5, high=0.7), {"network": accuracy}, 3)
 
 
-def test_leakage_warnings_name_their_number():
+def test_leakage_warnings_name_their_number_and_their_model():
     high, honest = Estimate(value=0.93, low=0.9, high=0.96), Estimate(value=0.5, low=0.3, high=0.6)
-    assert "0.93" in leakage_warnings(high, honest, 3)[0]
-    assert "random labels" in leakage_warnings(honest, high, 3)[0]
-    assert leakage_warnings(high, honest, 2) == ()  # two classes can honestly be told apart that well
+    chance = Estimate(value=0.33, low=0.3, high=0.36)
+    assert "0.93" in leakage_warnings(high, {"network": honest}, 3)[0]
+    (found,) = leakage_warnings(honest, {"network": chance, "linear baseline": high}, 3)
+    assert "random labels" in found
+    assert "with the linear baseline" in found
+    assert (
+        leakage_warnings(high, {"network": honest}, 2) == ()
+    )  # two classes can honestly be told apart that well

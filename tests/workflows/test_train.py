@@ -157,6 +157,9 @@ def test_planted_signal_is_found_and_controls_are_at_chance(trained):
     metrics = json.loads((result.model_dir / "evaluation" / "metrics.json").read_text())
     assert result.balanced_accuracy.value > 0.6
     assert metrics["control_random_labels"]["measures"]["balanced_accuracy"]["value"] < 0.6
+    drawn = metrics["control_random_labels_baseline"]
+    assert drawn["measures"]["balanced_accuracy"]["value"] < 0.6
+    assert sum(drawn["scans"].values()) == 5 * 19
     # all masks are the same ellipsoid
     assert metrics["control_mask_only"]["measures"]["balanced_accuracy"]["value"] == pytest.approx(
         1 / 3, abs=0.1
@@ -175,6 +178,7 @@ def test_card_states_the_result_the_weights_and_the_limits(trained):
     assert "| measure | network | linear baseline on voxels | both together |" in card
     assert "The highest balanced accuracy is that of" in card
     assert "The highest AUC is that of" in card
+    assert "| random labels, linear baseline |" in card
     assert "always in the set" in card  # seven scans are too few for 90 %
     assert "{{" not in card
 
@@ -311,6 +315,17 @@ def test_altered_description_is_refused(trained, tmp_path):
         load_model(copy)
     (copy / "model.json").write_text("{")
     with pytest.raises(ModelError, match="not usable"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("version", [None, 1, 99])
+def test_a_model_whose_baseline_saw_other_values_is_refused(trained, tmp_path, version):
+    copy = Path(shutil.copytree(trained[0].model_dir, tmp_path / "copy"))
+    content = json.loads((copy / "model.json").read_text())
+    assert content.pop("baseline_version") == 2
+    content |= {} if version is None else {"baseline_version": version}
+    (copy / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="linear baseline sees other values: train the model again"):
         load_model(copy)
 
 

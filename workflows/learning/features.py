@@ -22,6 +22,7 @@ from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_json, write_bytes
 from brainstage.pipeline.nifti import read_mask, read_volume
 from brainstage.pipeline.records import NetworkInput
+from brainstage.pipeline.volume import DisplacementField
 from brainstage.preprocessing.network_grid import STAGE_VERSION as GRID_VERSION
 from brainstage.preprocessing.network_grid import network_input
 from brainstage.preprocessing.transforms import read_deformation
@@ -77,8 +78,13 @@ def read_network_input(files: ScanFiles, network_grid: Mapping[str, Any]) -> Net
         read_volume(files.template_t1w),
         read_mask(files.template_mask),
         config,
-        read_deformation(files.native_to_template),
+        deformation_of(files),
     )
+
+
+def deformation_of(files: ScanFiles) -> DisplacementField | None:
+    """Return what a scan's registration did beyond an affine; only ``syn`` does, and writes the inverse direction."""
+    return read_deformation(files.native_to_template) if files.template_to_native.is_file() else None
 
 
 def cached_features(

@@ -56,6 +56,7 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "balance_sentence": balance_sentence(result.balance),
         "control_columns": result.control_columns,
         "draws": result.random_label_draws,
+        "baseline_draws": result.baseline_random_label_draws,
         "trained_part": TRAINED_PARTS[description.finetune],
         "cell": cell,
         "reference": reference_rows(description.reference),

@@ -39,7 +39,8 @@ class OutOfFold:
     logits, baseline_logits, mask_logits : ndarray, (N, C) float64
         Of the network, of the voxel baseline, and of the network fed with the brain mask alone; uncalibrated.
     novelty : ndarray, (N,) float64
-    random_labels : ControlRun
+    random_labels, baseline_random_labels : ControlRun
+        Of network and of baseline.
     image_logits : ndarray, (N, C) float64 or None
         Of the network alone, where `logits` are of network and covariates together.
     covariate_logits : ndarray, (N, C) float64 or None
@@ -55,6 +56,7 @@ class OutOfFold:
     mask_logits: NDArray[np.float64]
     novelty: NDArray[np.float64]
     random_labels: ControlRun
+    baseline_random_labels: ControlRun
     image_logits: NDArray[np.float64] | None = None
     covariate_logits: NDArray[np.float64] | None = None
     control_columns: tuple[str, ...] = ()
@@ -86,10 +88,10 @@ class ModelEvaluation:
 
     Attributes
     ----------
-    network, uncalibrated, baseline, combined, mask_only, random_labels : Evaluation
+    network, uncalibrated, baseline, combined, mask_only, random_labels, baseline_random_labels : Evaluation
         ``combined`` is the geometric mean of network and baseline; it is measured, and used for no prediction.
-    random_label_draws : int
-        Permutations that the control rests on.
+    random_label_draws, baseline_random_label_draws : int
+        Permutations that the controls rest on.
     test : Evaluation or None
         Of the fold ensemble on the scans whose split is ``test``, where there are any.
     coverage : dict
@@ -112,6 +114,8 @@ class ModelEvaluation:
     mask_only: Evaluation
     random_labels: Evaluation
     random_label_draws: int
+    baseline_random_labels: Evaluation
+    baseline_random_label_draws: int
     test: Evaluation | None
     coverage: dict[str, float]
     mean_set_size: float
@@ -150,9 +154,9 @@ def evaluate_model(
         return None if logits is None else measured(cross_calibrated(logits, found.targets, found.folds))
 
     network = measured(found.probabilities)
-    control = found.random_labels
-    random = evaluate(
-        calibrated(control.logits, 1.0), control.targets, control.participants, classes, seed=seed
+    random, baseline_random = (
+        evaluate(calibrated(control.logits, 1.0), control.targets, control.participants, classes, seed=seed)
+        for control in (found.random_labels, found.baseline_random_labels)
     )
     members = found.members
     covered = members[np.arange(len(found.targets)), found.targets]
@@ -163,12 +167,19 @@ def evaluate_model(
         combined=measured(found.combined_probabilities),
         mask_only=measured(cross_calibrated(found.mask_logits, found.targets, found.folds)),
         random_labels=random,
-        random_label_draws=len(control.targets) // len(found.targets),
+        random_label_draws=len(found.random_labels.targets) // len(found.targets),
+        baseline_random_labels=baseline_random,
+        baseline_random_label_draws=len(found.baseline_random_labels.targets) // len(found.targets),
         test=_test_evaluation(cohort, test_probabilities, seed),
         coverage={name: float(covered[found.targets == c].mean()) for c, name in enumerate(classes)},
         mean_set_size=float(members.sum(axis=1).mean()),
         warnings=leakage_warnings(
-            network.measures["accuracy"], random.measures["balanced_accuracy"], len(classes)
+            network.measures["accuracy"],
+            {
+                "network": random.measures["balanced_accuracy"],
+                "linear baseline": baseline_random.measures["balanced_accuracy"],
+            },
+            len(classes),
         )
         + duplicate_warnings(duplicates, cohort),
         image_only=measured_alone(found.image_logits),
@@ -277,6 +288,7 @@ def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
         "combined": evaluation_content(result.combined),
         "control_mask_only": evaluation_content(result.mask_only),
         "control_random_labels": evaluation_content(result.random_labels),
+        "control_random_labels_baseline": evaluation_content(result.baseline_random_labels),
         "conformal": {
             "level": LEVEL,
             "coverage": {name: _number(value) for name, value in result.coverage.items()},
