@@ -116,6 +116,17 @@ def _training_lines() -> list[str]:
         "control: random labels, 5 draws": lambda: random_label_control(
             judge_of(learner, count), labels, participants, CLASSES, folds=FOLDS, seed=0
         ),
+        "control: random labels, baseline, 1 draw": lambda: random_label_control(
+            lambda wanted, parts, seed, _: cross_validate_baseline(
+                values, inside, wanted, parts, classes=count, imbalance="weights", seed=seed
+            )[0],
+            labels,
+            participants,
+            CLASSES,
+            folds=FOLDS,
+            seed=0,
+            draws=1,
+        ),
     }
     taken = {}
     for name, step in steps.items():
