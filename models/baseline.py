@@ -26,8 +26,8 @@ BLOCK_VOXELS: Final = 2
 BASELINE_VERSION: Final = 2
 """Of what the baseline sees, local volume included: a model and a cache of another version do not fit."""
 SCREENED_PART: Final = 0.01
-"""Of the values that vary: those with the largest F are used. Between 0.5 and 4 % simulated atrophy and sex were told
-alike (benchmarks/README.md)."""
+"""Of the values that vary: those with the largest F are used. Fewer of them tell what lies in a few places, such as
+atrophy, a little better, and more of them what lies everywhere, such as sex (benchmarks/README.md)."""
 SCREENED_LEAST: Final = 200
 """Values that are used at least, where there are so many: coarse grids have few."""
 _SCREENED_AT_A_TIME: Final = 8192

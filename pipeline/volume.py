@@ -117,6 +117,16 @@ class Grid:
         apart_mm = (self.voxel_to_ras - other.voxel_to_ras) @ homogeneous
         return bool(np.abs(apart_mm).max() < ALIGNMENT_TOLERANCE_MM)
 
+    def part(self, box: tuple[slice, slice, slice]) -> Grid:
+        """Return the grid of a box of voxels; each of them keeps its place in space."""
+        starts, stops, _ = zip(
+            *(side.indices(n) for side, n in zip(box, self.shape, strict=True)), strict=True
+        )
+        first = np.eye(4)
+        first[:3, 3] = starts
+        i, j, k = np.subtract(stops, starts)
+        return Grid(shape=(int(i), int(j), int(k)), voxel_to_ras=self.voxel_to_ras @ first)
+
     def rescaled(self, spacing_mm: float) -> Grid:
         """Return a grid over the same field of view, from outer edge to outer edge, with cubic voxels.
 

@@ -82,7 +82,7 @@ def local_volume(
 def local_volume_grid() -> Grid:
     """Return the lattice of :func:`local_volume` in template space: the middle of the template's grid of 2 mm."""
     whole = load_template(SPACING_MM).grid
-    return _part_of(whole, _indices(whole, 0.0))
+    return whole.part(_indices(whole, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,8 +147,8 @@ def _in_units_of_template(
 def _resampled_middle(volume: Volume, grid: Grid) -> NDArray[np.float32]:
     """Resample only what lies around the middle: smoothing a whole volume costs more than the registration."""
     box = _indices(volume.grid, _AROUND_MM)
-    part = _part_of(volume.grid, box)
-    return resampled(Volume(data=volume.data[box], voxel_to_ras=part.voxel_to_ras), grid).data
+    part = Volume(data=volume.data[box], voxel_to_ras=volume.grid.part(box).voxel_to_ras)
+    return resampled(part, grid).data
 
 
 def _indices(grid: Grid, margin_mm: float) -> tuple[slice, slice, slice]:
@@ -160,13 +160,6 @@ def _indices(grid: Grid, margin_mm: float) -> tuple[slice, slice, slice]:
         stop = int(np.floor((high + margin_mm - first) / spacing)) + 1
         sides.append(slice(max(0, start), min(grid.shape[axis], stop)))
     return sides[0], sides[1], sides[2]
-
-
-def _part_of(grid: Grid, box: tuple[slice, slice, slice]) -> Grid:
-    first = np.eye(4)
-    first[:3, 3] = [side.start for side in box]
-    i, j, k = (side.stop - side.start for side in box)
-    return Grid(shape=(i, j, k), voxel_to_ras=grid.voxel_to_ras @ first)
 
 
 def _demons(fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> sitk.Image:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from brainstage.pipeline.config import RegistrationConfig
 from brainstage.pipeline.errors import RegistrationError
 from brainstage.pipeline.records import Deformation, NormalisedBrain, RegisteredBrain
-from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume, inverse_of
+from brainstage.pipeline.volume import Affine, BrainMask, Volume, inverse_of
 from brainstage.preprocessing.ants_tools import affine_registration, syn_registration
 from brainstage.preprocessing.orientation import (
     best_orientations,
@@ -171,9 +171,8 @@ def carry_to_template(
         raise RegistrationError("no voxel of the brain lies on the template after registration")
     box = box_of(brain_mask.data, (0, 0, 0))
     inside = brain_mask.data[box]
-    reached = Grid(shape=inside.shape, voxel_to_ras=_voxel_to_ras_of_box(grid.voxel_to_ras, box))
     data = np.zeros(grid.shape, dtype=np.float32)
-    data[box] = np.where(inside, apply_transform(native, reached, transform).data, np.float32(0.0))
+    data[box] = np.where(inside, apply_transform(native, grid.part(box), transform).data, np.float32(0.0))
     return RegisteredBrain(
         brain=Volume(data=data, voxel_to_ras=grid.voxel_to_ras),
         brain_mask=brain_mask,
@@ -208,7 +207,7 @@ def cropped_to_brain(
         Kept on every side, as far as the volume goes.
     """
     box = box_of(mask.data, [int(np.ceil(margin_mm / spacing)) for spacing in head.spacing_mm])
-    voxel_to_ras = _voxel_to_ras_of_box(head.voxel_to_ras, box)
+    voxel_to_ras = head.grid.part(box).voxel_to_ras
     return (
         Volume(data=head.data[box], voxel_to_ras=voxel_to_ras),
         BrainMask(data=mask.data[box], voxel_to_ras=voxel_to_ras),
@@ -224,13 +223,6 @@ def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Return the Dice overlap of two masks; 0 when both are empty."""
     total = int(first.sum()) + int(second.sum())
     return 2.0 * int((first & second).sum()) / total if total else 0.0
-
-
-def _voxel_to_ras_of_box(voxel_to_ras: Affine, box: tuple[slice, slice, slice]) -> Affine:
-    first = np.eye(4)
-    first[:3, 3] = [side.start or 0 for side in box]
-    moved: Affine = voxel_to_ras @ first
-    return moved
 
 
 def _coarse_native(normalised: NormalisedBrain) -> tuple[Volume, BrainMask]:

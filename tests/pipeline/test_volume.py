@@ -132,6 +132,20 @@ def test_a_rescaled_grid_covers_the_same_field_of_view(phantom, spacing_mm):
     assert (surplus < spacing_mm).all()
 
 
+@pytest.mark.parametrize(
+    "box", [(slice(1, 4), slice(0, 2), slice(3, None)), (slice(None), slice(2, 3), slice(None, -1))]
+)
+def test_the_voxels_of_a_part_stay_where_they_are(phantom, box):
+    part = phantom.grid.part(box)
+    kept = np.indices(phantom.shape)[(slice(None), *box)].reshape(3, -1)
+    assert part.shape == phantom.data[box].shape
+    before, after = (
+        grid.voxel_to_ras[:3, :3] @ index + grid.voxel_to_ras[:3, 3:]
+        for grid, index in ((phantom.grid, kept), (part, np.indices(part.shape).reshape(3, -1)))
+    )
+    assert np.allclose(before, after)
+
+
 def test_the_inverse_undoes_the_matrix(phantom):
     assert inverse_of(phantom.voxel_to_ras) @ phantom.voxel_to_ras == pytest.approx(np.eye(4))
 
