@@ -171,12 +171,23 @@ def validation_part(
 def shuffled_labels(labels: Sequence[str], participants: Sequence[str], *, seed: int) -> list[str]:
     """Permute labels between participants: the random-label control.
 
-    Every scan of a participant gets the class of another participant, so that nothing but leakage can be learnt.
+    Each true class gets every label in the proportion that it has among all, as far as whole people allow, so that
+    nothing but leakage can be learnt. In a free permutation of few people labels agree with the true ones by more or
+    less than chance, and a model that sees the classes well finds that out, whichever way it is.
     """
+    generator = np.random.default_rng(seed)
     class_of = participant_classes(labels, participants)
     names = sorted(class_of)
-    order = np.random.default_rng(seed).permutation(len(names))
-    drawn = {name: class_of[names[index]] for name, index in zip(names, order, strict=True)}
+    mixed = [names[index] for index in generator.permutation(len(names))]
+    by_class = sorted(mixed, key=class_of.__getitem__)
+    counts = sorted(Counter(class_of.values()).items())
+    # Each label is spread evenly along the line of classes, from a start of its own.
+    places = [
+        ((nth + start) / count, label)
+        for (label, count), start in zip(counts, generator.random(len(counts)), strict=True)
+        for nth in range(count)
+    ]
+    drawn = {name: label for name, (_, label) in zip(by_class, sorted(places), strict=True)}
     return [drawn[participant] for participant in participants]
 
 

@@ -146,6 +146,21 @@ def test_one_class_or_two_folds_are_refused():
         fold_of_scans(["A", "B"] * 5, [f"sub-{n}" for n in range(10)], folds=2, seed=0)
 
 
+@pytest.mark.parametrize("sizes", [{"a": 24, "b": 24}, {"a": 35, "b": 13}, {"a": 20, "b": 11, "c": 6}])
+def test_shuffled_labels_say_nothing_about_the_true_ones(sizes):
+    labels = [name for name, count in sizes.items() for _ in range(count)]
+    names = [f"sub-{n:02d}" for n in range(len(labels))]
+    seen = set()
+    for seed in range(20):
+        drawn = shuffled_labels(labels, names, seed=seed)
+        seen.add(tuple(drawn))
+        for true, count in sizes.items():
+            got = [new for new, old in zip(drawn, labels, strict=True) if old == true]
+            for name, others in sizes.items():
+                assert abs(got.count(name) - count * others / len(labels)) <= 1.5
+    assert len(seen) == 20
+
+
 def test_shuffled_labels_keep_the_class_sizes_and_one_label_for_each_participant():
     labels, participants = ["A", "A", "B", "B", "C", "C"], ["1", "1", "2", "2", "3", "3"]
     drawn = shuffled_labels(labels, participants, seed=5)
