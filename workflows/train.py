@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
-from brainstage.models.baseline import BASELINE_VERSION, block_shape
+from brainstage.models.baseline import BASELINE_VERSION, LinearBaseline, block_shape
 from brainstage.models.bundle import write_bundle
 from brainstage.models.calibration import fit_temperature
 from brainstage.models.conformal import LEVEL, class_quantiles
@@ -390,9 +391,23 @@ def fit(
     outlines = cross_validate(
         outline, targets, folds, classes=classes, seed=options.seed, name="brain-mask-only"
     )
-    baseline_logits, baselines = cross_validate_baseline(
-        values, inside, targets, folds, classes=classes, imbalance=options.imbalance, seed=options.seed
+    at_random = partial(
+        random_label_control,
+        labels=cohort.labels,
+        participants=cohort.participants,
+        classes=cohort.classes,
+        folds=options.folds,
+        seed=options.seed,
     )
+
+    def fit_baselines(
+        wanted: NDArray[np.int64], parts: NDArray[np.int64], seed: int
+    ) -> tuple[NDArray[np.float64], list[LinearBaseline]]:
+        return cross_validate_baseline(
+            values, inside, wanted, parts, classes=classes, imbalance=options.imbalance, seed=seed
+        )
+
+    baseline_logits, baselines = fit_baselines(targets, folds, options.seed)
     novelty_scores, novelty = cross_validate_novelty(features, folds)
     control_columns = _control_columns(cohort, options)
     alone, _, _ = _covariates(control_columns, cohort, targets, folds, options)
@@ -404,25 +419,12 @@ def fit(
         baseline_logits=baseline_logits,
         mask_logits=outlines.logits,
         novelty=novelty_scores,
-        random_labels=random_label_control(
-            judge_of(network, classes),
-            cohort.labels,
-            cohort.participants,
-            cohort.classes,
-            folds=options.folds,
-            seed=options.seed,
-            # One permutation where each takes as long as the training itself.
-            draws=RANDOM_LABEL_DRAWS if tuning is None else 1,
+        # One permutation where each takes as long as the training itself.
+        random_labels=at_random(
+            judge_of(network, classes), draws=RANDOM_LABEL_DRAWS if tuning is None else 1
         ),
-        baseline_random_labels=random_label_control(
-            lambda wanted, parts, seed, _: cross_validate_baseline(
-                values, inside, wanted, parts, classes=classes, imbalance=options.imbalance, seed=seed
-            )[0],
-            cohort.labels,
-            cohort.participants,
-            cohort.classes,
-            folds=options.folds,
-            seed=options.seed,
+        baseline_random_labels=at_random(
+            lambda wanted, parts, seed, _: fit_baselines(wanted, parts, seed)[0],
             draws=baseline_draws(len(targets)),
         ),
         image_logits=None if evidence is None else trained.logits,
