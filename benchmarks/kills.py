@@ -172,30 +172,41 @@ class Disturbed:
     stages_needed: int
 
 
+def goes_on(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Let a run go on for so long; return whether it still does."""
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
 def disturbed(cohort: Cohort, reference: dict[str, str], rng: random.Random) -> Disturbed:
-    """Run a cohort to its end through random kills."""
+    """Run a cohort to its end through random kills.
+
+    A kill strikes a random moment after a random number of stages are done: a fast machine is hit like a slow one. The
+    first comes before half of them are, and with the pace of the stages half takes longer than the moment.
+    """
+    stages = len(cohort.keys) * len(STAGES)
+    strikes = sorted([rng.randrange(stages // 2), *(rng.randrange(stages) for _ in range(rng.randint(1, 4)))])
     killed = {"worker": 0, "driver": 0}
-    pace = {"pace": 0.05}
+    pace = {"pace": 0.1}
     process = cohort.start(orders=pace)
-    kills_left = rng.randint(2, 5)
-    while True:
-        try:
-            process.communicate(timeout=rng.uniform(2.0, 5.0))
-        except subprocess.TimeoutExpired:
-            workers = workers_of(process)
-            if kills_left and workers:
-                kills_left -= 1
-                if rng.random() < 0.4:
-                    killed["driver"] += 1
-                    kill(psutil.Process(process.pid))
-                    process.communicate()
-                    process = cohort.start(orders=pace)
-                else:
-                    killed["worker"] += 1
-                    kill(rng.choice(workers))
-            continue
-        if process.returncode == 0:
+    for strike in strikes:
+        workers: list[psutil.Process] = []
+        while goes_on(process, 0.02) and not workers:
+            workers = workers_of(process) if cohort.markers() >= strike else []
+        if not goes_on(process, rng.uniform(0.0, 0.5)):
             break
+        if rng.random() < 0.4:
+            killed["driver"] += 1
+            kill(psutil.Process(process.pid))
+            process.communicate()
+            process = cohort.start(orders=pace)
+        else:
+            killed["worker"] += 1
+            kill(rng.choice(workers))
+    while process.communicate() and process.returncode != 0:
         # A scan that two random kills hit in the same stage is set aside, as promised; asked again, it goes on.
         process = cohort.start(orders=pace, retry_failed=True)
     rows = cohort.rows()
