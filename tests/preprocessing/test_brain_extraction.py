@@ -97,5 +97,6 @@ def test_deepbet_finds_nothing_in_an_empty_room() -> None:
     noise = np.abs(np.random.default_rng(0).normal(0, 3, (64, 64, 64))).astype(np.float32)
     with pytest.raises(BrainExtractionError, match=r"found no brain|brain mask holds"):
         extract_brain(
-            ingested(Volume(data=noise, voxel_to_ras=np.diag([3.0, 3, 3, 1]))), BrainExtractionConfig()
+            ingested(Volume(data=noise, voxel_to_ras=np.diag([3.0, 3, 3, 1]))),
+            BrainExtractionConfig(method="deepbet"),
         )
