@@ -28,9 +28,9 @@ from brainstage.pipeline.entities import entities_of, parse_name
 from brainstage.pipeline.records import Completed
 from brainstage.workflows.gate import decide
 from brainstage.workflows.learning.labelled_cohort import read_finished_run
-from brainstage.workflows.participant import RunContext, run_info
 from brainstage.workflows.reported import read_reported, reported_outcome
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
+from brainstage.workflows.run_context import RunContext, run_info
 
 FOLDER = Path(__file__).parent
 SPREAD = 0.1

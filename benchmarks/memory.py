@@ -69,7 +69,8 @@ def measured(scan: Path, spacing_mm: float, registration: str, threads: int) -> 
 def work(folder: Path, registration: str, threads: int) -> dict[str, float]:
     """Do what a worker does with the one scan of a dataset, repeatedly; return its peak and a scan's seconds."""
     limit_threads(threads, asked_for=True)
-    from brainstage.workflows.participant import RunContext, ScanTask, process_scan
+    from brainstage.workflows.participant import ScanTask, process_scan
+    from brainstage.workflows.run_context import RunContext
 
     (scan,) = read_dataset(folder / "bids").scans
     config = read_config(None, {"registration": {"method": registration}})

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from brainstage.workflows.cli import build_parser
+from brainstage.workflows.arguments import build_parser
 
 PAGE = Path(__file__).with_name("commands.md")
 INTRODUCTION = (

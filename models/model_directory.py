@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from brainstage.models.model_store import read_description
+from brainstage.models.model_description import read_description
 from brainstage.pipeline.errors import ModelError, OutputError, output_error
 from brainstage.pipeline.files import TEMPORARY_PREFIX
 

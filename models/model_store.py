@@ -12,129 +12,45 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from brainstage.models.baseline import BASELINE_VERSION, LinearBaseline, baseline_values, mean_baseline
+from brainstage.models.baseline import LinearBaseline, baseline_values, mean_baseline
 from brainstage.models.calibration import calibrated
 from brainstage.models.conformal import set_members
-from brainstage.models.covariates import CovariateExpert, Row
+from brainstage.models.covariates import Row
 from brainstage.models.features import FeatureExtractor
-from brainstage.models.fine_tuning import Regime, tuned_extractor
-from brainstage.models.heads import HeadKind, LinearHead, head_arrays, head_from_arrays
+from brainstage.models.fine_tuning import tuned_extractor
+from brainstage.models.heads import LinearHead, head_arrays, head_from_arrays
 from brainstage.models.learners import FoldModel
-from brainstage.models.med3d import Strides, build_med3d
-from brainstage.models.norms import ReferenceClass
+from brainstage.models.med3d import build_med3d
+from brainstage.models.model_description import (
+    DESCRIPTION_FILE,
+    ModelDescription,
+    read_description,
+    require_same_preprocessing,
+)
 from brainstage.models.novelty import NoveltyModel
 from brainstage.models.weights import WeightsSource, fill_network, state_bytes
 from brainstage.pipeline.errors import InferenceError, InputMissingError, ModelError, WeightsError
 from brainstage.pipeline.files import sha256_of_bytes, write_bytes, write_text
 from brainstage.pipeline.records import NetworkInput, Prediction
 
-DESCRIPTION_FILE: Final = "model.json"
 BACKBONE_FILE: Final = "backbone.safetensors"
 BASELINE_FILE: Final = "baseline.safetensors"
 _PACKAGES: Final = ("brainstage", "torch", "monai", "scikit-learn", "numpy")
-_NO_PART_OF_ID: Final = frozenset({"model_id", "versions"})
-_MAX_DIFFERENCES_SHOWN: Final = 5
-AGE_AND_SEX: Final = ("age", "sex")
-"""What a class of reference goes by, and what the control without an image knows in any case."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BackboneDescription(_Part):
-    """The network before training: what it is, where its weights come from, the hash of all that changes a feature."""
-
-    kind: str
-    architecture: str
-    strides: Strides = "med3d"
-    sha256: str
-    words: str
-    feature_id: str
-
-
-class ConformalDescription(_Part):
-    """Class-conditional quantiles of the non-conformity; None stands for infinite, the class is in every set."""
-
-    level: float = Field(gt=0, lt=1)
-    quantiles: dict[str, float | None]
-
-
-class TierBounds(_Part):
-    """``high`` above the first bound, ``review`` down to the second, ``low`` below."""
-
-    high: float = 0.85
-    review: float = 0.60
-
-    def tier(self, confidence: float) -> str:
-        """Return the tier of a largest probability.
-
-        >>> TierBounds().tier(0.85)
-        'review'
-        """
-        return "high" if confidence > self.high else "review" if confidence >= self.review else "low"
-
-
-class ModelDescription(_Part):
-    """``model.json``: all of a model but its weights.
-
-    `fold_of_training_scan` leads from the sha256 of a training scan's file to the fold that held it out;
-    `covariate_experts` has one for each fold, or none where the model looks at the image alone. `reference` says what
-    is usual in one of the classes, and has no part in predictions.
-    """
-
-    schema_version: Literal[1] = 1
-    model_id: str = ""
-    classes: tuple[str, ...] = Field(min_length=2)
-    label_column: str
-    backbone: BackboneDescription
-    head: HeadKind = "linear"
-    finetune: Regime = "frozen"
-    augment: tuple[str, ...] = ()
-    folds: int = Field(ge=2)
-    network_grid: dict[str, Any]
-    baseline_version: int = 1  # of those written before there was a second
-    preprocessing_id: str
-    preprocessing_content: dict[str, Any]
-    temperature: float = Field(gt=0)
-    conformal: ConformalDescription
-    novelty_threshold: float
-    tiers: TierBounds = TierBounds()
-    seed: int
-    pretraining_cohorts: tuple[str, ...] = ()
-    fold_of_training_scan: dict[str, int] = Field(default_factory=dict)
-    covariate_experts: tuple[CovariateExpert, ...] = ()
-    reference: ReferenceClass | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
-    files: dict[str, str] = Field(default_factory=dict)
-
-    @property
-    def covariate_columns(self) -> tuple[str, ...]:
-        """The columns that the model looks at besides the image."""
-        return tuple(column.name for expert in self.covariate_experts[:1] for column in expert.columns)
-
-    @property
-    def columns_read(self) -> tuple[str, ...]:
-        """The columns that anything said with this model depends on."""
-        of_reference = AGE_AND_SEX if self.reference else ()
-        return tuple(dict.fromkeys((*self.covariate_columns, *of_reference)))
 
 
 class StoredModel:
@@ -202,7 +118,7 @@ class StoredModel:
         files = {name: sha256_of_bytes(content) for name, content in self.weight_files.items()}
         versions = {package: version(package) for package in _PACKAGES}
         filled = self._described.model_copy(update={"files": files, "versions": versions})
-        return filled.model_copy(update={"model_id": _model_id(filled)})
+        return filled.model_copy(update={"model_id": filled.own_id})
 
     @property
     def model_id(self) -> str:
@@ -242,20 +158,7 @@ class StoredModel:
         ModelError
             With the values that differ.
         """
-        if other_id == self.preprocessing_id:
-            return
-        mine, other = _flat(self.preprocessing_content), _flat(other_content)
-        differing = [
-            f"{key} is {other.get(key, 'absent')} here and {mine.get(key, 'absent')} in the model"
-            for key in sorted(mine.keys() | other.keys())
-            if mine.get(key) != other.get(key)
-        ]
-        shown = "; ".join(differing[:_MAX_DIFFERENCES_SHOWN]) or "no value differs, only the hash"
-        more = len(differing) - _MAX_DIFFERENCES_SHOWN
-        raise ModelError(
-            f"the model was trained on scans preprocessed otherwise ({self.preprocessing_id}, here {other_id}): {shown}"
-            + (f"; and {more} more" if more > 0 else "")
-        )
+        require_same_preprocessing(self._described, other_id, other_content)
 
     def features(self, network_input: NetworkInput) -> NDArray[np.float32]:
         """Return the features (F,) float32 of one scan."""
@@ -376,7 +279,7 @@ class StoredModel:
         folds = self.folds_for(source_sha256)
         known = covariates or {}
         probabilities = self.probabilities(features[None], [network_input], folds, [known])[0]
-        members = set_members(probabilities, _quantiles(self._described))
+        members = set_members(probabilities, self._described.class_quantiles)
         baseline = self.baseline_logits(values[None], folds)[0]
         return Prediction(
             probabilities=dict(zip(self.classes, map(float, probabilities), strict=True)),
@@ -439,37 +342,6 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
     return StoredModel(description, extractor, models, novelty, baselines)
 
 
-def read_description(path: Path) -> ModelDescription:
-    """Read and check ``model.json`` of a model directory.
-
-    Raises
-    ------
-    ModelError
-        When it is absent, not JSON, not what this version writes, or of another version's baseline.
-    """
-    file = path / DESCRIPTION_FILE
-    try:
-        description = ModelDescription.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise ModelError(
-            f"{path.name} is no model directory: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"{path.name}/{DESCRIPTION_FILE} is not usable: {where}: {first['msg']}") from error
-    if description.baseline_version != BASELINE_VERSION:
-        raise ModelError(
-            f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose linear baseline "
-            "sees other values: train the model again"
-        )
-    if description.model_id != _model_id(description):
-        raise ModelError(
-            f"{path.name}/{DESCRIPTION_FILE} was altered after training: its content gives another model_id"
-        )
-    return description
-
-
 def _checked_content(path: Path, name: str, sha256: str) -> bytes:
     if Path(name).name != name:
         raise ModelError(
@@ -485,16 +357,6 @@ def _checked_content(path: Path, name: str, sha256: str) -> bytes:
             f"{path.name}/{name} was altered: sha256 {found[:12]}, {sha256[:12]} when it was trained"
         )
     return content
-
-
-def _model_id(description: ModelDescription) -> str:
-    content = description.model_dump(mode="json", exclude=set(_NO_PART_OF_ID))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _quantiles(description: ModelDescription) -> list[float]:
-    found = (description.conformal.quantiles[name] for name in description.classes)
-    return [np.inf if quantile is None else quantile for quantile in found]
 
 
 _TRAINED: Final = "trained."
@@ -529,14 +391,3 @@ def _fold_models(arrays: Mapping[str, NDArray[Any]]) -> tuple[FoldModel, Novelty
         residual_variance=float(arrays["novelty_residual_variance"][0]),
     )
     return FoldModel(head=head_from_arrays(head), state=state), novelty
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested values under dotted keys, as text."""
-    flat: dict[str, str] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value, default=str)
-    return flat

@@ -20,7 +20,7 @@ from brainstage.pipeline.errors import ExitCode
 from brainstage.pipeline.manifest import COLUMNS
 from brainstage.pipeline.records import PredictionStatus
 from brainstage.preprocessing.quality import MEASURES, WARNING_CODES_THAT_WARN
-from brainstage.workflows.cli import build_parser
+from brainstage.workflows.arguments import build_parser
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS
 from brainstage.workflows.group import predictions_csv, qc_csv
 from brainstage.workflows.trajectories import trajectory_columns

@@ -59,13 +59,11 @@ from brainstage.workflows.evidence import Evidence, explanation_stage, remove_ev
 from brainstage.workflows.gate import decide
 from brainstage.workflows.learning.features import network_input_key, read_network_input
 from brainstage.workflows.learning.labelled_cohort import files_of_row, read_finished_run
-from brainstage.workflows.participant import (
-    RunContext,
-    lease_path,
-    write_report,
-)
+from brainstage.workflows.participant import lease_path
 from brainstage.workflows.reported import read_reported, reported_outcome
 from brainstage.workflows.reporting.figures import evidence_figure
+from brainstage.workflows.run_context import RunContext
+from brainstage.workflows.scan_report import write_report
 
 FIGURE_VERSION: Final = "1"
 EXPLAINED: Final = "explained"

@@ -18,11 +18,11 @@ from brainstage.workflows.data_dictionary import (
     trajectories_dictionary,
 )
 from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
-from brainstage.workflows.participant import RunContext, run_info, tool_versions
 from brainstage.workflows.reported import renew_reports
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.distribution import distributions_of, keep_distributions
 from brainstage.workflows.reporting.methods import render_methods
+from brainstage.workflows.run_context import RunContext, run_info, tool_versions
 from brainstage.workflows.stages import preprocessing_content
 from brainstage.workflows.trajectories import chosen_of_sessions, trajectories_csv
 

@@ -3,132 +3,23 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
 
 from brainstage.pipeline.attempt import begin_attempt, count_death, end_attempt, forget_deaths
-from brainstage.pipeline.config import Config
-from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
+from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import BrainstageError, LeaseLostError, OutputError
-from brainstage.pipeline.files import (
-    read_json_or_empty,
-    remove_leftovers,
-    sha256_of_file,
-    sha256_of_json,
-    write_json,
-    write_text,
-)
+from brainstage.pipeline.files import read_json_or_empty, remove_leftovers, sha256_of_file, write_json
 from brainstage.pipeline.lease import Lease, held
-from brainstage.pipeline.nifti import read_mask, read_volume
-from brainstage.pipeline.records import (
-    Completed,
-    Failure,
-    HeaderFindings,
-    PredictionStatus,
-    QcStatus,
-    SubjectOutcome,
-    T1wScan,
-)
+from brainstage.pipeline.records import Completed, Failure, SubjectOutcome, T1wScan
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
-from brainstage.pipeline.stage import Stage
-from brainstage.workflows.evidence import Evidence, read_evidence, remove_evidence
-from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.prediction import model_of, prediction_stage, read_prediction
-from brainstage.workflows.reporting.distribution import read_distributions
-from brainstage.workflows.reporting.methods import method_steps
-from brainstage.workflows.reporting.pages import RunInfo
-from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
-from brainstage.workflows.reporting.report import ScanReport, render_scan_report
-from brainstage.workflows.reporting.verdict import shown_prediction
-from brainstage.workflows.reporting.viewer import evidence_volume
-from brainstage.workflows.stages import (
-    preprocessing_content,
-    preprocessing_id,
-    read_figures,
-    read_previews,
-    read_qc,
-    scan_stages,
-)
+from brainstage.workflows.run_context import RunContext, tool_versions
+from brainstage.workflows.scan_report import write_report
+from brainstage.workflows.stages import read_qc
 
 OnStage = Callable[[str, str, float, bool], None]
-
-REPORT_VERSION: Final = "3"
-TOOLS: Final = (
-    "brainstage",
-    "antspyx",
-    "SimpleITK",
-    "nibabel",
-    "nilearn",
-    "deepbet",
-    "monai",
-    "torch",
-    "numpy",
-    "scipy",
-)
-REMEDIES: Final = {
-    "ingest": "Look at the file with any viewer; copy, download or convert it again.",
-    "brain_extraction": "Look at the scan: is it a T1w image of a whole head, the right way up? A stripped scan needs "
-    "a background of one value.",
-    "registration": "Look at the brain mask and the orientation of the scan.",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunContext:
-    """What every scan of a run shares; sent to every worker.
-
-    Attributes
-    ----------
-    out_dir : Path
-    config : Config
-    model_dir : Path or None
-    model_id : str or None
-        Of that model.
-    model_covariates : tuple of str
-        The columns that it reads besides the image.
-    model_has_reference : bool
-        It holds measures of quality control against a class of its training cohort.
-    retry_failed, reports_only : bool
-    started : str
-        When the run began, for the reports.
-    command : str
-        The command line without paths, for the reports.
-    stage_timeout_s : float or None
-        A stage that takes longer ends its process.
-    umask : int or None
-        Which permissions new files are denied; None leaves the process as it is.
-    chain : callable
-        Configuration to the stages of a scan.
-    """
-
-    out_dir: Path
-    config: Config
-    model_dir: Path | None = None
-    model_id: str | None = None
-    model_covariates: tuple[str, ...] = ()
-    model_has_reference: bool = False
-    retry_failed: bool = False
-    reports_only: bool = False
-    started: str = ""
-    command: str = ""
-    stage_timeout_s: float | None = None
-    umask: int | None = None
-    chain: Callable[[Config], Sequence[Stage]] = scan_stages
-
-    @cached_property
-    def preprocessing_id(self) -> str:
-        """Hash of everything that changes a voxel."""
-        return preprocessing_id(preprocessing_content(self.config))
-
-    def files(self, scan: T1wScan) -> ScanFiles:
-        """Return where everything about a scan lies."""
-        label = RESOLUTION_LABELS[self.config.registration.resolution_mm]
-        return ScanFiles(out_dir=self.out_dir, entities=scan.entities, resolution=label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,57 +184,6 @@ def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
     )
 
 
-def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool) -> None:
-    """Write a scan's report, unless nothing that it shows has changed since the last one."""
-    files = context.files(outcome.scan)
-    decision = decide(outcome)
-    if decision.status in (PredictionStatus.WITHHELD, PredictionStatus.FAILED):
-        remove_evidence(files)
-    shown = {
-        "version": REPORT_VERSION,
-        "status": decision.status,
-        "codes": decision.codes,
-        "model": context.model_id,
-        "label": outcome.scan.label,
-        "covariates": {name: vars(outcome.scan.covariates)[name] for name in ("age", "sex", "site")},
-        "review": vars(outcome.scan.review) if outcome.scan.review else None,
-        "config": context.config.model_dump(mode="json"),
-        "failure": outcome.message if isinstance(outcome, Failure) else None,
-        "evidence": [one.key for one in _evidence(outcome, files)],
-        "cohort": read_distributions(context.out_dir).key,
-    }
-    key = sha256_of_json(shown)
-    marker = files.state / "report.json"
-    if not changed and files.report.is_file() and read_json_or_empty(marker).get("key") == key:
-        return
-    write_text(files.report, render_scan_report(_scan_report(outcome, context, files)))
-    write_json(marker, {"key": key, "shown": shown, "command": context.command})
-
-
-@cache
-def tool_versions() -> dict[str, str]:
-    """Return the versions of everything that takes part, by package name."""
-    found = {"python": platform.python_version()}
-    for name in TOOLS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def run_info(context: RunContext) -> RunInfo:
-    """Return what the pages say about the run."""
-    return RunInfo(
-        version=tool_versions()["brainstage"],
-        date=context.started,
-        options=context.command,
-        preprocessing_id=context.preprocessing_id,
-        seeds={"preprocessing": context.config.seed},
-        tool_versions=tool_versions(),
-    )
-
-
 def sha256_of_source(scan: T1wScan, files: ScanFiles) -> str:
     """Return the hash of a scan's file; computed again only when its size or time has changed.
 
@@ -432,86 +272,4 @@ def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: Cha
         prediction=prediction,
         preprocessing_id=context.preprocessing_id,
         provenance=result.provenance,
-    )
-
-
-def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles) -> ScanReport:
-    decision = decide(outcome)
-    findings = _findings(files)
-    completed = isinstance(outcome, Completed)
-    config = context.config
-    evidence = _evidence(outcome, files)
-    return ScanReport(
-        outcome=outcome,
-        prediction_status=decision.status,
-        run=run_info(context),
-        figures=read_figures(files) if completed else {},
-        volumes=_volumes(files, evidence) if completed else {},
-        keep_face=config.reports.keep_face,
-        findings=findings,
-        qc_rows=qc_rows_of(outcome.qc, config.quality) if isinstance(outcome, Completed) else (),
-        distributions=read_distributions(context.out_dir).of_measure if completed else {},
-        qc_reasons=(*qc_reasons_of(outcome.qc, findings, config.quality), *_review_reasons(outcome))
-        if isinstance(outcome, Completed)
-        else (),
-        prediction_reasons=tuple(
-            Reason(
-                code=code,
-                explanation=FLAG_EXPLANATIONS[code],
-                status=QcStatus.PASS if code in decision.notes else QcStatus.WARN,
-            )
-            for code in decision.codes
-        ),
-        remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
-        methods=method_steps(config, tool_versions(), model_id=context.model_id) if completed else (),
-        tiers=config.prediction,
-        evidence=evidence,
-    )
-
-
-def _evidence(outcome: SubjectOutcome, files: ScanFiles) -> tuple[Evidence, ...]:
-    """Return what explains a prediction, where the prediction itself is shown."""
-    return read_evidence(files, shown_prediction(outcome, decide(outcome).status))
-
-
-def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
-    review = outcome.scan.review
-    if review is None:
-        return ()
-    explanation = REVIEW_EXPLANATIONS[review.code]
-    return (Reason(code=review.code, explanation=explanation, summary=review.note, status=review.status),)
-
-
-def _volumes(files: ScanFiles, evidence: Sequence[Evidence]) -> dict[str, bytes]:
-    """Return what the viewer shows: the volumes of the scan, of the template, and of what explains a prediction."""
-    from brainstage.workflows.reporting.previews import (  # heavy: the template
-        evidence_preview,
-        template_previews,
-    )
-
-    own = read_previews(files)
-    if not own:
-        return {}
-    maps = {
-        evidence_volume(one.method, native=native): evidence_preview(
-            read_volume(files.evidence_map(one.method, native=native)),
-            read_mask(files.native_mask if native else files.template_mask),
-            native=native,
-        )
-        for one in evidence
-        for native in (False, True)
-    }
-    return {**own, **template_previews(), **maps}
-
-
-def _findings(files: ScanFiles) -> HeaderFindings | None:
-    content = read_json_or_empty(files.state / "header_findings.json")
-    if not content:
-        return None
-    return HeaderFindings(
-        shape=tuple(content["shape"]),
-        spacing_mm=tuple(content["spacing_mm"]),
-        axcodes=content["axcodes"],
-        affine_source=content["affine_source"],
-        warnings=tuple(content["warnings"]),
     )

@@ -22,8 +22,10 @@ from brainstage.pipeline.records import (
 )
 from brainstage.pipeline.runner import provenance_of
 from brainstage.pipeline.stage import read_marker
-from brainstage.workflows.participant import RunContext, lease_path, read_outcome, write_report
+from brainstage.workflows.participant import lease_path, read_outcome
 from brainstage.workflows.progress import STAGE_ORDER
+from brainstage.workflows.run_context import RunContext
+from brainstage.workflows.scan_report import write_report
 
 
 def read_reported(

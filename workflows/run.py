@@ -38,7 +38,6 @@ from brainstage.pipeline.stage import Stage
 from brainstage.preprocessing.quality import require_known_measures
 from brainstage.workflows.group import write_group
 from brainstage.workflows.participant import (
-    RunContext,
     ScanTask,
     finished_outcome,
     keep_features_of,
@@ -48,6 +47,7 @@ from brainstage.workflows.participant import (
 )
 from brainstage.workflows.progress import Progress, RunLog
 from brainstage.workflows.resources import check_space, choose_engine, folder_for_jobs
+from brainstage.workflows.run_context import RunContext
 from brainstage.workflows.stages import preprocessing_content, scan_stages
 from brainstage.workflows.status import SCANS_FILE
 
@@ -252,7 +252,7 @@ def _context(options: RunOptions, config: Config) -> RunContext:
     model_covariates: tuple[str, ...] = ()
     has_reference = False
     if options.model_dir is not None:
-        from brainstage.models.model_store import read_description  # heavy: torch
+        from brainstage.models.model_description import read_description  # heavy: torch
 
         if not options.model_dir.is_dir():
             raise InputMissingError(

@@ -4,65 +4,31 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
-from brainstage.models.baseline import BASELINE_VERSION, LinearBaseline, block_shape
+from brainstage.models.baseline import block_shape
 from brainstage.models.bundle import write_bundle
-from brainstage.models.calibration import fit_temperature
-from brainstage.models.conformal import LEVEL, class_quantiles
-from brainstage.models.covariates import Column, CovariateExpert, chosen_columns, cross_validate_covariates
-from brainstage.models.cross_validation import (
-    RANDOM_LABEL_DRAWS,
-    cross_validate,
-    cross_validate_baseline,
-    cross_validate_novelty,
-    judge_of,
-    random_label_control,
-)
+from brainstage.models.covariates import chosen_columns
 from brainstage.models.duplicates import NearDuplicate, near_duplicates, same_person
-from brainstage.models.features import FeatureExtractor, choose_device, feature_channels
-from brainstage.models.fine_tuning import Images, Regime, TuneOptions
-from brainstage.models.heads import HeadKind
-from brainstage.models.imbalance import IMBALANCE
-from brainstage.models.learners import FrozenLearner, Learner, TuningLearner
-from brainstage.models.med3d import Strides
+from brainstage.models.features import FeatureExtractor, choose_device
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_directory import replaced_directory, require_replaceable
-from brainstage.models.model_store import (
-    AGE_AND_SEX,
-    BackboneDescription,
-    ConformalDescription,
-    ModelDescription,
-    StoredModel,
-    TierBounds,
-    write_model,
-)
+from brainstage.models.model_store import StoredModel, write_model
 from brainstage.models.norms import ReferenceClass, fit_reference
-from brainstage.models.novelty import novelty_threshold
 from brainstage.models.splits import fold_of_scans, require_folds
-from brainstage.models.training import HeadOptions, LogRow
-from brainstage.models.weights import MED3D_ASSETS, load_weights
-from brainstage.pipeline.derivatives import STATE_FOLDER
+from brainstage.models.weights import load_weights
 from brainstage.pipeline.errors import BrainstageError, UsageError
-from brainstage.pipeline.files import sha256_of_json, write_text
+from brainstage.pipeline.files import write_text
 from brainstage.pipeline.review import read_decisions
 from brainstage.preprocessing.morphometry import MORPHOMETRY
-from brainstage.workflows.learning.curves import curves
-from brainstage.workflows.learning.features import (
-    TrainingArrays,
-    network_images,
-    read_network_input,
-    training_arrays,
-)
+from brainstage.workflows.learning.features import TrainingArrays, read_network_input, training_arrays
+from brainstage.workflows.learning.fitting import fit, tuning_for
 from brainstage.workflows.learning.labelled_cohort import (
     Cohort,
     LabelledScan,
@@ -70,126 +36,10 @@ from brainstage.workflows.learning.labelled_cohort import (
     reference_people,
 )
 from brainstage.workflows.learning.model_card import render_card
-from brainstage.workflows.learning.model_evaluation import (
-    ModelEvaluation,
-    OutOfFold,
-    evaluate_model,
-    write_evaluation,
-)
+from brainstage.workflows.learning.model_evaluation import ModelEvaluation, evaluate_model, write_evaluation
+from brainstage.workflows.learning.training_options import TrainOptions
 
 REFERENCE_CLASS: Final = "CN"
-RANDOM_LABELLED_SCANS: Final = 300
-"""Judged with permuted labels by the baseline, where it takes up to five permutations to come to so many."""
-MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How to train; the options of ``brainstage train``.
-
-    Attributes
-    ----------
-    classes : tuple of str or None
-        In the order of the probabilities; None takes every label present.
-    label_column : str
-        Column of the run's ``data_manifest.csv``.
-    qc_decisions : Path or None
-        What a person decided about scans.
-    weights : str
-        ``med3d-resnet10`` (18, 34, 50), a path, or ``random``.
-    strides : str
-        ``med3d``, as the weights were trained, or ``monai``, as MONAI builds the network.
-    finetune : str
-        ``frozen``: a head on features computed once; ``head+last``: the last stage as well; ``full``: all.
-    head : str
-        ``linear`` or ``multiscale-attention``.
-    augment : tuple of str or None
-        Recipes that alter training images; only where the network is trained. None for the usual ones.
-    imbalance : str
-        ``none``; or so that every class counts the same: ``weights``, ``oversample``, ``undersample``, ``smote``.
-    covariates : tuple of str
-        Columns of the manifest that the model looks at besides the image.
-    folds, seed : int
-    epochs, patience : int or None
-        None for 300 and 30 where the network is frozen, 30 and 8 otherwise.
-    device : str
-        ``auto``, ``cpu`` or ``cuda``, for the network.
-    tensorboard : Path or None
-        Folder for the curves of tuning.
-    tiers : TierBounds
-        Bounds of the tiers of confidence.
-    reference_class : str or None
-        The class that measures of the brain are held against; None for CN where it is one of the classes.
-
-    Raises
-    ------
-    UsageError
-        For a value that is not allowed.
-    """
-
-    classes: tuple[str, ...] | None = None
-    label_column: str = "diagnosis"
-    qc_decisions: Path | None = None
-    weights: str = "med3d-resnet10"
-    strides: Strides = "med3d"
-    finetune: Regime = "frozen"
-    head: HeadKind = "linear"
-    augment: tuple[str, ...] | None = None
-    imbalance: str = "weights"
-    covariates: tuple[str, ...] = ()
-    folds: int = 5
-    epochs: int | None = None
-    patience: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    tensorboard: Path | None = None
-    tiers: TierBounds = field(default_factory=TierBounds)
-    reference_class: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.imbalance not in IMBALANCE:
-            raise UsageError(f"--imbalance {self.imbalance!r} is unknown: known are {', '.join(IMBALANCE)}")
-        for name in ("epochs", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} {value}: at least 1 is needed")
-        if self.finetune == "frozen" and (self.augment or self.tensorboard):
-            unused = "--augment" if self.augment else "--tensorboard"
-            raise UsageError(
-                f"{unused} concerns a network that is trained; with --finetune frozen features are computed once: "
-                "choose head+last or full, or leave it out"
-            )
-        if self.finetune != "frozen" and self.imbalance == "smote":
-            raise UsageError(
-                "--imbalance smote draws points between features, and --finetune "
-                f"{self.finetune} learns from images: choose oversample, undersample or weights, or --finetune frozen"
-            )
-        Augmentation(self.augment or ())
-        if not 0 <= self.seed < 2**31:
-            raise UsageError(f"--seed {self.seed}: 0 to {2**31 - 1} are allowed")
-
-    @property
-    def head_options(self) -> HeadOptions:
-        """What concerns the head on frozen features."""
-        chosen = {"epochs": self.epochs, "patience": self.patience} if self.finetune == "frozen" else {}
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return HeadOptions(imbalance=self.imbalance, seed=self.seed, **given)
-
-    @property
-    def tune_options(self) -> TuneOptions:
-        """What concerns the network."""
-        chosen = {"epochs": self.epochs, "patience": self.patience}
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return TuneOptions(
-            regime=self.finetune, imbalance=self.imbalance, augment=self.recipes, seed=self.seed, **given
-        )
-
-    @property
-    def recipes(self) -> tuple[str, ...]:
-        """Of the augmentation."""
-        if self.augment is not None:
-            return self.augment
-        return () if self.finetune == "frozen" else DEFAULT_RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +99,7 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     folds = fold_of_scans(
         cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
     )
-    with _tuning(out_dir, extractor, arrays, cohort, options, say) as tuning:
+    with tuning_for(out_dir, extractor, arrays, cohort, options, say) as tuning:
         model, found, log = fit(extractor, arrays, cohort, folds, options, tuning, reference)
     say(f"trained {options.folds} folds, each with its controls")
     test = _test_probabilities(model, test_arrays, cohort)
@@ -284,65 +134,6 @@ def _joined(cohort: Cohort, duplicates: Sequence[NearDuplicate], folds: int) -> 
     return joined
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Tuning:
-    """What training the network needs beside what a head needs.
-
-    Attributes
-    ----------
-    images, masks : Images
-        Network inputs of all scans, and their brain masks alone for the control.
-    checkpoints : Path
-        Folder for states to go on from.
-    log : callable
-        Hears of each epoch: the run's name and the row.
-    """
-
-    images: Images
-    masks: Images
-    checkpoints: Path
-    log: Callable[[str, LogRow], None]
-
-
-@contextmanager
-def _tuning(
-    out_dir: Path,
-    extractor: FeatureExtractor,
-    arrays: Sequence[TrainingArrays],
-    cohort: Cohort,
-    options: TrainOptions,
-    say: Callable[[str], None],
-) -> Iterator[Tuning | None]:
-    """Give what tuning needs; None where the network is frozen."""
-    if options.finetune == "frozen":
-        yield None
-        return
-    content = {
-        "options": {
-            name: value
-            for name, value in vars(options).items()
-            if name not in ("device", "tensorboard", "tiers", "qc_decisions", "reference_class")
-        },
-        "feature_id": extractor.feature_id,
-        "scans": [
-            (scan.files.key, scan.label, scan.row.participant_id, array.input_key)
-            for scan, array in zip(cohort.scans, arrays, strict=True)
-        ],
-    }
-    checkpoints = out_dir / STATE_FOLDER / "training" / sha256_of_json(content)[:16]
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    if any(checkpoints.iterdir()):
-        say("an earlier training with the same options was cut short: it goes on from there")
-    files = [scan.files for scan in cohort.scans]
-    with network_images(files, cohort.network_grid) as (images, masks), curves(options.tensorboard) as draw:
-
-        def log(name: str, row: LogRow) -> None:
-            say(f"{name}, fold {row.fold}, epoch {row.epoch}: validation loss {row.validation_loss:.4f}")
-            draw(name, row)
-
-        yield Tuning(images=images, masks=masks, checkpoints=checkpoints, log=log)
-
-
 def _test_probabilities(
     model: StoredModel, arrays: Sequence[TrainingArrays], cohort: Cohort
 ) -> NDArray[np.float64] | None:
@@ -362,168 +153,6 @@ def _test_probabilities(
     )
 
 
-def fit(
-    extractor: FeatureExtractor,
-    arrays: Sequence[TrainingArrays],
-    cohort: Cohort,
-    folds: NDArray[np.int64],
-    options: TrainOptions,
-    tuning: Tuning | None = None,
-    reference: ReferenceClass | None = None,
-) -> tuple[StoredModel, OutOfFold, tuple[LogRow, ...]]:
-    """Fit everything of a model in the given folds.
-
-    Returns
-    -------
-    StoredModel
-    OutOfFold
-        What the folds say about the scans they did not see.
-    tuple of LogRow
-    """
-    classes = len(cohort.classes)
-    targets = np.array([cohort.classes.index(label) for label in cohort.labels], dtype=np.int64)
-    features = np.stack([a.features for a in arrays])
-    mask_features = np.stack([a.mask_features for a in arrays])
-    values, inside = np.stack([a.values for a in arrays]), np.stack([a.inside for a in arrays])
-    network = _learner(features, tuning.images if tuning else None, extractor, cohort, options, tuning)
-    outline = _learner(mask_features, tuning.masks if tuning else None, extractor, cohort, options, tuning)
-    trained = cross_validate(network, targets, folds, classes=classes, seed=options.seed)
-    outlines = cross_validate(
-        outline, targets, folds, classes=classes, seed=options.seed, name="brain-mask-only"
-    )
-    at_random = partial(
-        random_label_control,
-        labels=cohort.labels,
-        participants=cohort.participants,
-        classes=cohort.classes,
-        folds=options.folds,
-        seed=options.seed,
-    )
-
-    def fit_baselines(
-        wanted: NDArray[np.int64], parts: NDArray[np.int64], seed: int
-    ) -> tuple[NDArray[np.float64], list[LinearBaseline]]:
-        return cross_validate_baseline(
-            values, inside, wanted, parts, classes=classes, imbalance=options.imbalance, seed=seed
-        )
-
-    baseline_logits, baselines = fit_baselines(targets, folds, options.seed)
-    novelty_scores, novelty = cross_validate_novelty(features, folds)
-    control_columns = _control_columns(cohort, options)
-    alone, _, _ = _covariates(control_columns, cohort, targets, folds, options)
-    _, evidence, experts = _covariates(options.covariates, cohort, targets, folds, options)
-    found = OutOfFold(
-        targets=targets,
-        folds=folds,
-        logits=trained.logits if evidence is None else trained.logits + evidence,
-        baseline_logits=baseline_logits,
-        mask_logits=outlines.logits,
-        novelty=novelty_scores,
-        # One permutation where each takes as long as the training itself.
-        random_labels=at_random(
-            judge_of(network, classes), draws=RANDOM_LABEL_DRAWS if tuning is None else 1
-        ),
-        baseline_random_labels=at_random(
-            lambda wanted, parts, seed, _: fit_baselines(wanted, parts, seed)[0],
-            draws=baseline_draws(len(targets)),
-        ),
-        image_logits=None if evidence is None else trained.logits,
-        covariate_logits=alone,
-        control_columns=control_columns,
-    )
-    description = _describe(extractor, found, cohort, options, experts, reference)
-    model = StoredModel(description, extractor, trained.models, novelty, baselines)
-    return model, found, trained.log
-
-
-def baseline_draws(scans: int) -> int:
-    """Return the permutations of labels that the baseline is tried on: of many scans one says enough, and takes long.
-
-    >>> baseline_draws(48), baseline_draws(150), baseline_draws(1000)
-    (5, 2, 1)
-    """
-    return min(RANDOM_LABEL_DRAWS, -(-RANDOM_LABELLED_SCANS // scans))
-
-
-def _learner(
-    features: NDArray[np.float32],
-    images: Images | None,
-    extractor: FeatureExtractor,
-    cohort: Cohort,
-    options: TrainOptions,
-    tuning: Tuning | None,
-) -> Learner:
-    frozen = FrozenLearner(
-        features=features,
-        participants=cohort.participants,
-        classes=len(cohort.classes),
-        options=options.head_options,
-        head=options.head,
-        channel=feature_channels(extractor.source.architecture),
-    )
-    if tuning is None or images is None:
-        return frozen
-    return TuningLearner(
-        frozen=frozen,
-        base=extractor,
-        images=images,
-        options=options.tune_options,
-        checkpoints=tuning.checkpoints,
-        log=tuning.log,
-    )
-
-
-def _describe(
-    extractor: FeatureExtractor,
-    found: OutOfFold,
-    cohort: Cohort,
-    options: TrainOptions,
-    experts: tuple[CovariateExpert, ...],
-    reference: ReferenceClass | None,
-) -> ModelDescription:
-    source = extractor.source
-    quantiles = class_quantiles(found.probabilities, found.targets, LEVEL)
-    return ModelDescription(
-        classes=cohort.classes,
-        label_column=options.label_column,
-        backbone=BackboneDescription(
-            kind=source.kind,
-            architecture=source.architecture,
-            strides=source.strides,
-            sha256=source.sha256,
-            words=source.words,
-            feature_id=extractor.feature_id,
-        ),
-        head=options.head,
-        finetune=options.finetune,
-        augment=options.recipes,
-        folds=options.folds,
-        network_grid=cohort.network_grid,
-        baseline_version=BASELINE_VERSION,
-        preprocessing_id=cohort.preprocessing_id,
-        preprocessing_content=dict(cohort.preprocessing_content),
-        temperature=fit_temperature(found.logits, found.targets),
-        conformal=ConformalDescription(
-            level=LEVEL,
-            quantiles={
-                name: None if np.isinf(quantile) else quantile
-                for name, quantile in zip(cohort.classes, quantiles, strict=True)
-            },
-        ),
-        novelty_threshold=novelty_threshold(found.novelty),
-        tiers=options.tiers,
-        seed=options.seed,
-        pretraining_cohorts=MED3D_COHORTS if source.kind in MED3D_ASSETS else (),
-        fold_of_training_scan={
-            scan.row.sha256: int(fold)
-            for scan, fold in zip(cohort.scans, found.folds, strict=True)
-            if scan.row.sha256
-        },
-        covariate_experts=experts,
-        reference=reference,
-    )
-
-
 def _reference(cohort: Cohort, asked: str | None, say: Callable[[str], None]) -> ReferenceClass | None:
     """Fit what is usual in the class of reference; None without one, or with too few people in it."""
     label = asked or (REFERENCE_CLASS if REFERENCE_CLASS in cohort.classes else None)
@@ -537,34 +166,6 @@ def _reference(cohort: Cohort, asked: str | None, say: Callable[[str], None]) ->
     if reference is None:
         say(f"too few people of class {label} to say what is usual there: no scan will be held against it")
     return reference
-
-
-def _covariates(
-    names: Sequence[str],
-    cohort: Cohort,
-    targets: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    options: TrainOptions,
-) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None, tuple[CovariateExpert, ...]]:
-    """Return what some columns say out of fold, as log-probabilities and as evidence, and the experts."""
-    if not names:
-        return None, None, ()
-    rows = cohort.covariates(names)
-    columns: tuple[Column, ...] = chosen_columns(names, rows, cohort.columns)
-    return cross_validate_covariates(
-        columns, rows, targets, folds, classes=len(cohort.classes), imbalance=options.imbalance
-    )
-
-
-def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
-    """Return age and sex where most scans have them, and what was asked for besides."""
-    rows = cohort.covariates(AGE_AND_SEX)
-    usual = [
-        name
-        for name in AGE_AND_SEX
-        if name in cohort.columns and 2 * sum(row[name] is not None for row in rows) > len(rows)
-    ]
-    return tuple(dict.fromkeys((*usual, *options.covariates)))
 
 
 def _duplicates(arrays: Sequence[TrainingArrays], cohort: Cohort) -> tuple[NearDuplicate, ...]:

@@ -41,9 +41,10 @@ from brainstage.preprocessing.regions import RegionShare
 from brainstage.preprocessing.template import load_template
 from brainstage.workflows.evidence import Evidence
 from brainstage.workflows.group import write_group
-from brainstage.workflows.participant import RunContext, write_report
 from brainstage.workflows.reporting.figures import evidence_figure, scan_figures
 from brainstage.workflows.reporting.previews import scan_previews
+from brainstage.workflows.run_context import RunContext
+from brainstage.workflows.scan_report import write_report
 
 PLACES = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (

@@ -14,7 +14,7 @@ from brainstage.models.imbalance import IMBALANCE, resampled
 from brainstage.models.splits import fold_of_scans, inner_validation
 from brainstage.models.training import HeadOptions, train_head
 from brainstage.pipeline.errors import UsageError
-from brainstage.workflows import cli
+from brainstage.workflows import arguments
 
 SAMPLERS = ("oversample", "undersample", "smote")
 
@@ -127,7 +127,9 @@ def test_heads_learn_from_sampled_scans(imbalance):
 
 
 def test_the_command_line_knows_every_treatment():
-    assert cli.IMBALANCE == IMBALANCE  # written out there, because the sampler's library is slow to import
+    assert (
+        arguments.IMBALANCE == IMBALANCE
+    )  # written out there, because the sampler's library is slow to import
 
 
 @pytest.mark.parametrize("imbalance", SAMPLERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -15,7 +16,8 @@ import pytest
 from brainstage import __version__
 from brainstage.pipeline.engine import THREAD_VARIABLES
 from brainstage.pipeline.errors import StorageError
-from brainstage.workflows.cli import main
+from brainstage.workflows.arguments import build_parser
+from brainstage.workflows.cli import HANDLERS, main
 
 ONE = "sub-01/anat/sub-01_T1w.nii.gz"
 HEAVY = ("torch", "ants", "monai", "sklearn", "pandas", "matplotlib", "scipy", "nilearn", "SimpleITK", "dask")
@@ -243,6 +245,11 @@ def test_the_command_line_says_what_is_written_in_its_help(capsys):
 def test_the_version_is_told(capsys, words):
     assert main(words) == 0
     assert capsys.readouterr().out == f"brainstage {__version__}\n"
+
+
+def test_every_command_is_done_by_something():
+    commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert set(commands.choices) == set(HANDLERS)
 
 
 def fresh(code: str) -> subprocess.CompletedProcess[str]:

@@ -38,8 +38,9 @@ from brainstage.pipeline.volume import BrainMask, Volume
 from brainstage.workflows.cli import main
 from brainstage.workflows.evaluate import EvaluateOptions, evaluate
 from brainstage.workflows.learning.cohort_evaluation import comparison, read_cross_validated
+from brainstage.workflows.learning.training_options import TrainOptions
 from brainstage.workflows.prediction import prediction_stage
-from brainstage.workflows.train import TrainOptions, train
+from brainstage.workflows.train import train
 
 CLASSES = ("CN", "MCI", "AD")
 CONTENT = {

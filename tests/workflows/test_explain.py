@@ -59,8 +59,10 @@ from brainstage.workflows.explain import (
     native_transform,
 )
 from brainstage.workflows.learning.features import read_network_input
-from brainstage.workflows.participant import RunContext, write_report
-from brainstage.workflows.train import TrainOptions, train
+from brainstage.workflows.learning.training_options import TrainOptions
+from brainstage.workflows.run_context import RunContext
+from brainstage.workflows.scan_report import write_report
+from brainstage.workflows.train import train
 
 CLASSES = ("CN", "AD")
 GRID = {"spacing_mm": 4.0, "shape": [40, 48, 40], "background": "zero"}

@@ -25,7 +25,7 @@ from brainstage.pipeline.records import (
     T1wScan,
 )
 from brainstage.workflows.group import predictions_csv, qc_csv, write_group
-from brainstage.workflows.participant import RunContext
+from brainstage.workflows.run_context import RunContext
 
 PREDICTION_COLUMNS = """
     participant_id session_id run_id t1w_path prediction_status predicted_label p_CN p_MCI p_AD confidence tier

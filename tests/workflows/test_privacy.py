@@ -9,7 +9,8 @@ import pytest
 
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.errors import UsageError
-from brainstage.workflows.cli import build_parser, main
+from brainstage.workflows.arguments import build_parser
+from brainstage.workflows.cli import main
 
 ONE = "sub-01/anat/sub-01_T1w.nii.gz"
 

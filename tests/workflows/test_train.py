@@ -15,7 +15,8 @@ from scipy.ndimage import gaussian_filter
 
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.metrics import Estimate
-from brainstage.models.model_store import load_model, read_description
+from brainstage.models.model_description import read_description
+from brainstage.models.model_store import load_model
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.config import PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
@@ -41,8 +42,9 @@ from brainstage.workflows.learning.features import (
 )
 from brainstage.workflows.learning.labelled_cohort import read_cohort, reference_people
 from brainstage.workflows.learning.model_card import best_sentence
+from brainstage.workflows.learning.training_options import TrainOptions
 from brainstage.workflows.prediction import prediction_stage, reference_findings
-from brainstage.workflows.train import TrainOptions, train
+from brainstage.workflows.train import train
 
 GRID = {"spacing_mm": 4.0, "shape": [40, 48, 40], "background": "zero"}
 CLASSES = ("CN", "MCI", "AD")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from brainstage.models.calibration import calibrated
 from brainstage.models.metrics import Estimate, Evaluation, evaluate, proportion
-from brainstage.models.model_store import ModelDescription
+from brainstage.models.model_description import ModelDescription
 from brainstage.pipeline.errors import OutputError
 from brainstage.pipeline.files import read_json_or_empty, write_bytes, write_json, write_text
 from brainstage.pipeline.manifest import csv_text

@@ -17,6 +17,7 @@ from brainstage.models.norms import Norm, ReferenceClass, compare
 from brainstage.models.splits import FoldBalance, participant_classes
 from brainstage.workflows.learning.labelled_cohort import Cohort
 from brainstage.workflows.learning.model_evaluation import ModelEvaluation
+from brainstage.workflows.learning.training_options import TrainOptions
 
 TRAINED_PARTS: Final[Mapping[Regime, str]] = MappingProxyType(
     {
@@ -28,7 +29,7 @@ TRAINED_PARTS: Final[Mapping[Regime, str]] = MappingProxyType(
 """Regime to what the card says about the network."""
 
 
-def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, options: object) -> str:
+def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, options: TrainOptions) -> str:
     """Return ``MODEL_CARD.md``.
 
     Parameters

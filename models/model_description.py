@@ -1,0 +1,196 @@
+"""``model.json``: what a model is, but for its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from brainstage.models.baseline import BASELINE_VERSION
+from brainstage.models.covariates import CovariateExpert
+from brainstage.models.fine_tuning import Regime
+from brainstage.models.heads import HeadKind
+from brainstage.models.med3d import Strides
+from brainstage.models.norms import ReferenceClass
+from brainstage.pipeline.errors import ModelError
+
+DESCRIPTION_FILE: Final = "model.json"
+AGE_AND_SEX: Final = ("age", "sex")
+"""What a class of reference goes by, and what the control without an image knows in any case."""
+_NO_PART_OF_ID: Final = frozenset({"model_id", "versions"})
+_MAX_DIFFERENCES_SHOWN: Final = 5
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneDescription(_Part):
+    """The network before training: what it is, where its weights come from, the hash of all that changes a feature."""
+
+    kind: str
+    architecture: str
+    strides: Strides = "med3d"
+    sha256: str
+    words: str
+    feature_id: str
+
+
+class ConformalDescription(_Part):
+    """Class-conditional quantiles of the non-conformity; None stands for infinite, the class is in every set."""
+
+    level: float = Field(gt=0, lt=1)
+    quantiles: dict[str, float | None]
+
+
+class TierBounds(_Part):
+    """``high`` above the first bound, ``review`` down to the second, ``low`` below."""
+
+    high: float = 0.85
+    review: float = 0.60
+
+    def tier(self, confidence: float) -> str:
+        """Return the tier of a largest probability.
+
+        >>> TierBounds().tier(0.85)
+        'review'
+        """
+        return "high" if confidence > self.high else "review" if confidence >= self.review else "low"
+
+
+class ModelDescription(_Part):
+    """``model.json``: all of a model but its weights.
+
+    `fold_of_training_scan` leads from the sha256 of a training scan's file to the fold that held it out;
+    `covariate_experts` has one for each fold, or none where the model looks at the image alone. `reference` says what
+    is usual in one of the classes, and has no part in predictions.
+    """
+
+    schema_version: Literal[1] = 1
+    model_id: str = ""
+    classes: tuple[str, ...] = Field(min_length=2)
+    label_column: str
+    backbone: BackboneDescription
+    head: HeadKind = "linear"
+    finetune: Regime = "frozen"
+    augment: tuple[str, ...] = ()
+    folds: int = Field(ge=2)
+    network_grid: dict[str, Any]
+    baseline_version: int = 1  # of those written before there was a second
+    preprocessing_id: str
+    preprocessing_content: dict[str, Any]
+    temperature: float = Field(gt=0)
+    conformal: ConformalDescription
+    novelty_threshold: float
+    tiers: TierBounds = TierBounds()
+    seed: int
+    pretraining_cohorts: tuple[str, ...] = ()
+    fold_of_training_scan: dict[str, int] = Field(default_factory=dict)
+    covariate_experts: tuple[CovariateExpert, ...] = ()
+    reference: ReferenceClass | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def covariate_columns(self) -> tuple[str, ...]:
+        """The columns that the model looks at besides the image."""
+        return tuple(column.name for expert in self.covariate_experts[:1] for column in expert.columns)
+
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """The columns that anything said with this model depends on."""
+        of_reference = AGE_AND_SEX if self.reference else ()
+        return tuple(dict.fromkeys((*self.covariate_columns, *of_reference)))
+
+    @property
+    def own_id(self) -> str:
+        """The `model_id` that the content gives: a short hash of everything that changes a prediction."""
+        content = self.model_dump(mode="json", exclude=set(_NO_PART_OF_ID))
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def class_quantiles(self) -> list[float]:
+        """The quantiles of the conformal sets, in the order of the classes."""
+        found = (self.conformal.quantiles[name] for name in self.classes)
+        return [np.inf if quantile is None else quantile for quantile in found]
+
+
+def read_description(path: Path) -> ModelDescription:
+    """Read and check ``model.json`` of a model directory.
+
+    Raises
+    ------
+    ModelError
+        When it is absent, not JSON, not what this version writes, or of another version's baseline.
+    """
+    file = path / DESCRIPTION_FILE
+    try:
+        description = ModelDescription.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"{path.name} is no model directory: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{path.name}/{DESCRIPTION_FILE} is not usable: {where}: {first['msg']}") from error
+    if description.baseline_version != BASELINE_VERSION:
+        raise ModelError(
+            f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose linear baseline "
+            "sees other values: train the model again"
+        )
+    if description.model_id != description.own_id:
+        raise ModelError(
+            f"{path.name}/{DESCRIPTION_FILE} was altered after training: its content gives another model_id"
+        )
+    return description
+
+
+def require_same_preprocessing(
+    model: ModelDescription, other_id: str, other_content: Mapping[str, Any]
+) -> None:
+    """Raise unless scans went through the preprocessing that the model was trained on.
+
+    Parameters
+    ----------
+    model : ModelDescription
+    other_id : str
+        Hash of the scans' preprocessing.
+    other_content : mapping
+        What that hash was made from.
+
+    Raises
+    ------
+    ModelError
+        With the values that differ.
+    """
+    if other_id == model.preprocessing_id:
+        return
+    mine, other = _flat(model.preprocessing_content), _flat(other_content)
+    differing = [
+        f"{key} is {other.get(key, 'absent')} here and {mine.get(key, 'absent')} in the model"
+        for key in sorted(mine.keys() | other.keys())
+        if mine.get(key) != other.get(key)
+    ]
+    shown = "; ".join(differing[:_MAX_DIFFERENCES_SHOWN]) or "no value differs, only the hash"
+    more = len(differing) - _MAX_DIFFERENCES_SHOWN
+    raise ModelError(
+        f"the model was trained on scans preprocessed otherwise ({model.preprocessing_id}, here {other_id}): {shown}"
+        + (f"; and {more} more" if more > 0 else "")
+    )
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested values under dotted keys, as text."""
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, default=str)
+    return flat

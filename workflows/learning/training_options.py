@@ -1,0 +1,124 @@
+"""How a model is to be trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
+from brainstage.models.fine_tuning import Regime, TuneOptions
+from brainstage.models.heads import HeadKind
+from brainstage.models.imbalance import IMBALANCE
+from brainstage.models.med3d import Strides
+from brainstage.models.model_description import TierBounds
+from brainstage.models.training import HeadOptions
+from brainstage.pipeline.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How to train; the options of ``brainstage train``.
+
+    Attributes
+    ----------
+    classes : tuple of str or None
+        In the order of the probabilities; None takes every label present.
+    label_column : str
+        Column of the run's ``data_manifest.csv``.
+    qc_decisions : Path or None
+        What a person decided about scans.
+    weights : str
+        ``med3d-resnet10`` (18, 34, 50), a path, or ``random``.
+    strides : str
+        ``med3d``, as the weights were trained, or ``monai``, as MONAI builds the network.
+    finetune : str
+        ``frozen``: a head on features computed once; ``head+last``: the last stage as well; ``full``: all.
+    head : str
+        ``linear`` or ``multiscale-attention``.
+    augment : tuple of str or None
+        Recipes that alter training images; only where the network is trained. None for the usual ones.
+    imbalance : str
+        ``none``; or so that every class counts the same: ``weights``, ``oversample``, ``undersample``, ``smote``.
+    covariates : tuple of str
+        Columns of the manifest that the model looks at besides the image.
+    folds, seed : int
+    epochs, patience : int or None
+        None for 300 and 30 where the network is frozen, 30 and 8 otherwise.
+    device : str
+        ``auto``, ``cpu`` or ``cuda``, for the network.
+    tensorboard : Path or None
+        Folder for the curves of tuning.
+    tiers : TierBounds
+        Bounds of the tiers of confidence.
+    reference_class : str or None
+        The class that measures of the brain are held against; None for CN where it is one of the classes.
+
+    Raises
+    ------
+    UsageError
+        For a value that is not allowed.
+    """
+
+    classes: tuple[str, ...] | None = None
+    label_column: str = "diagnosis"
+    qc_decisions: Path | None = None
+    weights: str = "med3d-resnet10"
+    strides: Strides = "med3d"
+    finetune: Regime = "frozen"
+    head: HeadKind = "linear"
+    augment: tuple[str, ...] | None = None
+    imbalance: str = "weights"
+    covariates: tuple[str, ...] = ()
+    folds: int = 5
+    epochs: int | None = None
+    patience: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    tensorboard: Path | None = None
+    tiers: TierBounds = field(default_factory=TierBounds)
+    reference_class: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.imbalance not in IMBALANCE:
+            raise UsageError(f"--imbalance {self.imbalance!r} is unknown: known are {', '.join(IMBALANCE)}")
+        for name in ("epochs", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value}: at least 1 is needed")
+        if self.finetune == "frozen" and (self.augment or self.tensorboard):
+            unused = "--augment" if self.augment else "--tensorboard"
+            raise UsageError(
+                f"{unused} concerns a network that is trained; with --finetune frozen features are computed once: "
+                "choose head+last or full, or leave it out"
+            )
+        if self.finetune != "frozen" and self.imbalance == "smote":
+            raise UsageError(
+                "--imbalance smote draws points between features, and --finetune "
+                f"{self.finetune} learns from images: choose oversample, undersample or weights, or --finetune frozen"
+            )
+        Augmentation(self.augment or ())
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"--seed {self.seed}: 0 to {2**31 - 1} are allowed")
+
+    @property
+    def head_options(self) -> HeadOptions:
+        """What concerns the head on frozen features."""
+        chosen = {"epochs": self.epochs, "patience": self.patience} if self.finetune == "frozen" else {}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return HeadOptions(imbalance=self.imbalance, seed=self.seed, **given)
+
+    @property
+    def tune_options(self) -> TuneOptions:
+        """What concerns the network."""
+        chosen = {"epochs": self.epochs, "patience": self.patience}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return TuneOptions(
+            regime=self.finetune, imbalance=self.imbalance, augment=self.recipes, seed=self.seed, **given
+        )
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """Of the augmentation."""
+        if self.augment is not None:
+            return self.augment
+        return () if self.finetune == "frozen" else DEFAULT_RECIPES

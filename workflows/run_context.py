@@ -1,0 +1,108 @@
+"""What every scan of a run shares, and what its pages say about the run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from brainstage.pipeline.config import Config
+from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
+from brainstage.pipeline.records import T1wScan
+from brainstage.pipeline.stage import Stage
+from brainstage.workflows.reporting.pages import RunInfo
+from brainstage.workflows.stages import preprocessing_content, preprocessing_id, scan_stages
+
+TOOLS: Final = (
+    "brainstage",
+    "antspyx",
+    "SimpleITK",
+    "nibabel",
+    "nilearn",
+    "deepbet",
+    "monai",
+    "torch",
+    "numpy",
+    "scipy",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What every scan of a run shares; sent to every worker.
+
+    Attributes
+    ----------
+    out_dir : Path
+    config : Config
+    model_dir : Path or None
+    model_id : str or None
+        Of that model.
+    model_covariates : tuple of str
+        The columns that it reads besides the image.
+    model_has_reference : bool
+        It holds measures of quality control against a class of its training cohort.
+    retry_failed, reports_only : bool
+    started : str
+        When the run began, for the reports.
+    command : str
+        The command line without paths, for the reports.
+    stage_timeout_s : float or None
+        A stage that takes longer ends its process.
+    umask : int or None
+        Which permissions new files are denied; None leaves the process as it is.
+    chain : callable
+        Configuration to the stages of a scan.
+    """
+
+    out_dir: Path
+    config: Config
+    model_dir: Path | None = None
+    model_id: str | None = None
+    model_covariates: tuple[str, ...] = ()
+    model_has_reference: bool = False
+    retry_failed: bool = False
+    reports_only: bool = False
+    started: str = ""
+    command: str = ""
+    stage_timeout_s: float | None = None
+    umask: int | None = None
+    chain: Callable[[Config], Sequence[Stage]] = scan_stages
+
+    @cached_property
+    def preprocessing_id(self) -> str:
+        """Hash of everything that changes a voxel."""
+        return preprocessing_id(preprocessing_content(self.config))
+
+    def files(self, scan: T1wScan) -> ScanFiles:
+        """Return where everything about a scan lies."""
+        label = RESOLUTION_LABELS[self.config.registration.resolution_mm]
+        return ScanFiles(out_dir=self.out_dir, entities=scan.entities, resolution=label)
+
+
+@cache
+def tool_versions() -> dict[str, str]:
+    """Return the versions of everything that takes part, by package name."""
+    found = {"python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def run_info(context: RunContext) -> RunInfo:
+    """Return what the pages say about the run."""
+    return RunInfo(
+        version=tool_versions()["brainstage"],
+        date=context.started,
+        options=context.command,
+        preprocessing_id=context.preprocessing_id,
+        seeds={"preprocessing": context.config.seed},
+        tool_versions=tool_versions(),
+    )

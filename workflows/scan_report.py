@@ -1,0 +1,145 @@
+"""From what became of a scan to its report on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from brainstage.pipeline.derivatives import ScanFiles
+from brainstage.pipeline.files import read_json_or_empty, sha256_of_json, write_json, write_text
+from brainstage.pipeline.nifti import read_mask, read_volume
+from brainstage.pipeline.records import (
+    Completed,
+    Failure,
+    HeaderFindings,
+    PredictionStatus,
+    QcStatus,
+    SubjectOutcome,
+)
+from brainstage.workflows.evidence import Evidence, read_evidence, remove_evidence
+from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
+from brainstage.workflows.reporting.distribution import read_distributions
+from brainstage.workflows.reporting.methods import method_steps
+from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
+from brainstage.workflows.reporting.report import ScanReport, render_scan_report
+from brainstage.workflows.reporting.verdict import shown_prediction
+from brainstage.workflows.reporting.viewer import evidence_volume
+from brainstage.workflows.run_context import RunContext, run_info, tool_versions
+from brainstage.workflows.stages import read_figures, read_previews
+
+REPORT_VERSION: Final = "3"
+REMEDIES: Final = {
+    "ingest": "Look at the file with any viewer; copy, download or convert it again.",
+    "brain_extraction": "Look at the scan: is it a T1w image of a whole head, the right way up? A stripped scan needs "
+    "a background of one value.",
+    "registration": "Look at the brain mask and the orientation of the scan.",
+}
+
+
+def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool) -> None:
+    """Write a scan's report, unless nothing that it shows has changed since the last one."""
+    files = context.files(outcome.scan)
+    decision = decide(outcome)
+    if decision.status in (PredictionStatus.WITHHELD, PredictionStatus.FAILED):
+        remove_evidence(files)
+    shown = {
+        "version": REPORT_VERSION,
+        "status": decision.status,
+        "codes": decision.codes,
+        "model": context.model_id,
+        "label": outcome.scan.label,
+        "covariates": {name: vars(outcome.scan.covariates)[name] for name in ("age", "sex", "site")},
+        "review": vars(outcome.scan.review) if outcome.scan.review else None,
+        "config": context.config.model_dump(mode="json"),
+        "failure": outcome.message if isinstance(outcome, Failure) else None,
+        "evidence": [one.key for one in _evidence(outcome, files)],
+        "cohort": read_distributions(context.out_dir).key,
+    }
+    key = sha256_of_json(shown)
+    marker = files.state / "report.json"
+    if not changed and files.report.is_file() and read_json_or_empty(marker).get("key") == key:
+        return
+    write_text(files.report, render_scan_report(_scan_report(outcome, context, files)))
+    write_json(marker, {"key": key, "shown": shown, "command": context.command})
+
+
+def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles) -> ScanReport:
+    decision = decide(outcome)
+    findings = _findings(files)
+    completed = isinstance(outcome, Completed)
+    config = context.config
+    evidence = _evidence(outcome, files)
+    return ScanReport(
+        outcome=outcome,
+        prediction_status=decision.status,
+        run=run_info(context),
+        figures=read_figures(files) if completed else {},
+        volumes=_volumes(files, evidence) if completed else {},
+        keep_face=config.reports.keep_face,
+        findings=findings,
+        qc_rows=qc_rows_of(outcome.qc, config.quality) if isinstance(outcome, Completed) else (),
+        distributions=read_distributions(context.out_dir).of_measure if completed else {},
+        qc_reasons=(*qc_reasons_of(outcome.qc, findings, config.quality), *_review_reasons(outcome))
+        if isinstance(outcome, Completed)
+        else (),
+        prediction_reasons=tuple(
+            Reason(
+                code=code,
+                explanation=FLAG_EXPLANATIONS[code],
+                status=QcStatus.PASS if code in decision.notes else QcStatus.WARN,
+            )
+            for code in decision.codes
+        ),
+        remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
+        methods=method_steps(config, tool_versions(), model_id=context.model_id) if completed else (),
+        tiers=config.prediction,
+        evidence=evidence,
+    )
+
+
+def _evidence(outcome: SubjectOutcome, files: ScanFiles) -> tuple[Evidence, ...]:
+    """Return what explains a prediction, where the prediction itself is shown."""
+    return read_evidence(files, shown_prediction(outcome, decide(outcome).status))
+
+
+def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
+    review = outcome.scan.review
+    if review is None:
+        return ()
+    explanation = REVIEW_EXPLANATIONS[review.code]
+    return (Reason(code=review.code, explanation=explanation, summary=review.note, status=review.status),)
+
+
+def _volumes(files: ScanFiles, evidence: Sequence[Evidence]) -> dict[str, bytes]:
+    """Return what the viewer shows: the volumes of the scan, of the template, and of what explains a prediction."""
+    from brainstage.workflows.reporting.previews import (  # heavy: the template
+        evidence_preview,
+        template_previews,
+    )
+
+    own = read_previews(files)
+    if not own:
+        return {}
+    maps = {
+        evidence_volume(one.method, native=native): evidence_preview(
+            read_volume(files.evidence_map(one.method, native=native)),
+            read_mask(files.native_mask if native else files.template_mask),
+            native=native,
+        )
+        for one in evidence
+        for native in (False, True)
+    }
+    return {**own, **template_previews(), **maps}
+
+
+def _findings(files: ScanFiles) -> HeaderFindings | None:
+    content = read_json_or_empty(files.state / "header_findings.json")
+    if not content:
+        return None
+    return HeaderFindings(
+        shape=tuple(content["shape"]),
+        spacing_mm=tuple(content["spacing_mm"]),
+        axcodes=content["axcodes"],
+        affine_source=content["affine_source"],
+        warnings=tuple(content["warnings"]),
+    )
