@@ -33,11 +33,11 @@ from scipy import ndimage
 from brainstage.models.augmentation import DEFAULT_RECIPES
 from brainstage.models.baseline import baseline_values, fit_baseline
 from brainstage.models.calibration import combined, cross_calibrated
+from brainstage.models.choices import HeadKind
+from brainstage.models.choices import Regime as TrainedPart
 from brainstage.models.cross_validation import cross_validate, cross_validate_baseline
 from brainstage.models.features import FeatureExtractor, feature_channels
-from brainstage.models.fine_tuning import Regime as TrainedPart
 from brainstage.models.fine_tuning import TuneOptions
-from brainstage.models.heads import HeadKind
 from brainstage.models.learners import FrozenLearner, Learner, TuningLearner
 from brainstage.models.metrics import Estimate, auc, evaluate
 from brainstage.models.splits import fold_of_scans, shuffled_labels

@@ -14,11 +14,9 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_selection import f_classif
-from sklearn.linear_model import LogisticRegression
 
 from brainstage.models.imbalance import resampled
-from brainstage.models.training import Rotation, rotate
+from brainstage.models.rotation import Rotation, rotate
 from brainstage.pipeline.records import NetworkInput
 
 BLOCK_VOXELS: Final = 2
@@ -117,10 +115,12 @@ def fit_baseline(
     inside : ndarray, (N, V) bool
     targets : ndarray, (N,) int64
     imbalance : str
-        One of :data:`~brainstage.models.imbalance.IMBALANCE`; sampling happens among the given scans.
+        One of :data:`~brainstage.models.choices.IMBALANCE`; sampling happens among the given scans.
     seed : int
         Of sampling.
     """
+    from sklearn.linear_model import LogisticRegression  # heavy, and predictions do without
+
     used = _screened(values, inside, targets)
     rotation = rotate(values[:, used])
     model = LogisticRegression(
@@ -144,6 +144,8 @@ def _screened(
     values: NDArray[np.float32], inside: NDArray[np.bool_], targets: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return the places (U,) of the values that differ most between the classes, in their order."""
+    from sklearn.feature_selection import f_classif  # heavy, and predictions do without
+
     places = np.flatnonzero((inside.mean(axis=0) >= _MASK_PART) & (np.ptp(values, axis=0) > 0))
     wanted = max(SCREENED_LEAST, round(SCREENED_PART * len(places)))
     if wanted >= len(places):

@@ -9,9 +9,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from brainstage.models.choices import Strides
 from brainstage.models.features import pooled_features
 from brainstage.models.heads import HeadModule, head_module
-from brainstage.models.med3d import Strides, build_med3d
+from brainstage.models.med3d import build_med3d
 from brainstage.models.model_store import StoredModel
 from brainstage.models.weights import state_bytes
 from brainstage.pipeline.files import write_bytes, write_json

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool3d
 
-from brainstage.models.features import POOLING, pooled_features
+from brainstage.models.choices import Strides
+from brainstage.models.features import pooled_features
 from brainstage.models.heads import LinearHead, head_module
-from brainstage.models.med3d import Strides, stage_maps
+from brainstage.models.med3d import stage_maps
 from brainstage.models.model_store import StoredModel
+from brainstage.models.pooling import POOLING
 from brainstage.pipeline.errors import InferenceError
 from brainstage.pipeline.records import NetworkInput
 from brainstage.pipeline.volume import Affine, Volume

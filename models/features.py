@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -16,20 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool3d
 
 from brainstage.models.med3d import ARCHITECTURES, stage_maps
+from brainstage.models.pooling import POOLING, feature_id
 from brainstage.models.weights import WeightsSource
 from brainstage.pipeline.errors import DeviceError, InferenceError
 from brainstage.pipeline.records import NetworkInput
 
-POOLING: Final[Mapping[str, tuple[int, int, int]]] = MappingProxyType(
-    {"layer2": (3, 4, 3), "layer3": (1, 1, 1), "layer4": (1, 1, 1)}
-)
-"""Stage to the coarse grid its map is averaged over.
-
-Atrophy has a place, and an average over the whole brain dilutes it; the cells of ``layer2`` are about 5 cm wide, a
-lobe. The deeper stages see half the brain from every voxel and say what, not where. With random weights, on 48
-real brains with simulated atrophy, this did as well as grids with three times the features.
-"""
-POOLING_VERSION: Final = 1
 CHANNELS: Final[Mapping[str, int]] = MappingProxyType({"layer2": 128, "layer3": 256, "layer4": 512})
 """Of networks with basic blocks; bottlenecks have four times as many."""
 
@@ -101,15 +90,8 @@ class FeatureExtractor:
 
     @property
     def feature_id(self) -> str:
-        """Hash of everything that changes a feature: weights, architecture, pooling."""
-        content = {
-            "weights": self.source.sha256,
-            "architecture": self.source.architecture,
-            "strides": self.source.strides,
-            "pooling": {stage: list(grid) for stage, grid in POOLING.items()},
-            "version": POOLING_VERSION,
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        """From :func:`~brainstage.models.pooling.feature_id`."""
+        return feature_id(self.source.sha256, self.source.architecture, self.source.strides)
 
     def features(self, network_input: NetworkInput) -> NDArray[np.float32]:
         """Return the features (F,) float32 of one scan, as :meth:`features_of` does."""

@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from brainstage.models.augmentation import Augmentation
+from brainstage.models.choices import Regime
 from brainstage.models.features import FeatureExtractor, pooled_features
 from brainstage.models.heads import HeadModule, LinearHead, head_module, head_of
 from brainstage.models.med3d import STAGES
@@ -32,8 +33,6 @@ from brainstage.models.training import LogRow, class_weights
 from brainstage.pipeline.errors import InferenceError
 from brainstage.pipeline.files import write_bytes
 
-Regime = Literal["frozen", "head+last", "full"]
-REGIMES: Final[tuple[Regime, ...]] = get_args(Regime)
 HEAD_RATE: Final = 1e-3
 """Learning rate of the head; each stage below it has :data:`RATE_DECAY` times that of the one above."""
 RATE_DECAY: Final = 0.3

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-HeadKind = Literal["linear", "multiscale-attention"]
-HEADS: Final[tuple[HeadKind, ...]] = get_args(HeadKind)
 SQUEEZED: Final = 32
 """Units between what all channels show and how much each of them counts."""
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from imblearn.over_sampling import SMOTE, RandomOverSampler
-from imblearn.under_sampling import RandomUnderSampler
 from numpy.typing import NDArray
 
 from brainstage.pipeline.errors import UsageError
 
-IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
-"""What may be done about classes of different size."""
+if TYPE_CHECKING:
+    from imblearn.over_sampling import SMOTE, RandomOverSampler
+    from imblearn.under_sampling import RandomUnderSampler
+
 SMOTE_NEIGHBOURS: Final = 5
 """As published; a class of fewer scans has as many neighbours as it has."""
 
@@ -54,6 +54,9 @@ def resampled(
 def _sampler(
     targets: NDArray[np.int64], imbalance: str, seed: int
 ) -> SMOTE | RandomOverSampler | RandomUnderSampler:
+    from imblearn.over_sampling import SMOTE, RandomOverSampler  # heavy, and only training samples
+    from imblearn.under_sampling import RandomUnderSampler
+
     if imbalance == "oversample":
         return RandomOverSampler(random_state=seed)
     if imbalance == "undersample":

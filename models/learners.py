@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brainstage.models.attention import train_attention_head
+from brainstage.models.choices import HeadKind
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.fine_tuning import Images, TuneOptions, fine_tune, tuned_extractor
-from brainstage.models.heads import HeadKind, LinearHead
+from brainstage.models.heads import LinearHead
 from brainstage.models.splits import validation_part
 from brainstage.models.training import HeadOptions, LogRow, train_head
 

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Final, Literal, Protocol, cast, get_args
+from typing import Final, Protocol, cast
 
 import torch
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
+from brainstage.models.choices import Strides
 from brainstage.pipeline.errors import WeightsError
 
 
@@ -58,10 +59,6 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
 
 DILATIONS: Final[Mapping[str, int]] = MappingProxyType({"layer3": 2, "layer4": 4})
 """Layers that keep their input's resolution and widen their view by dilation instead (MedicalNet, ``resnet.py``)."""
-
-Strides = Literal["med3d", "monai"]
-"""Whose strides and dilations: those of the pretraining, or MONAI's."""
-STRIDES: Final[tuple[Strides, ...]] = get_args(Strides)
 
 STAGES: Final = ("conv1", "layer1", "layer2", "layer3", "layer4")
 """Names of the feature maps of :func:`stage_maps`, shallow to deep."""

@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from brainstage.models.baseline import BASELINE_VERSION
+from brainstage.models.choices import HeadKind, Regime, Strides
 from brainstage.models.covariates import CovariateExpert
-from brainstage.models.fine_tuning import Regime
-from brainstage.models.heads import HeadKind
-from brainstage.models.med3d import Strides
 from brainstage.models.norms import ReferenceClass
+from brainstage.models.pooling import feature_id
 from brainstage.pipeline.errors import ModelError
+from brainstage.pipeline.files import sha256_of_bytes
 
 DESCRIPTION_FILE: Final = "model.json"
 AGE_AND_SEX: Final = ("age", "sex")
@@ -126,7 +126,8 @@ def read_description(path: Path) -> ModelDescription:
     Raises
     ------
     ModelError
-        When it is absent, not JSON, not what this version writes, or of another version's baseline.
+        When it is absent, not JSON, not what this version writes, or of a version with other features or another
+        baseline.
     """
     file = path / DESCRIPTION_FILE
     try:
@@ -148,7 +149,37 @@ def read_description(path: Path) -> ModelDescription:
         raise ModelError(
             f"{path.name}/{DESCRIPTION_FILE} was altered after training: its content gives another model_id"
         )
+    backbone = description.backbone
+    if backbone.feature_id != feature_id(backbone.sha256, backbone.architecture, backbone.strides):
+        raise ModelError(
+            f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose features are "
+            "pooled otherwise: train the model again"
+        )
     return description
+
+
+def checked_content(path: Path, name: str, sha256: str) -> bytes:
+    """Return the content of a weights file that ``model.json`` names.
+
+    Raises
+    ------
+    ModelError
+        When it cannot be read, or is not what was written with the model.
+    """
+    if Path(name).name != name:
+        raise ModelError(
+            f"{path.name}/{DESCRIPTION_FILE} names {name!r}, which is not a file of the directory"
+        )
+    try:
+        content = (path / name).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path.name}/{name} cannot be read: {error.strerror}") from error
+    found = sha256_of_bytes(content)
+    if found != sha256:
+        raise ModelError(
+            f"{path.name}/{name} was altered: sha256 {found[:12]}, {sha256[:12]} when it was trained"
+        )
+    return content
 
 
 def require_same_preprocessing(

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -39,6 +38,7 @@ from brainstage.models.med3d import build_med3d
 from brainstage.models.model_description import (
     DESCRIPTION_FILE,
     ModelDescription,
+    checked_content,
     read_description,
     require_same_preprocessing,
 )
@@ -314,7 +314,7 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
     if not path.is_dir():
         raise InputMissingError(f"there is no model directory {str(path)!r}; make one with brainstage train")
     description = read_description(path)
-    contents = {name: _checked_content(path, name, sha256) for name, sha256 in description.files.items()}
+    contents = {name: checked_content(path, name, sha256) for name, sha256 in description.files.items()}
     try:
         network = build_med3d(description.backbone.architecture, description.backbone.strides)
         fill_network(network, load_tensors(contents[BACKBONE_FILE]), BACKBONE_FILE)
@@ -334,29 +334,7 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
         ) from error
     source = WeightsSource(**description.backbone.model_dump(exclude={"feature_id"}))
     extractor = FeatureExtractor(network, source, torch.device(device))
-    if extractor.feature_id != description.backbone.feature_id:
-        raise ModelError(
-            f"{path.name} was made by brainstage {description.versions.get('brainstage', '?')}, whose features are "
-            "pooled otherwise: train the model again"
-        )
     return StoredModel(description, extractor, models, novelty, baselines)
-
-
-def _checked_content(path: Path, name: str, sha256: str) -> bytes:
-    if Path(name).name != name:
-        raise ModelError(
-            f"{path.name}/{DESCRIPTION_FILE} names {name!r}, which is not a file of the directory"
-        )
-    try:
-        content = (path / name).read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path.name}/{name} cannot be read: {error.strerror}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise ModelError(
-            f"{path.name}/{name} was altered: sha256 {found[:12]}, {sha256[:12]} when it was trained"
-        )
-    return content
 
 
 _TRAINED: Final = "trained."

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from brainstage.models.training import rotate
+from brainstage.models.rotation import rotate
 
 FLAGGED_PART: Final = 0.05
 """The part of the training distribution that lies above the threshold."""

@@ -17,13 +17,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from brainstage.models.med3d import (
-    ARCHITECTURES,
-    Strides,
-    build_med3d,
-    infer_architecture,
-    initialise_randomly,
-)
+from brainstage.models.choices import Strides
+from brainstage.models.med3d import ARCHITECTURES, build_med3d, infer_architecture, initialise_randomly
 from brainstage.pipeline.errors import WeightsError, WeightsMissingError
 from brainstage.pipeline.files import read_json
 

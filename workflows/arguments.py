@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from brainstage import __version__
+from brainstage.models.choices import HEADS, IMBALANCE, REGIMES, STRIDES
 from brainstage.pipeline.errors import UsageError
 
 EXIT_CODES: Final = """exit codes:
@@ -22,7 +23,6 @@ For research; never a diagnosis."""
 PRIVATE_UMASK: Final = "077"
 """Nobody else reads what is written about participants."""
 MED3D: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "med3d-resnet50")
-IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
 
 _PARTICIPANTS: Final[dict[str, Any]] = {
     "nargs": "+", "default": [], "metavar": "LABEL", "help": "with or without sub-; default: all",
@@ -255,20 +255,20 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     )
     train.add_argument(
         "--strides",
-        choices=("med3d", "monai"),
+        choices=STRIDES,
         default="med3d",
         help="of the network: as the weights were trained, or as MONAI builds it; default: med3d",
     )
     train.add_argument(
         "--finetune",
-        choices=("frozen", "head+last", "full"),
+        choices=REGIMES,
         default="frozen",
         help="what is trained: a head on features computed once, the network's last stage as well, or all; "
         "default: frozen",
     )
     train.add_argument(
         "--head",
-        choices=("linear", "multiscale-attention"),
+        choices=HEADS,
         default="linear",
         help="what makes logits of features: a linear map, or one behind attention over channels; default: linear",
     )

@@ -25,6 +25,9 @@ MEMORY_PER_WORKER_GB: Final = 3.0
 """A worker that has done a few heads of 1 mm has needed 2.2 GB at its peak, one with heads of 0.7 mm 2.4 GB."""
 REMOTE_WORKERS: Final = 20
 REMOTE_WORKER_MEMORY_GB: Final = 4.0
+GPU_DEVICES: Final = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+"""Of NVIDIA's drivers, of Windows below WSL, of AMD's driver. Where none of them is, there is no GPU, and torch, which
+takes seconds to load, need not be asked."""
 SPACE_PER_SCAN_GB: Final = 0.06
 """What a run writes for a 1 mm head is 24 MB, for one at 0.7 mm twice that."""
 
@@ -81,9 +84,9 @@ def _remote_engine(options: RunOptions, scans: int, folder: Path | None) -> tupl
 
 
 def _gpu_is_here(options: RunOptions) -> bool:
-    if options.model_dir is None:
+    if options.model_dir is None or not any(Path(device).exists() for device in GPU_DEVICES):
         return False
-    import torch  # heavy, and loaded already with the model
+    import torch  # heavy
 
     return torch.cuda.is_available()
 

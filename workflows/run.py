@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from brainstage.models.model_description import checked_content, read_description, require_same_preprocessing
 from brainstage.pipeline.attempt import forget_deaths
 from brainstage.pipeline.bids import Dataset, ScanFilter, read_dataset, read_filter_file
 from brainstage.pipeline.config import Config, read_config
@@ -252,8 +253,6 @@ def _context(options: RunOptions, config: Config) -> RunContext:
     model_covariates: tuple[str, ...] = ()
     has_reference = False
     if options.model_dir is not None:
-        from brainstage.models.model_description import read_description  # heavy: torch
-
         if not options.model_dir.is_dir():
             raise InputMissingError(
                 f"model directory {options.model_dir.name} does not exist; make one with brainstage train"
@@ -278,14 +277,17 @@ def _context(options: RunOptions, config: Config) -> RunContext:
 
 
 def _checked_model(context: RunContext) -> tuple[str, ...]:
-    """Return the model's classes, after making sure that it fits this preprocessing."""
+    """Return the model's classes, after making sure that it is whole and fits this preprocessing.
+
+    The workers load it; here that would take as long as it takes to load torch.
+    """
     if context.model_dir is None:
         return ()
-    from brainstage.workflows.prediction import model_of  # heavy: torch
-
-    model = model_of(context.model_dir)
-    model.require_preprocessing(context.preprocessing_id, preprocessing_content(context.config))
-    return model.classes
+    description = read_description(context.model_dir)
+    require_same_preprocessing(description, context.preprocessing_id, preprocessing_content(context.config))
+    for name, sha256 in description.files.items():
+        checked_content(context.model_dir, name, sha256)
+    return description.classes
 
 
 def _outcomes(tasks: list[ScanTask], options: RunOptions, progress: Progress) -> Iterator[SubjectOutcome]:

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from brainstage.models.choices import STRIDES
 from brainstage.models.explanation import METHODS, STEPS, explanation_of
 from brainstage.models.features import FeatureExtractor, feature_channels
 from brainstage.models.heads import LinearHead, attention_head
-from brainstage.models.med3d import STRIDES, build_med3d, initialise_randomly
+from brainstage.models.med3d import build_med3d, initialise_randomly
 from brainstage.models.weights import WeightsSource
 from brainstage.pipeline.errors import InferenceError
 from brainstage.pipeline.records import NetworkInput

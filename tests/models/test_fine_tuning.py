@@ -10,12 +10,7 @@ from torch import nn
 from brainstage.models import fine_tuning
 from brainstage.models.cross_validation import cross_validate
 from brainstage.models.features import FeatureExtractor
-from brainstage.models.fine_tuning import (
-    TuneOptions,
-    fine_tune,
-    trained_keys,
-    tuned_extractor,
-)
+from brainstage.models.fine_tuning import TuneOptions, fine_tune, trained_keys, tuned_extractor
 from brainstage.models.learners import FrozenLearner, TuningLearner
 from brainstage.models.splits import validation_part
 from brainstage.models.training import HeadOptions, train_head

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from brainstage.models import training
 from brainstage.models.baseline import fit_baseline
+from brainstage.models.choices import IMBALANCE
 from brainstage.models.cross_validation import cross_validate_baseline, cross_validate_heads
-from brainstage.models.imbalance import IMBALANCE, resampled
+from brainstage.models.imbalance import resampled
 from brainstage.models.splits import fold_of_scans, inner_validation
 from brainstage.models.training import HeadOptions, train_head
 from brainstage.pipeline.errors import UsageError
-from brainstage.workflows import arguments
 
 SAMPLERS = ("oversample", "undersample", "smote")
 
@@ -124,20 +124,3 @@ def test_heads_learn_from_sampled_scans(imbalance):
     assert min(hits[targets == 0].mean(), hits[targets == 1].mean()) > 0.7
     again = cross_validate_heads(values, targets, names, folds, classes=2, options=options)
     assert np.array_equal(run.logits, again.logits)
-
-
-def test_the_command_line_knows_every_treatment():
-    assert (
-        arguments.IMBALANCE == IMBALANCE
-    )  # written out there, because the sampler's library is slow to import
-
-
-@pytest.mark.parametrize("imbalance", SAMPLERS)
-def test_features_that_never_vary_do_no_harm(imbalance):
-    """Such are those of the mask-only control when all masks are the same."""
-    _, targets, names, _ = cohort()
-    values = np.ones((len(targets), 5), dtype=np.float32)
-    head, _ = train_head(
-        values, targets, names, classes=2, options=HeadOptions(imbalance=imbalance, epochs=5)
-    )
-    assert np.isfinite(head.logits(values)).all()

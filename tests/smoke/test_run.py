@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -300,18 +302,50 @@ def test_what_is_predicted_of_a_training_scan_is_what_its_held_out_fold_said(
 
 
 @pytest.mark.shared_data
+def test_a_model_with_altered_weights_is_refused_before_any_scan(
+    trained: tuple[list[str], Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (command, source, _, *rest), _, model = trained
+    copy = shutil.copytree(model, tmp_path / "model")
+    weights = copy / "fold-2.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    out = tmp_path / "out"
+    assert main([command, source, str(out), *rest, "--resolution", "2", "--model", str(copy)]) == 65
+    assert "fold-2.safetensors was altered" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.shared_data
+def test_where_nothing_is_left_to_predict_no_torch_is_loaded(trained: tuple[list[str], Path, Path]) -> None:
+    run, _, model = trained
+    run = [*run, "--resolution", "2", "--model", str(model)]
+    assert main(run) == 0
+    code = f"""
+import sys
+from brainstage.workflows.cli import main
+done = main({run!r})
+print(*(name for name in ('torch', 'monai', 'sklearn') if name in sys.modules))
+sys.exit(done)
+"""
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout) == (0, "\n"), again.stderr
+
+
+@pytest.mark.shared_data
 def test_predictions_in_batches_are_those_scan_by_scan(
     trained: tuple[list[str], Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (_, source, _, _, *labels), _, model = trained
+    run, out, model = trained
+    _, source, _, _, *labels = run
     some = ["--participant-label", *labels[:3], "--resolution", "2", "--model", str(model)]
-    assert main(["run", source, str(tmp_path / "one"), *some]) == 0
+    assert main([*run, "--resolution", "2", "--model", str(model)]) == 0
     # Where there is a GPU, features are computed batch by batch; without one, the same way on the CPU.
     monkeypatch.setattr("brainstage.workflows.resources._gpu_is_here", lambda _: True)
     assert main(["run", source, str(tmp_path / "batched"), *some]) == 0
-    one, batched = (rows_of(tmp_path / name / "predictions.csv") for name in ("one", "batched"))
+    batched = rows_of(tmp_path / "batched" / "predictions.csv")
+    one = [row for row in rows_of(out / "predictions.csv") if row["participant_id"] in labels[:3]]
     assert len(one) == len(batched) == 3
     for first, second in zip(one, batched, strict=True):
         assert first["predicted_label"] == second["predicted_label"]

@@ -15,10 +15,11 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from brainstage.models.choices import STRIDES
 from brainstage.models.explanation import explanation_of
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.heads import LinearHead
-from brainstage.models.med3d import STRIDES, build_med3d, initialise_randomly
+from brainstage.models.med3d import build_med3d, initialise_randomly
 from brainstage.models.model_store import load_model
 from brainstage.models.weights import WeightsSource
 from brainstage.pipeline.config import Config, NetworkGridConfig

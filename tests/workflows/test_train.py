@@ -331,6 +331,12 @@ def test_a_model_whose_baseline_saw_other_values_is_refused(trained, tmp_path, v
         load_model(copy)
 
 
+def test_a_model_whose_features_are_pooled_otherwise_is_refused(trained, monkeypatch):
+    monkeypatch.setattr("brainstage.models.pooling.POOLING_VERSION", 99)
+    with pytest.raises(ModelError, match="features are pooled otherwise: train the model again"):
+        load_model(trained[0].model_dir)
+
+
 def test_what_is_no_model_is_one_sentence(tmp_path):
     with pytest.raises(InputMissingError, match="no model directory"):
         load_model(tmp_path / "nowhere")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from brainstage.models.fine_tuning import Regime
+from brainstage.models.choices import Regime
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_store import StoredModel
 from brainstage.models.norms import Norm, ReferenceClass, compare

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
-from brainstage.models.fine_tuning import Regime, TuneOptions
-from brainstage.models.heads import HeadKind
-from brainstage.models.imbalance import IMBALANCE
-from brainstage.models.med3d import Strides
+from brainstage.models.choices import IMBALANCE, HeadKind, Regime, Strides
+from brainstage.models.fine_tuning import TuneOptions
 from brainstage.models.model_description import TierBounds
 from brainstage.models.training import HeadOptions
 from brainstage.pipeline.errors import UsageError
