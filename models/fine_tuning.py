@@ -187,6 +187,16 @@ def fine_tune(
     return Tuned(state=run.best["network"], head=head_of(run.head)), rows
 
 
+def mixed_precision(device: torch.device) -> torch.dtype:
+    """Return the type in which a network is trained on a GPU: bfloat16 where the card has units for it.
+
+    Cards before Ampere only emulate bfloat16, slowly and not for every layer; float16 they can.
+    """
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
 class _Run:
     """A network, its head and its optimiser while they are trained."""
 
@@ -207,9 +217,8 @@ class _Run:
         self.rates = [group["lr"] for group in groups]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
         self.augmentation = Augmentation(options.augment)
-        half = self.device.type == "cuda" and not torch.cuda.is_bf16_supported()
-        self.precision = torch.float16 if half else torch.bfloat16
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.precision = mixed_precision(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.best: dict[str, dict[str, Tensor]] | None = None
         self.best_loss, self.since_best = math.inf, 0
 

@@ -10,7 +10,13 @@ from torch import nn
 from brainstage.models import fine_tuning
 from brainstage.models.cross_validation import cross_validate
 from brainstage.models.features import FeatureExtractor
-from brainstage.models.fine_tuning import TuneOptions, fine_tune, trained_keys, tuned_extractor
+from brainstage.models.fine_tuning import (
+    TuneOptions,
+    fine_tune,
+    mixed_precision,
+    trained_keys,
+    tuned_extractor,
+)
 from brainstage.models.learners import FrozenLearner, TuningLearner
 from brainstage.models.splits import validation_part
 from brainstage.models.training import HeadOptions, train_head
@@ -83,6 +89,14 @@ def test_tuning_lowers_the_validation_loss_and_touches_only_its_stages(regime):
     logits = torch.from_numpy(found.head.logits(features[held]))
     loss = nn.functional.cross_entropy(logits, torch.from_numpy(TARGETS[held])).item()
     assert loss == pytest.approx(min(losses), abs=2e-3)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_card_that_only_emulates_bfloat16_computes_in_float16(monkeypatch, native, expected):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
+    )
+    assert mixed_precision(torch.device("cuda")) == expected
 
 
 def test_running_statistics_stay_what_they_were():
