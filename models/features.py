@@ -62,7 +62,8 @@ def pooled_features(network: nn.Module, image: Tensor) -> Tensor:
     Returns
     -------
     Tensor, (B, F) float32
-        The stages of :data:`POOLING`, each averaged over its coarse grid, one after the other.
+        The stages of :data:`~brainstage.models.pooling.POOLING`, each averaged over its coarse grid, one after the
+        other.
     """
     maps = stage_maps(network, image)
     pooled = [adaptive_avg_pool3d(maps[stage], grid).flatten(1) for stage, grid in POOLING.items()]

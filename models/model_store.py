@@ -262,7 +262,7 @@ class StoredModel:
         source_sha256 : str, optional
             Hash of the scan's file.
         covariates : mapping, optional
-            The scan's values of :attr:`ModelDescription.covariate_columns`, as text; only these are looked at.
+            The scan's values of the columns that the model looks at besides the image, as text; others are ignored.
 
         Raises
         ------
