@@ -124,3 +124,14 @@ def test_heads_learn_from_sampled_scans(imbalance):
     assert min(hits[targets == 0].mean(), hits[targets == 1].mean()) > 0.7
     again = cross_validate_heads(values, targets, names, folds, classes=2, options=options)
     assert np.array_equal(run.logits, again.logits)
+
+
+@pytest.mark.parametrize("imbalance", SAMPLERS)
+def test_features_that_never_vary_do_no_harm(imbalance):
+    """Such are those of the mask-only control when all masks are the same."""
+    _, targets, names, _ = cohort()
+    values = np.ones((len(targets), 5), dtype=np.float32)
+    head, _ = train_head(
+        values, targets, names, classes=2, options=HeadOptions(imbalance=imbalance, epochs=5)
+    )
+    assert np.isfinite(head.logits(values)).all()
