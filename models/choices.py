@@ -15,5 +15,8 @@ Regime = Literal["frozen", "head+last", "full"]
 """How much of the network is trained."""
 REGIMES: Final[tuple[Regime, ...]] = get_args(Regime)
 
+MED3D_ASSETS: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "med3d-resnet50")
+"""Names of the published weights, as given to ``brainstage fetch`` and ``--weights``."""
+
 IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
 """What may be done about classes of different size."""

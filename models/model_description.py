@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,7 +110,7 @@ class ModelDescription(_Part):
     def own_id(self) -> str:
         """The `model_id` that the content gives: a short hash of everything that changes a prediction."""
         content = self.model_dump(mode="json", exclude=set(_NO_PART_OF_ID))
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return sha256_of_bytes(json.dumps(content, sort_keys=True).encode())[:12]
 
     @property
     def class_quantiles(self) -> list[float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
 from brainstage.models.choices import Strides
+from brainstage.pipeline.files import sha256_of_bytes
 
 POOLING: Final[Mapping[str, tuple[int, int, int]]] = MappingProxyType(
     {"layer2": (3, 4, 3), "layer3": (1, 1, 1), "layer4": (1, 1, 1)}
@@ -40,4 +40,4 @@ def feature_id(weights_sha256: str, architecture: str, strides: Strides) -> str:
         "pooling": {stage: list(grid) for stage, grid in POOLING.items()},
         "version": POOLING_VERSION,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of_bytes(json.dumps(content, sort_keys=True).encode())[:16]

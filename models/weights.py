@@ -17,13 +17,10 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from brainstage.models.choices import Strides
-from brainstage.models.med3d import ARCHITECTURES, build_med3d, infer_architecture, initialise_randomly
+from brainstage.models.choices import MED3D_ASSETS, Strides
+from brainstage.models.med3d import build_med3d, infer_architecture, initialise_randomly
 from brainstage.pipeline.errors import WeightsError, WeightsMissingError
 from brainstage.pipeline.files import read_json
-
-MED3D_ASSETS: Final = tuple(f"med3d-{name}" for name in ARCHITECTURES)
-"""Names of the published weights, as given to ``brainstage fetch`` and ``--weights``."""
 
 RANDOM_ARCHITECTURE: Final = "resnet10"
 """What ``random`` builds: deeper stages add nothing to filters that were never trained."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from brainstage import __version__
-from brainstage.models.choices import HEADS, IMBALANCE, REGIMES, STRIDES
+from brainstage.models.choices import HEADS, IMBALANCE, MED3D_ASSETS, REGIMES, STRIDES
 from brainstage.pipeline.errors import UsageError
 
 EXIT_CODES: Final = """exit codes:
@@ -22,7 +22,6 @@ For research; never a diagnosis."""
 
 PRIVATE_UMASK: Final = "077"
 """Nobody else reads what is written about participants."""
-MED3D: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "med3d-resnet50")
 
 _PARTICIPANTS: Final[dict[str, Any]] = {
     "nargs": "+", "default": [], "metavar": "LABEL", "help": "with or without sub-; default: all",
@@ -249,9 +248,9 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     )
     train.add_argument(
         "--weights",
-        default=MED3D[0],
+        default=MED3D_ASSETS[0],
         metavar="WEIGHTS",
-        help=f"{', '.join(MED3D)}, a path, or random; default: {MED3D[0]}",
+        help=f"{', '.join(MED3D_ASSETS)}, a path, or random; default: {MED3D_ASSETS[0]}",
     )
     train.add_argument(
         "--strides",
@@ -417,7 +416,9 @@ def _add_fetch(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         description="Bring pretrained weights once, check them, and keep them as safetensors. Nothing else ever "
         "downloads.",
     )
-    fetch.add_argument("assets", nargs="+", choices=MED3D, metavar="ASSET", help=", ".join(MED3D))
+    fetch.add_argument(
+        "assets", nargs="+", choices=MED3D_ASSETS, metavar="ASSET", help=", ".join(MED3D_ASSETS)
+    )
 
 
 def _add_demo(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 import psutil
 
+from brainstage.models.choices import MED3D_ASSETS
 from brainstage.pipeline.errors import BrainstageError, ExitCode
 
 
@@ -80,7 +81,7 @@ def _torch() -> str:
 
 
 def _weights() -> str:
-    from brainstage.models.weights import MED3D_ASSETS, cache_directory
+    from brainstage.models.weights import cache_directory
 
     there = [name for name in MED3D_ASSETS if (cache_directory() / f"{name}.safetensors").is_file()]
     if there:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
+from brainstage.models.choices import MED3D_ASSETS
 from brainstage.pipeline.errors import UsageError, WeightsError, WeightsMissingError, output_error
 from brainstage.pipeline.files import TEMPORARY_PREFIX, write_bytes, write_json
 
@@ -46,8 +47,6 @@ def hub_file(asset: str) -> HubFile:
     >>> hub_file("med3d-resnet10").name
     'resnet_10_23dataset.pth'
     """
-    from brainstage.models.weights import MED3D_ASSETS
-
     if asset not in MED3D_ASSETS:
         raise UsageError(f"unknown asset {asset!r}: known are {', '.join(MED3D_ASSETS)}")
     depth = asset.removeprefix(_MED3D)

@@ -9,7 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from brainstage.models.model_description import checked_content, read_description, require_same_preprocessing
+from brainstage.models.model_description import (
+    ModelDescription,
+    checked_content,
+    read_description,
+    require_same_preprocessing,
+)
 from brainstage.pipeline.attempt import forget_deaths
 from brainstage.pipeline.bids import Dataset, ScanFilter, read_dataset, read_filter_file
 from brainstage.pipeline.config import Config, read_config
@@ -49,7 +54,7 @@ from brainstage.workflows.participant import (
 from brainstage.workflows.progress import Progress, RunLog
 from brainstage.workflows.resources import check_space, choose_engine, folder_for_jobs
 from brainstage.workflows.run_context import RunContext
-from brainstage.workflows.stages import preprocessing_content, scan_stages
+from brainstage.workflows.stages import preprocessing_content, preprocessing_id, scan_stages
 from brainstage.workflows.status import SCANS_FILE
 
 PREDICTION_BATCH: Final = 8
@@ -151,8 +156,8 @@ def run(
     os.umask(options.umask)
     if (options.engine == "dask") != (options.dask_scheduler is not None):
         raise UsageError("--engine dask and --dask-scheduler URL belong together")
-    context = replace(_context(options, config), chain=chain)
-    classes = _checked_model(context)
+    model = _checked_model(options.model_dir, config) if options.model_dir else None
+    context = replace(_context(options, config, model), chain=chain)
     _prepare(options)
     for path, reason in chosen.set_aside:
         progress.note(f"set aside: {path}: {reason}")
@@ -173,6 +178,7 @@ def run(
     if options.level != "participant":
         # Another run may have finished scans of its own meanwhile: whoever comes last writes about all of them.
         with waited_for(options.out_dir / STATE_FOLDER / "tables-lease.json"):
+            classes = model.classes if model else ()
             outcomes = _write_tables(everything, outcomes, context, classes, options, progress)
     # The tables may hold scans of earlier runs; the exit code is about the scans of this one.
     mine = [outcomes[scan.key] for scan in chosen.scans if scan.key in outcomes]
@@ -248,25 +254,31 @@ def _prepare(options: RunOptions) -> None:
         os.environ["TMPDIR"] = str(options.work_dir.resolve())
 
 
-def _context(options: RunOptions, config: Config) -> RunContext:
-    model_id: str | None = None
-    model_covariates: tuple[str, ...] = ()
-    has_reference = False
-    if options.model_dir is not None:
-        if not options.model_dir.is_dir():
-            raise InputMissingError(
-                f"model directory {options.model_dir.name} does not exist; make one with brainstage train"
-            )
-        description = read_description(options.model_dir)
-        model_id, model_covariates = description.model_id, description.columns_read
-        has_reference = description.reference is not None
+def _checked_model(model_dir: Path, config: Config) -> ModelDescription:
+    """Return what a model says of itself, after making sure that it is whole and fits this preprocessing.
+
+    The workers load it; here that would take as long as it takes to load torch.
+    """
+    if not model_dir.is_dir():
+        raise InputMissingError(
+            f"model directory {model_dir.name} does not exist; make one with brainstage train"
+        )
+    model = read_description(model_dir)
+    content = preprocessing_content(config)
+    require_same_preprocessing(model, preprocessing_id(content), content)
+    for name, sha256 in model.files.items():
+        checked_content(model_dir, name, sha256)
+    return model
+
+
+def _context(options: RunOptions, config: Config, model: ModelDescription | None) -> RunContext:
     return RunContext(
         out_dir=options.out_dir,
         config=config,
         model_dir=options.model_dir,
-        model_id=model_id,
-        model_covariates=model_covariates,
-        model_has_reference=has_reference,
+        model_id=model.model_id if model else None,
+        model_covariates=model.columns_read if model else (),
+        model_has_reference=model is not None and model.reference is not None,
         retry_failed=options.retry_failed,
         reports_only=options.reports_only,
         stage_timeout_s=options.stage_timeout_min * 60.0,
@@ -274,20 +286,6 @@ def _context(options: RunOptions, config: Config) -> RunContext:
         started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         command=options.command,
     )
-
-
-def _checked_model(context: RunContext) -> tuple[str, ...]:
-    """Return the model's classes, after making sure that it is whole and fits this preprocessing.
-
-    The workers load it; here that would take as long as it takes to load torch.
-    """
-    if context.model_dir is None:
-        return ()
-    description = read_description(context.model_dir)
-    require_same_preprocessing(description, context.preprocessing_id, preprocessing_content(context.config))
-    for name, sha256 in description.files.items():
-        checked_content(context.model_dir, name, sha256)
-    return description.classes
 
 
 def _outcomes(tasks: list[ScanTask], options: RunOptions, progress: Progress) -> Iterator[SubjectOutcome]:

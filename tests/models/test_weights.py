@@ -8,7 +8,8 @@ import json
 import pytest
 import torch
 
-from brainstage.models.med3d import build_med3d
+from brainstage.models.choices import MED3D_ASSETS
+from brainstage.models.med3d import ARCHITECTURES, build_med3d
 from brainstage.models.weights import cache_directory, load_weights, state_bytes
 from brainstage.pipeline.errors import WeightsError, WeightsMissingError
 
@@ -120,3 +121,7 @@ def test_random_weights_are_said_to_be_random():
     assert "not pretrained" in source.words
     assert source == load_weights("random", seed=7).source
     assert source.sha256 != load_weights("random", seed=8).source.sha256
+
+
+def test_every_published_network_can_be_fetched_and_built():
+    assert tuple(f"med3d-{name}" for name in ARCHITECTURES) == MED3D_ASSETS

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from brainstage.models.baseline import BASELINE_VERSION
 from brainstage.models.calibration import fit_temperature
+from brainstage.models.choices import MED3D_ASSETS
 from brainstage.models.conformal import LEVEL, class_quantiles
 from brainstage.models.covariates import Column, CovariateExpert, chosen_columns, cross_validate_covariates
 from brainstage.models.cross_validation import (
@@ -37,7 +38,6 @@ from brainstage.models.model_store import StoredModel
 from brainstage.models.norms import ReferenceClass
 from brainstage.models.novelty import novelty_threshold
 from brainstage.models.training import LogRow
-from brainstage.models.weights import MED3D_ASSETS
 from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.files import sha256_of_json
 from brainstage.workflows.learning.curves import curves
@@ -138,10 +138,7 @@ def fit(
     """
     classes = len(cohort.classes)
     targets = np.array([cohort.classes.index(label) for label in cohort.labels], dtype=np.int64)
-    features = np.stack([a.features for a in arrays])
-    mask_features = np.stack([a.mask_features for a in arrays])
-    network = _learner(features, tuning.images if tuning else None, extractor, cohort, options, tuning)
-    outline = _learner(mask_features, tuning.masks if tuning else None, extractor, cohort, options, tuning)
+    network, outline = _learners(arrays, extractor, cohort, options, tuning)
     baseline = partial(
         cross_validate_baseline,
         np.stack([a.values for a in arrays]),
@@ -162,7 +159,7 @@ def fit(
         outline, targets, folds, classes=classes, seed=options.seed, name="brain-mask-only"
     )
     baseline_logits, baselines = baseline(targets, folds, seed=options.seed)
-    novelty_scores, novelty = cross_validate_novelty(features, folds)
+    novelty_scores, novelty = cross_validate_novelty(np.stack([a.features for a in arrays]), folds)
     control_columns = _control_columns(cohort, options)
     alone, _, _ = _covariates(control_columns, cohort, targets, folds, options)
     _, evidence, experts = _covariates(options.covariates, cohort, targets, folds, options)
@@ -199,32 +196,34 @@ def baseline_draws(scans: int) -> int:
     return min(RANDOM_LABEL_DRAWS, -(-RANDOM_LABELLED_SCANS // scans))
 
 
-def _learner(
-    features: NDArray[np.float32],
-    images: Images | None,
+def _learners(
+    arrays: Sequence[TrainingArrays],
     extractor: FeatureExtractor,
     cohort: Cohort,
     options: TrainOptions,
     tuning: Tuning | None,
-) -> Learner:
-    frozen = FrozenLearner(
-        features=features,
+) -> tuple[Learner, Learner]:
+    """Return what learns from the images, and what learns from their brain masks alone."""
+    on_features = partial(
+        FrozenLearner,
         participants=cohort.participants,
         classes=len(cohort.classes),
         options=options.head_options,
         head=options.head,
         channel=feature_channels(extractor.source.architecture),
     )
-    if tuning is None or images is None:
-        return frozen
-    return TuningLearner(
-        frozen=frozen,
+    network = on_features(features=np.stack([a.features for a in arrays]))
+    outline = on_features(features=np.stack([a.mask_features for a in arrays]))
+    if tuning is None:
+        return network, outline
+    on_images = partial(
+        TuningLearner,
         base=extractor,
-        images=images,
         options=options.tune_options,
         checkpoints=tuning.checkpoints,
         log=tuning.log,
     )
+    return on_images(frozen=network, images=tuning.images), on_images(frozen=outline, images=tuning.masks)
 
 
 def _describe(

@@ -101,18 +101,24 @@ class TrainOptions:
     @property
     def head_options(self) -> HeadOptions:
         """What concerns the head on frozen features."""
-        chosen = {"epochs": self.epochs, "patience": self.patience} if self.finetune == "frozen" else {}
-        given = {name: value for name, value in chosen.items() if value is not None}
+        given = self._given_length if self.finetune == "frozen" else {}
         return HeadOptions(imbalance=self.imbalance, seed=self.seed, **given)
 
     @property
     def tune_options(self) -> TuneOptions:
         """What concerns the network."""
-        chosen = {"epochs": self.epochs, "patience": self.patience}
-        given = {name: value for name, value in chosen.items() if value is not None}
         return TuneOptions(
-            regime=self.finetune, imbalance=self.imbalance, augment=self.recipes, seed=self.seed, **given
+            regime=self.finetune,
+            imbalance=self.imbalance,
+            augment=self.recipes,
+            seed=self.seed,
+            **self._given_length,
         )
+
+    @property
+    def _given_length(self) -> dict[str, int]:
+        chosen = {"epochs": self.epochs, "patience": self.patience}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     @property
     def recipes(self) -> tuple[str, ...]:
