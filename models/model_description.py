@@ -21,7 +21,7 @@ from brainstage.pipeline.files import sha256_of_bytes
 DESCRIPTION_FILE: Final = "model.json"
 AGE_AND_SEX: Final = ("age", "sex")
 """What a class of reference goes by, and what the control without an image knows in any case."""
-_NO_PART_OF_ID: Final = frozenset({"model_id", "versions"})
+_NO_PART_OF_ID: Final = frozenset({"model_id", "versions", "kernels"})
 _MAX_DIFFERENCES_SHOWN: Final = 5
 
 
@@ -67,7 +67,8 @@ class ModelDescription(_Part):
 
     `fold_of_training_scan` leads from the sha256 of a training scan's file to the fold that held it out;
     `covariate_experts` has one for each fold, or none where the model looks at the image alone. `reference` says what
-    is usual in one of the classes, and has no part in predictions.
+    is usual in one of the classes, and has no part in predictions. `kernels` are those of the training, from
+    :func:`~brainstage.models.kernels.kernels`; another processor adds in another order.
     """
 
     schema_version: Literal[1] = 1
@@ -93,6 +94,7 @@ class ModelDescription(_Part):
     covariate_experts: tuple[CovariateExpert, ...] = ()
     reference: ReferenceClass | None = None
     versions: dict[str, str] = Field(default_factory=dict)
+    kernels: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 
     @property

@@ -33,6 +33,7 @@ from brainstage.models.covariates import Row
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.fine_tuning import tuned_extractor
 from brainstage.models.heads import LinearHead, head_arrays, head_from_arrays
+from brainstage.models.kernels import kernels
 from brainstage.models.learners import FoldModel
 from brainstage.models.med3d import build_med3d
 from brainstage.models.model_description import (
@@ -59,7 +60,7 @@ class StoredModel:
     Parameters
     ----------
     description : ModelDescription
-        `model_id`, `versions` and `files` are filled in here.
+        `model_id`, `versions`, `kernels` and `files` are filled in here.
     extractor : FeatureExtractor
         With the network as it was before training.
     models, novelty, baselines : sequence
@@ -117,7 +118,8 @@ class StoredModel:
             return self._described
         files = {name: sha256_of_bytes(content) for name, content in self.weight_files.items()}
         versions = {package: version(package) for package in _PACKAGES}
-        filled = self._described.model_copy(update={"files": files, "versions": versions})
+        found = {"files": files, "versions": versions, "kernels": kernels()}
+        filled = self._described.model_copy(update=found)
         return filled.model_copy(update={"model_id": filled.own_id})
 
     @property

@@ -84,16 +84,19 @@ class ReferenceClass(BaseModel):
     ----------
     label : str
     norms : tuple of Norm
+    measured_by : str
+        Version of the measures; values of another version are compared with nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     label: str
     norms: tuple[Norm, ...]
+    measured_by: str = "1"  # of those written before there was a second
 
 
 def fit_reference(
-    label: str, people: Sequence[ReferencePerson], measures: Sequence[str]
+    label: str, people: Sequence[ReferencePerson], measures: Sequence[str], measured_by: str = "1"
 ) -> ReferenceClass | None:
     """Fit every norm that the people of a class allow; None when there are too few for any.
 
@@ -104,15 +107,21 @@ def fit_reference(
     people : sequence of ReferencePerson
         One entry a person.
     measures : sequence of str
+    measured_by : str
+        Version of the measures.
     """
     norms = [norm for name in measures for by in _CHOICES if (norm := _fitted(name, by, people)) is not None]
-    return ReferenceClass(label=label, norms=tuple(norms)) if norms else None
+    return ReferenceClass(label=label, norms=tuple(norms), measured_by=measured_by) if norms else None
 
 
 def compare(
-    reference: ReferenceClass, measures: Mapping[str, float | None], age: float | None, sex: str | None
+    reference: ReferenceClass,
+    measures: Mapping[str, float | None],
+    age: float | None,
+    sex: str | None,
+    measured_by: str = "1",
 ) -> tuple[ReferenceFinding, ...]:
-    """Hold a person's measures against a class of reference.
+    """Compare a person's measures with a class of reference.
 
     Parameters
     ----------
@@ -121,6 +130,8 @@ def compare(
         Name to value; one that is unknown or not above 0 is left out.
     age, sex
         Of the person; None where unknown, and then compared with everybody of the class.
+    measured_by : str
+        Version of the person's measures.
     """
     findings = []
     for name in dict.fromkeys(norm.measure for norm in reference.norms):
@@ -130,7 +141,18 @@ def compare(
         fitting = [
             norm for norm in reference.norms if norm.measure == name and _row(norm.by, age, sex) is not None
         ]
-        if fitting:
+        if fitting and measured_by != reference.measured_by:
+            findings.append(
+                ReferenceFinding(
+                    measure=name,
+                    value=float(value),
+                    label=reference.label,
+                    people=fitting[0].people,
+                    by=(),
+                    reason="the model's cohort was measured by another version of brainstage: train it again",
+                )
+            )
+        elif fitting:
             findings.append(_finding(reference.label, fitting[0], float(value), age, sex))
     return tuple(findings)
 

@@ -6,6 +6,7 @@ taken at 2 mm, smoothed alike, whatever the output resolution, so that bounds me
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -17,12 +18,13 @@ from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.records import CorrectedBrain, RegisteredBrain, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Volume
-from brainstage.preprocessing.morphometry import MORPHOMETRY, morphometry
+from brainstage.preprocessing.morphometry import MEDIAL_TEMPORAL, medial_temporal_fluid
 from brainstage.preprocessing.orientation import centre_mm, correlation_inside, rotation_degrees_of
 from brainstage.preprocessing.registration import dice, scale_of
-from brainstage.preprocessing.resampling import resampled, resampled_mask
+from brainstage.preprocessing.resampling import interpolated, resampled, resampled_mask
 from brainstage.preprocessing.second_opinion import mask_agreement
 from brainstage.preprocessing.template import Template, load_template
+from brainstage.preprocessing.ventricles import ventricle_share
 
 MeasureValue = float | bool | str | None
 
@@ -30,12 +32,20 @@ MEASURED_AT_MM: Final = 2.0
 COMPARED_FWHM_MM: Final = 4.0
 """Brain and template are smoothed alike before they are compared: anatomy counts, not voxel size or noise."""
 TISSUE_PROBABILITY: Final = 0.9
-MIXTURE_SAMPLE: Final = 40_000
+MIXTURE_QUANTILES: Final = 4000
+MIXTURE_TAIL_PERCENT: Final = 0.5
+"""Left out at both ends: vessels and what stripping left of the skull."""
+MIXTURE_START_PERCENTILES: Final = (8.0, 45.0, 85.0)
+MIXTURE_GAIN: Final = 1e-3
+"""Of the mean log-likelihood in a step, where the fit ends."""
+MIXTURE_STEPS: Final = 60
+MIXTURE_LEAST: Final = 1e-6
 LEAST_VOXELS_OF_TISSUES: Final = 1000
 WELL_INSIDE_MM: Final = 8.0
 """Template voxels deeper under its surface are brain in every person, once the brain is registered."""
-NO_SIGNAL: Final = 0.1
-"""Of the brain's median. The darkest fluid of inversion-prepared scans keeps 0.2 and more after smoothing."""
+NO_SIGNAL: Final = (0.05, 0.15)
+"""Of the brain's median: below the first nothing is there, above the second something is. The darkest fluid of
+inversion-prepared scans keeps 0.2 and more after smoothing."""
 RIM_MM: Final = 2.0
 TURNS_AT_MM: Final = 8.0
 NODS_DEG: Final = (-24.0, -12.0, 0.0, 12.0, 24.0)
@@ -88,10 +98,11 @@ def measure(
         "skull_stripped_input": stripped.skull_stripped_input,
         "header_warnings": ";".join(stripped.findings.warning_codes),
         "upright_margin": _rounded(upright_margin(brain, template)),
-        "missing_tissue_ml": _rounded(missing_tissue_ml(smooth, brain_mask)),
+        "missing_tissue_ml": _rounded(missing_tissue_ml(smooth, _fraction(registered.brain_mask, template))),
         "rim_to_grey": rim_to_grey(corrected, tissues),
         "clipped_share": _rounded(clipped_share(stripped)),
-        **_morphometry(brain, brain_mask),
+        "ventricle_share": ventricle_share(corrected, registered.native_to_template),
+        **_medial_temporal(brain, brain_mask),
     }
     if second_opinion:
         agreement = mask_agreement(stripped, seed=seed)
@@ -99,13 +110,13 @@ def measure(
     return measures
 
 
-def _morphometry(brain: NDArray[np.float32], brain_mask: BrainMask) -> dict[str, float | None]:
-    """Return the shares of fluid, held against tissue of the same voxel size: mixed voxels count alike."""
+def _medial_temporal(brain: NDArray[np.float32], brain_mask: BrainMask) -> dict[str, float | None]:
+    """Return the shares of fluid, compared with tissue of the same voxel size: mixed voxels count alike."""
     values = brain[brain_mask.data]
     if values.size < LEAST_VOXELS_OF_TISSUES:
-        return dict.fromkeys(MORPHOMETRY)
+        return dict.fromkeys(MEDIAL_TEMPORAL)
     tissues = fit_tissues(values)
-    return morphometry(brain, brain_mask, tissues.grey_mean, tissues.white_mean)
+    return medial_temporal_fluid(brain, brain_mask, tissues.grey_mean, tissues.white_mean)
 
 
 def upright_margin(brain: NDArray[np.float32], template: Template) -> float:
@@ -136,35 +147,39 @@ def upright_margin(brain: NDArray[np.float32], template: Template) -> float:
 
 
 def _best_fit(small: Volume, target: Template, turn: Rotation) -> float:
-    """Return the best correlation of a turned brain that may nod and then shift."""
+    """Return the best correlation of a turned brain that may nod and shift."""
 
-    def fit(nod_deg: float, shift_mm: tuple[float, float, float]) -> float:
+    def fit(nod_deg: float, front_mm: float, up_mm: float) -> float:
         matrix = np.eye(4)
         matrix[:3, :3] = (turn * Rotation.from_euler("x", nod_deg, degrees=True)).as_matrix()
-        matrix[:3, 3] = centre - matrix[:3, :3] @ centre + shift_mm
-        moved = resampled(small, target.grid, matrix).data
+        matrix[:3, 3] = centre - matrix[:3, :3] @ centre + (0.0, front_mm, up_mm)
+        moved = interpolated(small.data, small.voxel_to_ras, target.grid, matrix)
         return correlation_inside(moved, target.t1w.data, target.brain_mask.data)
 
     centre = centre_mm(target.brain_mask)
-    nod_deg = max(NODS_DEG, key=lambda angle: fit(angle, (0.0, 0.0, 0.0)))
-    return max(fit(nod_deg, (0.0, front, up)) for front in SHIFTS_MM for up in SHIFTS_MM)
+    # All of them: the best shift of the best nod would jump where two nods fit alike.
+    return max(fit(*tried) for tried in itertools.product(NODS_DEG, SHIFTS_MM, SHIFTS_MM))
 
 
-def missing_tissue_ml(smooth: NDArray[np.float32], brain_mask: BrainMask) -> float:
+def missing_tissue_ml(smooth: NDArray[np.float32], brain_fraction: NDArray[np.float32]) -> float:
     """Return how much of the template's inside holds no brain: outside the mask, or without signal.
+
+    A voxel counts by how little of it is there, so that none of them flips.
 
     Parameters
     ----------
     smooth : ndarray, (I, J, K) float32
         The brain at 2 mm, in its own units, smoothed.
-    brain_mask : BrainMask
-        On the same grid.
+    brain_fraction : ndarray, (I, J, K) float32
+        Of each of these voxels that lies in the brain mask, 0 to 1.
     """
-    if not brain_mask.data.any():
-        return float(_well_inside().sum()) * MEASURED_AT_MM**3 / 1000.0
-    silent = smooth < NO_SIGNAL * np.median(smooth[brain_mask.data])
-    missing = _well_inside() & (silent | ~brain_mask.data)
-    return float(missing.sum()) * MEASURED_AT_MM**3 / 1000.0
+    deep, inside = _well_inside(), brain_fraction >= 0.5
+    if not inside.any():
+        return float(deep.sum()) * MEASURED_AT_MM**3 / 1000.0
+    silent, sounding = NO_SIGNAL
+    signal = np.clip((smooth[deep] / np.median(smooth[inside]) - silent) / (sounding - silent), 0.0, 1.0)
+    present = np.minimum(signal, np.clip(2.0 * brain_fraction[deep] - 0.5, 0.0, 1.0))
+    return float((1.0 - present).sum(dtype=np.float64)) * MEASURED_AT_MM**3 / 1000.0
 
 
 def rim_to_grey(corrected: CorrectedBrain, tissues: Tissues) -> float | None:
@@ -205,24 +220,92 @@ class Tissues:
 def fit_tissues(values: NDArray[np.float32]) -> Tissues:
     """Fit three Gaussians (fluid, grey, white) to the intensities of a brain.
 
+    Expectation maximisation on quantiles, ended early: the fit with the highest likelihood gives one class to the
+    rim of the fluid and joins grey and white matter. Neither a voxel more or less nor the last digit of an intensity
+    makes it jump: quantiles move as little as they do, and the end lies between two steps.
+
     Parameters
     ----------
     values : ndarray, (N,)
         Bias-corrected intensities inside the mask.
     """
-    from sklearn.mixture import GaussianMixture  # heavy
-
-    low, high = np.percentile(values, (0.5, 99.5))
-    kept = values[(values >= low) & (values <= high)]
-    sample = kept[:: max(1, kept.size // MIXTURE_SAMPLE)].astype(np.float64).reshape(-1, 1)
+    tail = MIXTURE_TAIL_PERCENT / 100.0
+    steps = (np.arange(MIXTURE_QUANTILES) + 0.5) / MIXTURE_QUANTILES
+    sample = np.quantile(values, tail + (1.0 - 2.0 * tail) * steps).astype(np.float64)
     scale = float(sample.std()) or 1.0
-    start = np.percentile(sample, (8, 45, 85)).reshape(-1, 1) / scale
-    mixture = GaussianMixture(3, means_init=start, random_state=0, max_iter=60, tol=1e-3).fit(sample / scale)
-    order = np.argsort(mixture.means_.ravel())
-    means = mixture.means_.ravel()[order] * scale
-    sds = np.sqrt(mixture.covariances_.ravel()[order]) * scale
+    classes = _fitted_mixture(sample / scale)
+    _, grey, white = np.argsort(classes.mean)
     return Tissues(
-        grey_mean=float(means[1]), grey_sd=float(sds[1]), white_mean=float(means[2]), white_sd=float(sds[2])
+        grey_mean=float(classes.mean[grey] * scale),
+        grey_sd=float(classes.sd[grey] * scale),
+        white_mean=float(classes.mean[white] * scale),
+        white_sd=float(classes.sd[white] * scale),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Classes:
+    """Share, mean and variance of three Gaussians, each (3,) float64."""
+
+    share: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+    @property
+    def sd(self) -> NDArray[np.float64]:
+        deviations: NDArray[np.float64] = np.sqrt(self.variance)
+        return deviations
+
+    def density(self, sample: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return share times density of each class, (N, 3)."""
+        apart = (sample[:, np.newaxis] - self.mean) ** 2 / self.variance
+        density: NDArray[np.float64] = (
+            self.share * np.exp(-0.5 * apart) / np.sqrt(2.0 * np.pi * self.variance)
+        )
+        return density
+
+    def towards(self, other: _Classes, part: float) -> _Classes:
+        """Return what lies between these and others: 0 these, 1 the others."""
+
+        def between(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+            return (1.0 - part) * mine + part * theirs
+
+        return _Classes(
+            share=between(self.share, other.share),
+            mean=between(self.mean, other.mean),
+            variance=between(self.variance, other.variance),
+        )
+
+
+def _fitted_mixture(sample: NDArray[np.float64]) -> _Classes:
+    """Return the classes where a step gains as much mean log-likelihood as :data:`MIXTURE_GAIN`."""
+    start = np.percentile(sample, MIXTURE_START_PERCENTILES)
+    nearest = np.abs(sample[:, np.newaxis] - start).argmin(axis=1)
+    classes = _maximised(sample, np.eye(3)[nearest])
+    likelihood = -np.inf
+    gain = np.inf
+    for _ in range(MIXTURE_STEPS):
+        density = np.maximum(classes.density(sample), np.finfo(np.float64).tiny)
+        total = density.sum(axis=1)
+        before, likelihood = likelihood, float(np.log(total).mean())
+        last_gain, gain = gain, max(likelihood - before, MIXTURE_LEAST)
+        following = _maximised(sample, density / total[:, np.newaxis])
+        if gain <= MIXTURE_GAIN:
+            part = np.log(last_gain / MIXTURE_GAIN) / np.log(last_gain / gain) if last_gain < np.inf else 1.0
+            return classes.towards(following, float(part))
+        classes = following
+    return classes
+
+
+def _maximised(sample: NDArray[np.float64], belongs: NDArray[np.float64]) -> _Classes:
+    """Return the classes that fit best to what belongs to them, (N, 3); one that has nothing stands at the mean."""
+    count = belongs.sum(axis=0) + MIXTURE_LEAST
+    mean = (sample @ belongs + MIXTURE_LEAST * sample.mean()) / count
+    variance = np.square(sample[:, np.newaxis] - mean)
+    return _Classes(
+        share=count / len(sample),
+        mean=mean,
+        variance=(variance * belongs).sum(axis=0) / count + MIXTURE_LEAST,
     )
 
 
@@ -251,6 +334,12 @@ def _own_units_at(registered: RegisteredBrain, template: Template) -> NDArray[np
     own = registered.brain.data * np.float32(normalisation.scale) + np.float32(normalisation.centre)
     inside = np.where(registered.brain_mask.data, np.maximum(own, 0.0), np.float32(0.0))
     return resampled(registered.brain.with_data(inside), template.grid).data
+
+
+def _fraction(brain_mask: BrainMask, template: Template) -> NDArray[np.float32]:
+    """Return how much of each voxel of the template lies in a mask."""
+    mask = Volume(data=brain_mask.data.astype(np.float32), voxel_to_ras=brain_mask.voxel_to_ras)
+    return resampled(mask, template.grid).data
 
 
 def _ball(spacing_mm: tuple[float, float, float], radius_mm: float) -> NDArray[np.bool_]:

@@ -1,8 +1,7 @@
-"""How much fluid there is in the ventricles and around the medial temporal lobes: what atrophy changes first.
+"""How much fluid there is around the medial temporal lobes.
 
-Shares, not volumes: in template space the head's size has gone. Nothing here segments a structure. The ventricles
-are what is fluid and hangs together with the template's; the medial temporal regions are boxes, and what is fluid
-in them lies in the temporal horns, the choroid fissures and around the lobes.
+Shares, not volumes: in template space the head's size has gone. Nothing here segments a structure: the regions are
+boxes, and what is fluid in them lies in the temporal horns, the choroid fissures and around the lobes.
 """
 
 from __future__ import annotations
@@ -13,34 +12,31 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from brainstage.pipeline.volume import BrainMask
-from brainstage.preprocessing.regions import coarse_atlas, ventricle_surroundings
+from brainstage.preprocessing.regions import coarse_atlas
 
+MORPHOMETRY_VERSION: Final = "2"
+"""Raised when one of the measures becomes another: what is usual by one version is not by the next."""
 MORPHOMETRY_MM: Final = 2.0
-HALF_FLUID: Final = 0.5
-VENTRICLE_GROWTH_MM: Final = 16.0
-"""How far from the template's own ventricles fluid still belongs to a person's."""
 
-MORPHOMETRY: Final = ("ventricle_share", "medial_temporal_fluid_left", "medial_temporal_fluid_right")
-"""The measures, by name; per cent."""
+MEDIAL_TEMPORAL: Final = ("medial_temporal_fluid_left", "medial_temporal_fluid_right")
+MORPHOMETRY: Final = ("ventricle_share", *MEDIAL_TEMPORAL)
+"""The measures of fluid, by name; per cent. For the first see :mod:`brainstage.preprocessing.ventricles`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Regions:
     """Where to look, (I, J, K) bool on the template's grid of 2 mm."""
 
-    ventricles: NDArray[np.bool_]
-    around_ventricles: NDArray[np.bool_]
     left_medial_temporal: NDArray[np.bool_]
     right_medial_temporal: NDArray[np.bool_]
 
 
-def morphometry(
+def medial_temporal_fluid(
     brain: NDArray[np.float32], brain_mask: BrainMask, grey_mean: float, white_mean: float
 ) -> dict[str, float | None]:
-    """Return the share of fluid in three places, in per cent.
+    """Return the share of fluid around the medial temporal lobes, in per cent.
 
     Fluid is as much darker than grey matter as that is darker than white matter; what lies between counts in part.
 
@@ -56,23 +52,15 @@ def morphometry(
     Returns
     -------
     dict
-        ``ventricle_share``: lateral ventricles over the brain mask; ``medial_temporal_fluid_left`` and
-        ``medial_temporal_fluid_right``: fluid over what is in the mask there. None where grey and white matter
-        have no contrast, or no brain is there.
+        ``medial_temporal_fluid_left`` and ``medial_temporal_fluid_right``: fluid over what is in the mask there. None
+        where grey and white matter have no contrast, or no brain is there.
     """
     mask = brain_mask.data
-    regions = _regions()
     if white_mean <= grey_mean or not mask.any():
-        return dict.fromkeys(MORPHOMETRY)
+        return dict.fromkeys(MEDIAL_TEMPORAL)
     fluid = np.where(mask, np.clip((grey_mean - brain) / (white_mean - grey_mean), 0.0, 1.0), 0.0)
-    mostly_fluid = fluid > HALF_FLUID
-    ventricles = ndimage.binary_dilation(
-        regions.ventricles & mostly_fluid,
-        iterations=round(VENTRICLE_GROWTH_MM / MORPHOMETRY_MM),
-        mask=regions.around_ventricles & mostly_fluid,
-    )
+    regions = _regions()
     return {
-        "ventricle_share": _per_cent(fluid[ventricles].sum(), mask.sum()),
         "medial_temporal_fluid_left": _share(fluid, mask & regions.left_medial_temporal),
         "medial_temporal_fluid_right": _share(fluid, mask & regions.right_medial_temporal),
     }
@@ -89,16 +77,10 @@ def _regions() -> _Regions:
         return found
 
     return _Regions(
-        ventricles=region("left lateral ventricle") | region("right lateral ventricle"),
-        around_ventricles=ventricle_surroundings(MORPHOMETRY_MM),
         left_medial_temporal=region("left medial temporal"),
         right_medial_temporal=region("right medial temporal"),
     )
 
 
 def _share(fluid: NDArray[np.floating], inside: NDArray[np.bool_]) -> float | None:
-    return _per_cent(fluid[inside].sum(), inside.sum()) if inside.any() else None
-
-
-def _per_cent(part: float, whole: float) -> float:
-    return float(f"{100.0 * float(part) / float(whole):.4g}")
+    return float(f"{100.0 * fluid[inside].sum() / inside.sum():.4g}") if inside.any() else None

@@ -16,7 +16,7 @@ from brainstage.pipeline.errors import ConfigError
 from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain
 from brainstage.preprocessing.measures import MeasureValue, measure
 
-STAGE_VERSION: Final = "4"
+STAGE_VERSION: Final = "5"
 
 WARNING_CODES_THAT_WARN: Final = ("form_conflict", "orientation_assumed", "sheared", "nonfinite_values")
 MRIQC: Final = "MRIQC (Esteban 2017, 10.1371/journal.pone.0184661)"
@@ -241,8 +241,8 @@ MEASURES: Final[tuple[Measure, ...]] = (
         added=True,
         bounds=_bounds((None, 9.0), (None, 20.0)),
         explanation="Volume inside the template, at least 8 mm under its surface, where the scan has no brain mask or "
-        "no signal. High when part of the brain lies outside the field of view, dropped out, or was cut away, or the "
-        "registration failed.",
+        "no signal; a voxel counts by how little of it is there. High when part of the brain lies outside the field "
+        "of view, dropped out, or was cut away, or the registration failed.",
         source=_OWN,
     ),
     Measure(
@@ -272,8 +272,9 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="%",
         direction="note",
         added=True,
-        explanation="Lateral ventricles over the brain mask, from the fluid that hangs together with the template's "
-        "ventricles. It rises with age and with atrophy; it is told, and never judged.",
+        explanation="Lateral ventricles with their temporal horns over the brain mask, in native space: fluid by how "
+        "little tissue lies between it and the template's ventricles. It rises with age and with atrophy; it is "
+        "reported, and never judged.",
         source=_FLUID,
     ),
     Measure(

@@ -231,11 +231,25 @@ def _within(
 
 def _ventricles(template: Template) -> NDArray[np.bool_]:
     """Return the template's fluid with a rim of 2 mm; the boxes say which fluid is that of the lateral ventricles."""
-    tissue = template.grey_matter + template.white_matter
-    fluid = template.brain_mask.data & (tissue < 1.0 - _FLUID_PROBABILITY)
     rim_voxels = round(_VENTRICLE_RIM_MM / template.grid.spacing_mm[0])
-    widened: NDArray[np.bool_] = ndimage.binary_dilation(fluid, iterations=rim_voxels)
+    widened: NDArray[np.bool_] = ndimage.binary_dilation(_fluid(template), iterations=rim_voxels)
     return widened
+
+
+def _fluid(template: Template) -> NDArray[np.bool_]:
+    tissue = template.grey_matter + template.white_matter
+    return template.brain_mask.data & (tissue < 1.0 - _FLUID_PROBABILITY)
+
+
+def ventricle_fluid(resolution_mm: float = 1.0) -> NDArray[np.bool_]:
+    """Return the fluid of the template's own lateral ventricles, (I, J, K).
+
+    Parameters
+    ----------
+    resolution_mm : float
+        Of the template's grid.
+    """
+    return ventricle_surroundings(resolution_mm) & _fluid(load_template(resolution_mm))
 
 
 def ventricle_surroundings(resolution_mm: float = 1.0) -> NDArray[np.bool_]:

@@ -438,11 +438,17 @@ def _add_demo(commands: Any) -> None:  # noqa: ANN401 - argparse has no public n
 
 
 def _add_doctor(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
-    commands.add_parser(
+    parser = commands.add_parser(
         "doctor",
         help="what is installed, what is missing, what to do",
         description="Say what is installed, what is missing and what to do; exit with 0 when brainstage run can work, "
         "and with 66 otherwise.",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="MODEL_DIR",
+        help="also show which processor and kernels this model was trained under, beside those here",
     )
 
 

@@ -195,10 +195,10 @@ def _demo(options: argparse.Namespace) -> int:
     return run_demo(options.directory, _say)
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> int:
     from brainstage.workflows.doctor import examine
 
-    return examine(_say)
+    return examine(_say, options.model)
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, dict[str, Any]]:

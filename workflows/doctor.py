@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 import psutil
 
@@ -12,8 +13,20 @@ from brainstage.models.choices import MED3D_ASSETS
 from brainstage.pipeline.errors import BrainstageError, ExitCode
 
 
-def examine(say: Callable[[str], None]) -> ExitCode:
-    """Check packages, template, networks and weights, one line each.
+def examine(say: Callable[[str], None], model_dir: Path | None = None) -> ExitCode:
+    """Check packages, template, networks and weights, one line each, and show the kernels of this machine.
+
+    Parameters
+    ----------
+    say : callable
+        Gets each line.
+    model_dir : Path, optional
+        A model whose kernels of training are shown beside those here.
+
+    Raises
+    ------
+    ModelError
+        When `model_dir` is no usable model directory.
 
     Returns
     -------
@@ -38,7 +51,35 @@ def examine(say: Callable[[str], None]) -> ExitCode:
     say(
         f"         {len(os.sched_getaffinity(0))} processors, {memory_gb:.0f} GB of memory free; a scan needs 3 GB"
     )
+    if good:
+        _say_kernels(say, model_dir)
     return ExitCode.DONE if good else ExitCode.INPUT_MISSING
+
+
+def _say_kernels(say: Callable[[str], None], model_dir: Path | None) -> None:
+    from brainstage.models.kernels import kernels
+    from brainstage.models.model_description import read_description
+
+    here = kernels()
+    say(f"         kernels: {_listed(here)}")
+    if model_dir is None:
+        return
+    trained = read_description(model_dir).kernels
+    if not trained:
+        say(f"         {model_dir.name} does not say which kernels it was trained under")
+        return
+    differing = [name for name in here.keys() | trained.keys() if here.get(name) != trained.get(name)]
+    say(f"         {model_dir.name} was trained under: {_listed(trained)}")
+    say(
+        f"         these differ here: {', '.join(sorted(differing))}; numbers then agree to within the table of "
+        "docs/concepts/processors.md, and nothing is refused"
+        if differing
+        else "         the same as here"
+    )
+
+
+def _listed(kernels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in kernels.items())
 
 
 def _packages(say: Callable[[str], None]) -> bool:

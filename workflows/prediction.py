@@ -14,6 +14,7 @@ from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import read_json, write_json
 from brainstage.pipeline.records import AssessedBrain, Prediction, ReferenceFinding
 from brainstage.pipeline.stage import Stage
+from brainstage.preprocessing.morphometry import MORPHOMETRY_VERSION
 
 if TYPE_CHECKING:
     from brainstage.models.model_store import StoredModel
@@ -150,7 +151,8 @@ def reference_findings(
     from brainstage.models.norms import compare
 
     numbers = {name: value for name, value in measures.items() if isinstance(value, float)}
-    return compare(reference, numbers, number_or_none(covariates.get("age")), covariates.get("sex"))
+    age = number_or_none(covariates.get("age"))
+    return compare(reference, numbers, age, covariates.get("sex"), MORPHOMETRY_VERSION)
 
 
 def _save(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:

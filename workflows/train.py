@@ -26,7 +26,7 @@ from brainstage.models.weights import load_weights
 from brainstage.pipeline.errors import BrainstageError, UsageError
 from brainstage.pipeline.files import write_text
 from brainstage.pipeline.review import read_decisions
-from brainstage.preprocessing.morphometry import MORPHOMETRY
+from brainstage.preprocessing.morphometry import MORPHOMETRY, MORPHOMETRY_VERSION
 from brainstage.workflows.learning.features import TrainingArrays, read_network_input, training_arrays
 from brainstage.workflows.learning.fitting import fit, tuning_for
 from brainstage.workflows.learning.labelled_cohort import (
@@ -162,7 +162,9 @@ def _reference(cohort: Cohort, asked: str | None, say: Callable[[str], None]) ->
         raise UsageError(
             f"--reference-class {label!r} is none of the classes, which are {', '.join(cohort.classes)}"
         )
-    reference = fit_reference(label, reference_people(cohort, label), MORPHOMETRY)
+    reference = fit_reference(
+        label, reference_people(cohort, label), MORPHOMETRY, measured_by=MORPHOMETRY_VERSION
+    )
     if reference is None:
         say(f"too few people of class {label} to say what is usual there: no scan will be held against it")
     return reference

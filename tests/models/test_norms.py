@@ -93,3 +93,11 @@ def test_norms_come_back_from_their_file_as_they_were() -> None:
     assert reference is not None
     again = ReferenceClass.model_validate_json(reference.model_dump_json())
     assert compare(again, {"fluid": 2.0}, 70, "F") == compare(reference, {"fluid": 2.0}, 70, "F")
+
+
+def test_what_another_version_measured_is_compared_with_nothing() -> None:
+    reference = fit_reference("CN", people(100, 0), ["fluid"], measured_by="1")
+    assert reference is not None
+    (finding,) = compare(reference, {"fluid": 2.0}, 70, "F", measured_by="2")
+    assert (finding.value, finding.low, finding.percentile) == (2.0, None, None)
+    assert "train it again" in finding.reason

@@ -132,7 +132,8 @@ def test_the_field_goes_on_evenly_beyond_the_mask(phantom: Phantom) -> None:
     head = brain.with_data(brain.data * field_at(brain))
     found = fast_n4_field(head, mask, BiasFieldConfig())
     first = np.flatnonzero(mask.data.any(axis=(1, 2)))[0]
-    assert np.array_equal(found[0], found[max(first - 3, 1)])
+    # The same sum of the same products; a kernel may add them in another order for another row of the matrix.
+    assert np.allclose(found[0], found[max(first - 3, 1)], rtol=1e-5)
     inside = found[mask.data]
     assert found.min() > 0.5 * inside.min()
     assert found.max() < 2.0 * inside.max()

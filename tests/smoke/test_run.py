@@ -220,10 +220,9 @@ def test_all_stripped_brains_are_recognised(shared_data: Path) -> None:
 @pytest.mark.shared_data
 def test_the_share_of_the_ventricles_is_that_of_manual_labels(shared_data: Path, tmp_path: Path) -> None:
     source, lateral_ventricles = shared_data / "oasis_labelled", (49, 50, 51, 52)
-    people = ["1003", "1023", "1004", "1119"]
-    # Threads decide the last digits of a registration, and these which thin parts of small ventricles hang together.
+    people = ["1003", "1023", "1004", "1024", "1119"]
     run = ["run", str(source), str(tmp_path), "--participant-label", *people, "--resolution", "2"]
-    assert main([*run, "--deterministic"]) == 0
+    assert main(run) == 0
     found = {row["participant_id"]: float(row["ventricle_share"]) for row in rows_of(tmp_path / "qc.csv")}
     drawn = {}
     for name in found:
@@ -232,8 +231,9 @@ def test_the_share_of_the_ventricles_is_that_of_manual_labels(shared_data: Path,
         drawn[name] = 100 * np.isin(labels, lateral_ventricles).sum() / (labels > 0).sum()
         assert found[name] == pytest.approx(drawn[name], rel=0.25)
     assert np.corrcoef(list(found.values()), list(drawn.values()))[0, 1] > 0.99
-    # 1023 is 1003, scanned another day
-    assert found["sub-1023"] == pytest.approx(found["sub-1003"], rel=0.15)
+    # The same people, scanned another day.
+    assert found["sub-1023"] == pytest.approx(found["sub-1003"], rel=0.08)
+    assert found["sub-1024"] == pytest.approx(found["sub-1004"], rel=0.08)
 
 
 @pytest.mark.shared_data

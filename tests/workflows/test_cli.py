@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from brainstage import __version__
+from brainstage.models.kernels import kernels
 from brainstage.pipeline.engine import THREAD_VARIABLES
 from brainstage.pipeline.errors import StorageError
 from brainstage.workflows.arguments import build_parser
@@ -239,6 +241,19 @@ def test_the_command_line_says_what_is_written_in_its_help(capsys):
         text = capsys.readouterr().out
         assert text.startswith(f"usage: brainstage {command}")
         assert "18 the filters select nothing" in text
+
+
+def test_the_doctor_shows_the_kernels_here_and_those_of_a_model(capsys, tmp_path, monkeypatch):
+    assert main(["doctor"]) == 0
+    assert "kernels: processor" in capsys.readouterr().out
+    assert main(["doctor", "--model", str(tmp_path)]) == 65
+    assert "no model directory" in capsys.readouterr().err
+    trained = SimpleNamespace(kernels=kernels() | {"numpy": "OpenBLAS 0.3.1 Prescott"})
+    monkeypatch.setattr("brainstage.models.model_description.read_description", lambda _: trained)
+    assert main(["doctor", "--model", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "trained under: processor" in said
+    assert "these differ here: numpy;" in said
 
 
 @pytest.mark.parametrize("words", [["--version"], ["run", "--version"]], ids=["program", "command"])

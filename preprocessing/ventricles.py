@@ -1,0 +1,232 @@
+"""How large the lateral ventricles of a brain are, measured in native space without a threshold.
+
+Fluid is measured on the scan's own voxels, which no registration moves; the template says where the ventricles may
+be. Fluid counts by how much tissue lies between it and the template's ventricles: a wall counts against it by its
+thickness and its brightness, so that a thin one that opens or closes changes little. All weights are continuous. A
+registration that moves by a tenth of a millimetre, as it does from one processor to another, moves the result by a
+few thousandths, and a connected component would jump by a fifth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from brainstage.pipeline.records import CorrectedBrain
+from brainstage.pipeline.volume import Affine, Grid, Volume, inverse_of
+from brainstage.preprocessing.regions import ventricle_fluid, ventricle_surroundings
+from brainstage.preprocessing.registration import box_of
+from brainstage.preprocessing.resampling import interpolated, resampled
+from brainstage.preprocessing.template import load_template
+
+ATLAS_MM: Final = 1.0
+TISSUE_MM: Final = 2.0
+FINEST_MM: Final = 1.0
+"""Smaller voxels are averaged to this size first: nothing is gained from them, and time is lost."""
+SEARCH_MM: Final = 5.0
+"""Around the boxes of the template's ventricles. Of the widest ventricles measured (126 ml), 78 % lie in the boxes and
+93 % within 4 mm of them; 8 mm let in the Sylvian fissure."""
+THIRD_VENTRICLE: Final = (9.0, (-62.0, 12.0), 3.0)
+"""Largest distance from the midplane, range of y and largest z, template mm, of what the search leaves out."""
+EDGE_SIGMA_MM: Final = 1.5
+PRIOR_SIGMA_MM: Final = 1.0
+CERTAIN_PRIOR: Final = 0.5
+"""From here on tissue costs nothing on the way: in most people it is fluid."""
+START_PRIOR: Final = 0.7
+FREE_WALL_MM: Final = 0.25
+LONGEST_WALL_MM: Final = 1.0
+"""Of tissue between fluid and the ventricles: up to the first it counts in full, beyond the second not at all."""
+COST_OF_FLUID: Final = 0.02
+"""Of a millimetre of tissue: far fluid is as good as near fluid, but not for ever."""
+FLUID_RAMP: Final = (0.2, 0.8)
+"""On the scale from deep grey matter (0) to the darkest fluid (1): around the half, where a boundary is drawn by hand,
+and soft enough for mixed voxels."""
+DARKEST_PERCENTILE: Final = 10.0
+CORE_TISSUE: Final = (0.85, 0.97)
+"""Template probability of grey and of white matter from which a voxel has that tissue in nearly everybody."""
+CORE_DEPTH_MM: Final = 16.0
+"""Below the surface of the brain: thalamus, putamen and the white matter around them, what ventricles border on."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Prior:
+    """Where to look, in template space.
+
+    Attributes
+    ----------
+    ventricles, search : Volume
+        Softened masks, 0 to 1: the template's ventricles, and where a person's may be.
+    corners_mm : ndarray, (3, 8)
+        Of the box of `search`, RAS mm.
+    inside_mm, grey_mm, white_mm : ndarray, (3, N)
+        Places in the template's ventricles, in deep grey and in deep white matter.
+    """
+
+    ventricles: Volume
+    search: Volume
+    corners_mm: NDArray[np.float64]
+    inside_mm: NDArray[np.float64]
+    grey_mm: NDArray[np.float64]
+    white_mm: NDArray[np.float64]
+
+
+def ventricle_share(corrected: CorrectedBrain, native_to_template: Affine) -> float | None:
+    """Return the lateral ventricles with their temporal horns over the brain mask, per cent.
+
+    Parameters
+    ----------
+    corrected : CorrectedBrain
+        The bias-corrected head and its brain mask, native space.
+    native_to_template : ndarray, (4, 4)
+        RAS+ mm to RAS+ mm.
+
+    Returns
+    -------
+    float or None
+        None where fluid is not darker than grey matter and that not darker than white matter, or where the brain
+        lies beside the template.
+    """
+    prior, mask = _prior(), corrected.brain_mask
+    box = _box_of(prior.corners_mm, corrected.head.grid, native_to_template)
+    if box is None or not mask.data.any():
+        return None
+    levels = _levels(corrected.head, native_to_template, prior)
+    if levels is None:
+        return None
+    grey, darkest = levels
+    part = corrected.head.grid.part(box)
+    depth = (grey - corrected.head.data[box]) / (grey - darkest)
+    low, high = FLUID_RAMP
+    fluid = Volume(
+        data=np.where(mask.data[box], np.clip((depth - low) / (high - low), 0.0, 1.0), 0.0),
+        voxel_to_ras=part.voxel_to_ras,
+    )
+    if min(part.spacing_mm) < FINEST_MM:
+        fluid = resampled(fluid, part.rescaled(FINEST_MM))
+    volume_ml = _ventricles_ml(fluid, native_to_template, prior)
+    return float(f"{100.0 * volume_ml / mask.volume_ml:.6g}")
+
+
+def _ventricles_ml(fluid: Volume, native_to_template: Affine, prior: _Prior) -> float:
+    """Return the fluid that belongs to the ventricles, each voxel by its weight, ml."""
+    inside = _at(prior.ventricles, fluid.grid, native_to_template)
+    allowed = np.clip(2.0 * _at(prior.search, fluid.grid, native_to_template) - 0.5, 0.0, 1.0)
+    start = np.argwhere(inside > START_PRIOR)
+    if not len(start):
+        return 0.0
+    wall = (1.0 - fluid.data) * (1.0 - np.clip(inside / CERTAIN_PRIOR, 0.0, 1.0))
+    wall_mm = _least_wall_mm(wall, start, fluid.spacing_mm)
+    weight = np.clip((LONGEST_WALL_MM - wall_mm) / (LONGEST_WALL_MM - FREE_WALL_MM), 0.0, 1.0)
+    voxels = float((fluid.data * weight * allowed).sum(dtype=np.float64))
+    return voxels * fluid.grid.voxel_volume_mm3 / 1000.0
+
+
+def _least_wall_mm(
+    wall: NDArray[np.floating], start: NDArray[np.intp], spacing_mm: tuple[float, float, float]
+) -> NDArray[np.float64]:
+    """Return how much tissue lies on the way from `start` to each voxel, along the way with the least, mm.
+
+    The eikonal equation, by fast marching (Sethian 1996, 10.1073/pnas.93.4.1591).
+    """
+    speed = sitk.GetImageFromArray(np.ascontiguousarray((1.0 / (COST_OF_FLUID + wall)).T))
+    speed.SetSpacing(spacing_mm)
+    marching = sitk.FastMarchingImageFilter()
+    marching.SetTrialPoints(start.tolist())
+    marching.SetStoppingValue(1.5 * LONGEST_WALL_MM)
+    return np.asarray(sitk.GetArrayFromImage(marching.Execute(speed)).T, dtype=np.float64)
+
+
+def _levels(head: Volume, native_to_template: Affine, prior: _Prior) -> tuple[float, float] | None:
+    """Return the intensities of deep grey matter and of the darkest fluid; None where they have no contrast.
+
+    Medians and a percentile over places of the template: where the mixture of a whole brain's intensities has its
+    peaks depends on stripping and on age.
+    """
+    darkest = float(np.percentile(_values_at(head, prior.inside_mm, native_to_template), DARKEST_PERCENTILE))
+    grey, white = (
+        float(np.median(_values_at(head, places, native_to_template)))
+        for places in (prior.grey_mm, prior.white_mm)
+    )
+    return (grey, darkest) if darkest < grey < white else None
+
+
+def _values_at(
+    head: Volume, places_mm: NDArray[np.float64], native_to_template: Affine
+) -> NDArray[np.float32]:
+    """Return the head's values at places of the template, trilinear, 0 outside."""
+    to_index = inverse_of(head.voxel_to_ras) @ inverse_of(native_to_template)
+    index = to_index[:3, :3] @ places_mm + to_index[:3, 3:]
+    values: NDArray[np.float32] = ndimage.map_coordinates(head.data, index, order=1)
+    return values
+
+
+def _at(of_template: Volume, grid: Grid, native_to_template: Affine) -> NDArray[np.float32]:
+    return interpolated(of_template.data, of_template.voxel_to_ras, grid, native_to_template)
+
+
+def _box_of(
+    corners_mm: NDArray[np.float64], grid: Grid, native_to_template: Affine
+) -> tuple[slice, slice, slice] | None:
+    """Return the voxels of a native grid that hold a box of the template; None where there are none."""
+    to_index = inverse_of(grid.voxel_to_ras) @ inverse_of(native_to_template)
+    corners = to_index[:3, :3] @ corners_mm + to_index[:3, 3:]
+    low = np.maximum(np.floor(corners.min(axis=1)).astype(int), 0)
+    high = np.minimum(np.ceil(corners.max(axis=1)).astype(int) + 1, grid.shape)
+    if (high <= low).any():
+        return None
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return i, j, k
+
+
+@cache
+def _prior() -> _Prior:
+    grid = load_template(ATLAS_MM).grid
+    ventricles = ndimage.gaussian_filter(
+        ventricle_fluid(ATLAS_MM).astype(np.float32), PRIOR_SIGMA_MM / ATLAS_MM
+    )
+    search = ndimage.gaussian_filter(_search_region().astype(np.float32), EDGE_SIGMA_MM / ATLAS_MM)
+    coarse = load_template(TISSUE_MM)
+    deep = ndimage.binary_erosion(coarse.brain_mask.data, iterations=round(CORE_DEPTH_MM / TISSUE_MM))
+    grey, white = CORE_TISSUE
+    ends = np.argwhere(search > 0.05)[:, :, np.newaxis]
+    corners = np.stack(np.meshgrid(*np.hstack([ends.min(axis=0), ends.max(axis=0)]), indexing="ij"))
+    return _Prior(
+        ventricles=Volume(data=ventricles, voxel_to_ras=grid.voxel_to_ras),
+        search=Volume(data=search, voxel_to_ras=grid.voxel_to_ras),
+        corners_mm=_mm(grid, corners.reshape(3, -1).T),
+        inside_mm=_mm(grid, np.argwhere(ventricles > CERTAIN_PRIOR)),
+        grey_mm=_mm(coarse.grid, np.argwhere(deep & (coarse.grey_matter > grey))),
+        white_mm=_mm(coarse.grid, np.argwhere(deep & (coarse.white_matter > white))),
+    )
+
+
+def _search_region() -> NDArray[np.bool_]:
+    """Return the boxes of the ventricles, widened within the brain, without the third ventricle."""
+    template = load_template(ATLAS_MM)
+    boxes = ventricle_surroundings(ATLAS_MM)
+    around = box_of(boxes, [round(SEARCH_MM / ATLAS_MM) + 1] * 3)
+    near = np.zeros_like(boxes)
+    near[around] = ndimage.distance_transform_edt(~boxes[around]) * ATLAS_MM <= SEARCH_MM
+    x, y, z = (
+        template.grid.voxel_to_ras[axis, axis] * np.arange(template.grid.shape[axis])
+        + template.grid.voxel_to_ras[axis, 3]
+        for axis in range(3)
+    )
+    reach, (back, front), top = THIRD_VENTRICLE
+    third = (
+        (np.abs(x) < reach)[:, None, None] & ((y > back) & (y < front))[None, :, None] & (z < top)[None, None]
+    )
+    region: NDArray[np.bool_] = template.brain_mask.data & near & ~(third & ~boxes)
+    return region
+
+
+def _mm(grid: Grid, indices: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return the RAS mm (3, N) of voxel indices (N, 3)."""
+    places: NDArray[np.float64] = grid.voxel_to_ras[:3, :3] @ indices.T + grid.voxel_to_ras[:3, 3:]
+    return places
