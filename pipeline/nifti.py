@@ -54,6 +54,8 @@ class RawNifti:
     fallback : ndarray, (4, 4)
         What is left when both codes are 0: nibabel's guess from the voxel sizes.
     warnings : tuple of str
+    wraps_at : float or None
+        How many values the stored integer type has, in units of `data`; None unless it is a signed one.
     """
 
     data: NDArray[np.float32]
@@ -64,6 +66,7 @@ class RawNifti:
     pixdim_mm: tuple[float, float, float]
     fallback: Affine
     warnings: tuple[str, ...]
+    wraps_at: float | None = None
 
 
 def read_raw(path: Path) -> RawNifti:
@@ -107,6 +110,7 @@ def read_raw(path: Path) -> RawNifti:
         pixdim_mm=pixdim_mm,
         fallback=fallback,
         warnings=(*warnings, *warnings_shape, *warnings_offset),
+        wraps_at=_span_of(raw.dtype, header),
     )
 
 
@@ -295,6 +299,13 @@ def _scaled(raw: NDArray[Any], header: nib.Nifti1Header) -> NDArray[np.float32]:
         if slope == 1 and inter == 0:
             return raw.astype(np.float32)
         return (raw.astype(np.float64) * slope + inter).astype(np.float32)
+
+
+def _span_of(dtype: np.dtype[Any], header: nib.Nifti1Header) -> float | None:
+    if dtype.kind != "i":
+        return None
+    slope = abs(float(header["scl_slope"]))
+    return float(2 ** (8 * dtype.itemsize)) * (slope if np.isfinite(slope) and slope > 0 else 1.0)
 
 
 def _checked_geometry(

@@ -39,6 +39,7 @@ contrast of grey and white matter shrinks, and with none white matter stays less
 MOST_WEIGHT: Final = 2.0
 """Of a voxel brighter than the median, such as fat or a vessel."""
 MIN_VOXELS: Final = 500
+MOSTLY: Final = 0.5
 FIELD_BOUNDS: Final = (0.05, 20.0)
 """Coils vary by a factor of two or three; a field beyond these bounds was not a field."""
 
@@ -229,6 +230,12 @@ class _Samples:
         sampled = tuple(slice(stride // 2, None, stride) for stride in strides.tolist())
         usable = brain_mask.data[sampled] & (head.data[sampled] > 0)
         count = int(usable.sum())
+        dark = float((head.data[brain_mask.data] <= 0).mean()) if brain_mask.data.any() else 0.0
+        if count < MIN_VOXELS and dark > MOSTLY:
+            raise BiasFieldError(
+                f"{dark:.0%} of the brain mask is not above 0, and no multiplicative field follows from that; "
+                "add a constant to the scan, or use --bias-field none"
+            )
         if count < MIN_VOXELS:
             raise BiasFieldError(
                 f"only {count} voxels of about {grid_mm:g} mm lie inside the brain mask; "

@@ -32,9 +32,9 @@ from brainstage.preprocessing.orientation import (
 )
 from brainstage.preprocessing.registration import dice
 from brainstage.preprocessing.resampling import resampled, resampled_mask
-from brainstage.preprocessing.template_extraction import template_brain_mask
+from brainstage.preprocessing.template_extraction import lowest_slice_of_head, template_brain_mask
 
-STAGE_VERSION: Final = "2"
+STAGE_VERSION: Final = "3"
 DEEPBET_THRESHOLD: Final = 0.5
 
 TILT_GRID_MM: Final = 12.0
@@ -156,7 +156,7 @@ def deepbet_mask(head: Volume) -> BrainMask:
     BrainExtractionError
         When the network finds nothing.
     """
-    best = _judged_mask(_network_mask(head), head)
+    best = _first_look(head)
     if best.fit >= GOOD_FIT and best.tilt_deg < UPRIGHT_WITHIN_DEG:
         return best.mask
     looks = [(np.eye(3), best)]
@@ -196,6 +196,36 @@ class _JudgedMask:
     fit: float
     rotation: NDArray[np.float64]
     tilt_deg: float
+
+
+def _first_look(head: Volume) -> _JudgedMask:
+    """Return the mask of a head as it lies: of the whole image, or of what is left without neck and shoulders.
+
+    The network looks for a head in the whole field of view, and shoulders lead it astray. It is asked again only where
+    it found nothing of a brain's size.
+    """
+    low, high = STRIPPED_VOLUME_ML
+    tall = lowest_slice_of_head(head) > 0
+    try:
+        whole = _judged_mask(_network_mask(head), head)
+    except BrainExtractionError:
+        if not tall:
+            raise
+        return _look_without_neck(head)
+    if not tall or low <= whole.mask.volume_ml <= high:
+        return whole
+    try:
+        return max(whole, _look_without_neck(head), key=lambda look: look.fit)
+    except BrainExtractionError:
+        return whole
+
+
+def _look_without_neck(head: Volume) -> _JudgedMask:
+    box = (slice(None), slice(None), slice(lowest_slice_of_head(head), None))
+    part = Volume(data=head.data[box], voxel_to_ras=head.grid.part(box).voxel_to_ras)
+    data = np.zeros(head.shape, dtype=bool)
+    data[box] = _network_mask(part).data
+    return _judged_mask(BrainMask(data=data, voxel_to_ras=head.voxel_to_ras), head)
 
 
 def _judged_mask(mask: BrainMask, head: Volume) -> _JudgedMask:

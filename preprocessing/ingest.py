@@ -19,9 +19,10 @@ from brainstage.pipeline.errors import GeometryError, IntensityError
 from brainstage.pipeline.nifti import MAX_VOXELS, RawNifti, read_raw
 from brainstage.pipeline.records import HeaderFindings, IngestedHead
 from brainstage.pipeline.volume import Affine, Grid, Volume, axcodes_of, spacing_of
+from brainstage.preprocessing.intensity_range import nan_background, raised, unwrapped
 from brainstage.preprocessing.resampling import resampled
 
-STAGE_VERSION: Final = "2"
+STAGE_VERSION: Final = "3"
 
 CONFLICT_TOLERANCE_MM: Final = 0.1
 """sform and qform that put no corner further apart count as one."""
@@ -60,7 +61,7 @@ def ingest(path: Path, config: IngestConfig) -> IngestedHead:
     voxel_to_ras, source = _believed_affine(raw, config, warnings)
     _check_extent(raw.data.shape, voxel_to_ras, config)
     _note_pixdim(raw, voxel_to_ras, warnings)
-    data = _checked_values(raw.data, warnings)
+    data = _checked_values(raw.data, raw.wraps_at, warnings)
     findings_shape, findings_axes = raw.data.shape, axcodes_of(voxel_to_ras)
     volume = _without_shear(Volume(data=data, voxel_to_ras=voxel_to_ras), warnings)
     return IngestedHead(
@@ -152,21 +153,17 @@ def _note_pixdim(raw: RawNifti, voxel_to_ras: Affine, warnings: list[str]) -> No
         )
 
 
-def _checked_values(data: NDArray[np.float32], warnings: list[str]) -> NDArray[np.float32]:
-    finite = np.isfinite(data)
-    bad = data.size - int(np.count_nonzero(finite))
-    if bad > MAX_NONFINITE_FRACTION * data.size:
-        raise IntensityError(
-            f"{bad} of {data.size} voxels are NaN or infinite; at most {MAX_NONFINITE_FRACTION:.0%} are tolerated"
-        )
-    if bad:
-        data = np.where(finite, data, np.float32(0.0))
-        warnings.append(f"nonfinite_values: {bad} voxels were NaN or infinite and were set to 0")
+def _checked_values(
+    data: NDArray[np.float32], wraps_at: float | None, warnings: list[str]
+) -> NDArray[np.float32]:
+    data, background = _finite_values(data, warnings)
     low, high = float(data.min()), float(data.max())
     if low == high:
         raise IntensityError(f"every voxel holds {low:g}: the image is empty or constant")
-    background = low if low > 0 else 0.0
-    filled = np.count_nonzero(data != np.float32(background)) / data.size
+    data = _positive(data, background, wraps_at, warnings)
+    low = float(data.min())
+    darkest = low if low > 0 else 0.0
+    filled = np.count_nonzero(data != np.float32(darkest)) / data.size
     if filled < MIN_NONZERO_FRACTION:
         raise IntensityError(
             f"only {filled:.1%} of the voxels differ from the background; the image is almost empty"
@@ -175,6 +172,53 @@ def _checked_values(data: NDArray[np.float32], warnings: list[str]) -> NDArray[n
         negative = np.count_nonzero(data < 0) / data.size
         warnings.append(f"negative_values: {negative:.1%} of the voxels are negative, the lowest {low:g}")
     return _in_range(data, warnings)
+
+
+def _finite_values(
+    data: NDArray[np.float32], warnings: list[str]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Return the values with 0 for what is not finite, and where that is the background."""
+    finite = np.isfinite(data)
+    bad = data.size - int(np.count_nonzero(finite))
+    background = nan_background(data) if bad > MAX_NONFINITE_FRACTION * data.size else None
+    if background is not None:
+        count = int(np.count_nonzero(background))
+        warnings.append(
+            f"nan_background: {count / data.size:.0%} of the voxels, around one piece, were NaN or infinite and were "
+            "taken for background"
+        )
+        bad -= count
+    if bad > MAX_NONFINITE_FRACTION * data.size:
+        raise IntensityError(
+            f"{bad} of {data.size} voxels are NaN or infinite; at most {MAX_NONFINITE_FRACTION:.0%} are tolerated, "
+            "unless they are the background around one piece. Write 0 where there is no brain"
+        )
+    if bad:
+        warnings.append(f"nonfinite_values: {bad} voxels were NaN or infinite and were set to 0")
+    return (data if finite.all() else np.where(finite, data, np.float32(0.0))), background
+
+
+def _positive(
+    data: NDArray[np.float32],
+    background: NDArray[np.bool_] | None,
+    wraps_at: float | None,
+    warnings: list[str],
+) -> NDArray[np.float32]:
+    """Return the intensities with a background of 0 and a head above it."""
+    data, count = unwrapped(data, wraps_at)
+    if count:
+        warnings.append(
+            f"intensity_wrapped: {count} voxels of the brightest tissue were stored in an integer too small for them "
+            "and came out negative; they were restored"
+        )
+    low = float(data.min() if background is None else data[~background].min())
+    data, by = raised(data, background)
+    if by:
+        warnings.append(
+            f"intensity_shifted: intensities went down to {low:.4g}; the head was raised by {by:.4g} so that its "
+            "background is 0. Ratios of intensities depend on that choice"
+        )
+    return data
 
 
 def _in_range(data: NDArray[np.float32], warnings: list[str]) -> NDArray[np.float32]:

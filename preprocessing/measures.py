@@ -20,6 +20,7 @@ from brainstage.pipeline.records import CorrectedBrain, RegisteredBrain, Strippe
 from brainstage.pipeline.volume import BrainMask, Volume
 from brainstage.preprocessing.morphometry import MEDIAL_TEMPORAL, medial_temporal_fluid
 from brainstage.preprocessing.orientation import centre_mm, correlation_inside, rotation_degrees_of
+from brainstage.preprocessing.regions import brain_without_ventricles
 from brainstage.preprocessing.registration import dice, scale_of
 from brainstage.preprocessing.resampling import interpolated, resampled, resampled_mask
 from brainstage.preprocessing.second_opinion import mask_agreement
@@ -77,7 +78,7 @@ def measure(
         "brain_volume_ml": _rounded(stripped.brain_mask.volume_ml),
         "mask_template_dice": _rounded(dice(brain_mask.data, template.brain_mask.data)),
         "template_correlation": _rounded(
-            correlation_inside(smooth, _smoothed_template(), template.brain_mask.data)
+            correlation_inside(smooth, _smoothed_template(), brain_without_ventricles(MEASURED_AT_MM))
         ),
         "affine_scale": _rounded(scale_of(registered.native_to_template)),
         "affine_rotation_deg": _rounded(rotation_degrees_of(registered.native_to_template)),
@@ -135,7 +136,7 @@ def upright_margin(brain: NDArray[np.float32], template: Template) -> float:
     Returns
     -------
     float
-        Difference of two Pearson correlations inside the template's mask, on a grid of 8 mm.
+        Difference of two Pearson correlations inside the template's brain but for its ventricles, on a grid of 8 mm.
     """
     target = load_template(TURNS_AT_MM)
     small = resampled(Volume(data=brain, voxel_to_ras=template.grid.voxel_to_ras), target.t1w.grid)
@@ -154,7 +155,7 @@ def _best_fit(small: Volume, target: Template, turn: Rotation) -> float:
         matrix[:3, :3] = (turn * Rotation.from_euler("x", nod_deg, degrees=True)).as_matrix()
         matrix[:3, 3] = centre - matrix[:3, :3] @ centre + (0.0, front_mm, up_mm)
         moved = interpolated(small.data, small.voxel_to_ras, target.grid, matrix)
-        return correlation_inside(moved, target.t1w.data, target.brain_mask.data)
+        return correlation_inside(moved, target.t1w.data, brain_without_ventricles(TURNS_AT_MM))
 
     centre = centre_mm(target.brain_mask)
     # All of them: the best shift of the best nod would jump where two nods fit alike.

@@ -16,8 +16,13 @@ from brainstage.pipeline.errors import ConfigError
 from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain
 from brainstage.preprocessing.measures import MeasureValue, measure
 
-STAGE_VERSION: Final = "5"
+STAGE_VERSION: Final = "6"
 
+CAUSE: Final = "wrong_contrast"
+CONSEQUENCES: Final = frozenset(
+    {"template_correlation", "axes_mislabelled", "cnr", "snr", "cjv", "mask_cuts_brain", "inu_range"}
+)
+"""Of a wrong contrast: they compare intensities with those of a T1w scan."""
 WARNING_CODES_THAT_WARN: Final = ("form_conflict", "orientation_assumed", "sheared", "nonfinite_values")
 MRIQC: Final = "MRIQC (Esteban 2017, 10.1371/journal.pone.0184661)"
 
@@ -93,8 +98,8 @@ MEASURES: Final[tuple[Measure, ...]] = (
         direction="higher",
         reason="template_correlation",
         bounds=_bounds((0.58, None), (0.48, None)),
-        explanation="Correlation with the template inside its brain, at 2 mm, both smoothed to 4 mm. Low when the "
-        "registration failed, the contrast is not T1w, or noise and motion hide the anatomy.",
+        explanation="Correlation with the template inside its brain but for the ventricles, at 2 mm, both smoothed to "
+        "4 mm. Low when the registration failed, the contrast is not T1w, or noise and motion hide the anatomy.",
         source=_OWN,
     ),
     Measure(
@@ -346,6 +351,9 @@ def judge(measures: Mapping[str, MeasureValue], overrides: Mapping[str, QualityB
             fails.append(spec.reason or spec.name)
         elif status is QcStatus.WARN:
             warns.append(spec.reason or spec.name)
+    if CAUSE in fails:
+        # What follows from the contrast says nothing more about the scan.
+        fails, warns = ([code for code in codes if code not in CONSEQUENCES] for codes in (fails, warns))
     codes = str(measures.get("header_warnings") or "").split(";")
     warns += [f"header_{code}" for code in codes if code in WARNING_CODES_THAT_WARN]
     status = QcStatus.FAIL if fails else QcStatus.WARN if warns else QcStatus.PASS

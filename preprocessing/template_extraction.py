@@ -23,6 +23,7 @@ from brainstage.pipeline.errors import BrainExtractionError, RegistrationError
 from brainstage.pipeline.volume import Affine, BrainMask, Volume, inverse_of
 from brainstage.preprocessing.ants_tools import HEAD_SCHEDULE, affine_registration
 from brainstage.preprocessing.orientation import centre_mm, correlation_inside
+from brainstage.preprocessing.regions import brain_without_ventricles
 from brainstage.preprocessing.registration import scale_of
 from brainstage.preprocessing.resampling import resampled
 from brainstage.preprocessing.template import Template, load_template
@@ -67,15 +68,29 @@ def template_brain_mask(head: Volume, *, seed: int) -> BrainMask:
     return BrainMask(data=filled, voxel_to_ras=head.voxel_to_ras)
 
 
+def lowest_slice_of_head(head: Volume) -> int:
+    """Return the index of the slice 175 mm below the top of the head, 0 where the image ends before."""
+    return _lowest_slice(head, _top_index(_scaled(head)))
+
+
 def without_neck(head: Volume) -> Volume:
     """Return the head from its top 175 mm down, robustly scaled to 0 ... 1."""
-    low, high = np.percentile(head.data, (1, 99.5))
-    scaled = np.clip((head.data - low) / max(float(high - low), 1e-6), 0.0, 1.0)
+    scaled = _scaled(head)
     top = _top_index(scaled)
-    lowest = max(0, top - round(KEPT_FROM_TOP_MM / head.spacing_mm[2]))
+    lowest = _lowest_slice(head, top)
     matrix = head.voxel_to_ras.copy()
     matrix[:3, 3] = (head.voxel_to_ras @ [0, 0, lowest, 1])[:3]
     return Volume(data=scaled[:, :, lowest : top + 1], voxel_to_ras=matrix)
+
+
+def _scaled(head: Volume) -> NDArray[np.float32]:
+    low, high = np.percentile(head.data, (1, 99.5))
+    scaled: NDArray[np.float32] = np.clip((head.data - low) / max(float(high - low), 1e-6), 0.0, 1.0)
+    return scaled
+
+
+def _lowest_slice(head: Volume, top: int) -> int:
+    return max(0, top - round(KEPT_FROM_TOP_MM / head.spacing_mm[2]))
 
 
 def _top_index(scaled: NDArray[np.float32]) -> int:
@@ -127,7 +142,7 @@ def _fit(head_to_template: Affine, moving: Volume, coarse: Template) -> float:
     if not low <= scale_of(head_to_template) <= high:
         return -1.0
     moved = resampled(moving, coarse.grid, inverse_of(head_to_template))
-    return correlation_inside(moved.data, coarse.t1w.data, coarse.brain_mask.data)
+    return correlation_inside(moved.data, coarse.t1w.data, brain_without_ventricles(coarse.resolution_mm))
 
 
 def _starts(head: Volume, template: Template) -> Iterator[Affine]:

@@ -80,3 +80,30 @@ def test_a_tilted_head_unlike_the_template_keeps_its_mask(
     found = deepbet_mask(resampled(head, grid, grid_to_head))
     assert dice(found.data, resampled_mask(upright, grid, grid_to_head).data) > 0.96
     assert len(looks) <= 6
+
+
+def test_shoulders_that_lead_the_network_astray_are_cut_off_and_it_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tall image: the network finds nothing in the whole of it, and a brain in the head alone."""
+    shape = (60, 70, 110)
+    data = np.zeros(shape, dtype=np.float32)
+    data[10:50, 10:60, :100] = 100.0
+    tall = Volume(data=data, voxel_to_ras=np.diag([3.0, 3.0, 3.0, 1.0]))
+    heights = []
+
+    def asked(head: Volume) -> BrainMask:
+        heights.append(head.shape[2])
+        if head.shape[2] == shape[2]:
+            raise BrainExtractionError("deepbet found no brain.")
+        mask = np.zeros(head.shape, dtype=bool)
+        mask[15:45, 15:55, -40:-15] = True
+        return BrainMask(data=mask, voxel_to_ras=head.voxel_to_ras)
+
+    monkeypatch.setattr(brain_extraction, "_network_mask", asked)
+    found = brain_extraction._first_look(tall).mask
+    assert heights[0] == shape[2]
+    assert heights[1] < 75
+    assert found.data.shape == shape
+    assert found.data[15:45, 15:55, 70:95].all()
+    assert found.data.sum() == 30 * 40 * 25

@@ -13,6 +13,7 @@ from brainstage.pipeline.volume import BrainMask
 from brainstage.preprocessing.measures import measure
 from brainstage.preprocessing.morphometry import MORPHOMETRY
 from brainstage.preprocessing.quality import MEASURES, assess, judge, status_of
+from brainstage.preprocessing.regions import ventricle_surroundings
 from brainstage.preprocessing.registration import carry_to_template
 from brainstage.preprocessing.template import Template
 
@@ -99,3 +100,28 @@ def test_every_measure_is_explained(spec) -> None:
     assert len(spec.explanation) > 10
     assert spec.source
     assert (spec.bounds is None) or spec.reason
+
+
+def test_what_follows_from_a_wrong_contrast_is_no_finding_of_its_own() -> None:
+    measures = {"t1w_contrast": 0.8, "template_correlation": 0.1, "cjv": 5.0, "brain_volume_ml": 300.0}
+    verdict = judge(measures, {})
+    assert verdict.status is QcStatus.FAIL
+    assert set(verdict.reasons) == {"wrong_contrast", "brain_volume"}
+    right = judge(measures | {"t1w_contrast": 1.3}, {})
+    assert set(right.reasons) == {"template_correlation", "cjv", "brain_volume"}
+
+
+def test_wide_ventricles_do_not_look_like_a_brain_upside_down(
+    template: Template, make_normalised: Callable[..., object]
+) -> None:
+    """As wide as 6 % of the brain: the correlation inside the whole mask falls by a tenth and more."""
+    surroundings = ventricle_surroundings(2.0)
+    fluid = np.float32(0.25 * np.median(template.t1w.data[template.brain_mask.data]))
+    wide = np.where(surroundings, fluid, template.t1w.data)
+    assert surroundings.sum() > 0.06 * template.brain_mask.data.sum()
+    found = {}
+    for name, data in (("narrow", template.t1w.data), ("wide", wide)):
+        normalised = make_normalised(template.t1w.with_data(data), template.brain_mask, stripped_input=True)
+        found[name] = assess(carry_to_template(normalised, np.eye(4), None, 2.0)).measures
+    for compared in ("template_correlation", "upright_margin"):
+        assert found["wide"][compared] > found["narrow"][compared] - 0.06, compared
