@@ -81,8 +81,9 @@ def test_units_of_the_scan_do_not_matter(make_corrected: Make, scale: float) -> 
     [
         ((0.7, 0.7, 0.7), 0.08),
         ((1.0, 1.3, 1.3), 0.08),
-        ((2.0, 2.0, 2.0), 0.08),
-        ((1.0, 1.0, 3.0), 0.12),  # temporal horns are thinner than such a slice
+        # Temporal horns are about as thin as such voxels; what they share with tissue counts for less than its part.
+        ((2.0, 2.0, 2.0), 0.12),
+        ((1.0, 1.0, 3.0), 0.12),
     ],
 )
 def test_the_scans_own_grid_and_place_hardly_matter(
