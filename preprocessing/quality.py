@@ -19,6 +19,7 @@ from brainstage.preprocessing.measures import MeasureValue, measure
 STAGE_VERSION: Final = "6"
 
 CAUSE: Final = "wrong_contrast"
+MISPLACED: Final = "mask_overlap"
 CONSEQUENCES: Final = frozenset(
     {"template_correlation", "axes_mislabelled", "cnr", "snr", "cjv", "mask_cuts_brain", "inu_range"}
 )
@@ -351,8 +352,8 @@ def judge(measures: Mapping[str, MeasureValue], overrides: Mapping[str, QualityB
             fails.append(spec.reason or spec.name)
         elif status is QcStatus.WARN:
             warns.append(spec.reason or spec.name)
-    if CAUSE in fails:
-        # What follows from the contrast says nothing more about the scan.
+    if CAUSE in fails and MISPLACED not in fails:
+        # What follows from the contrast says nothing more; of a brain beside the template the contrast says nothing.
         fails, warns = ([code for code in codes if code not in CONSEQUENCES] for codes in (fails, warns))
     codes = str(measures.get("header_warnings") or "").split(";")
     warns += [f"header_{code}" for code in codes if code in WARNING_CODES_THAT_WARN]

@@ -109,6 +109,8 @@ def test_what_follows_from_a_wrong_contrast_is_no_finding_of_its_own() -> None:
     assert set(verdict.reasons) == {"wrong_contrast", "brain_volume"}
     right = judge(measures | {"t1w_contrast": 1.3}, {})
     assert set(right.reasons) == {"template_correlation", "cjv", "brain_volume"}
+    beside = judge(measures | {"mask_template_dice": 0.4}, {})
+    assert {"mask_overlap", "template_correlation"} <= set(beside.reasons)
 
 
 def test_wide_ventricles_do_not_look_like_a_brain_upside_down(
