@@ -24,6 +24,7 @@ from brainstage.pipeline.errors import BrainExtractionError, InputMissingError, 
 from brainstage.pipeline.files import sha256_of_file
 from brainstage.pipeline.records import IngestedHead, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Grid, Volume
+from brainstage.preprocessing.intensity_range import border_value
 from brainstage.preprocessing.orientation import (
     best_orientations,
     centre_mm,
@@ -56,8 +57,6 @@ UPRIGHT_FIELD_MM: Final = 240.0
 
 STRIPPED_VOLUME_ML: Final = (600.0, 2200.0)
 """What is left when a skull is off. An adult's whole head, neck cut, fills 2.5 to 6 litres."""
-MIN_CONSTANT_BORDER: Final = 0.90
-"""Share of the outermost voxels that hold one value when the background was set to it."""
 FAINT: Final = 0.02
 MIN_LARGEST_SHARE: Final = 0.90
 """A stripped brain is one piece; crumbs may be left."""
@@ -123,8 +122,8 @@ def stripped_foreground(head: Volume) -> BrainMask | None:
 
     Such a scan has one value all around and one brain-sized piece inside.
     """
-    background = _border_value(head.data)
-    if background is None:
+    background, constant = border_value(head.data)
+    if not constant:
         return None
     contrast = np.abs(head.data - background)
     # Interpolation leaves a faint rim around a stripped brain; it is no part of it.
@@ -199,7 +198,7 @@ class _JudgedMask:
 
 
 def _first_look(head: Volume) -> _JudgedMask:
-    """Return the mask of a head as it lies: of the whole image, or of what is left without neck and shoulders.
+    """Return the mask of a head without turning it: of the whole image, or of what is left without neck and shoulders.
 
     The network looks for a head in the whole field of view, and shoulders lead it astray. It is asked again only where
     it found nothing of a brain's size.
@@ -283,19 +282,6 @@ def deepbet_sha256() -> str:
         raise ToolNotFoundError(
             "deepbet's weights are missing; install deepbet again (1.0.2 or newer)"
         ) from error
-
-
-def _border_value(data: NDArray[np.float32]) -> np.float32 | None:
-    faces = np.concatenate(
-        [data[index].ravel() for axis in range(3) for index in (_face(axis, 0), _face(axis, -1))]
-    )
-    values, counts = np.unique(faces, return_counts=True)
-    most = int(counts.argmax())
-    return values[most] if counts[most] >= MIN_CONSTANT_BORDER * faces.size else None
-
-
-def _face(axis: int, index: int) -> tuple[slice | int, ...]:
-    return tuple(index if a == axis else slice(None) for a in range(3))
 
 
 def _deepbet_weights() -> tuple[Path, ...]:

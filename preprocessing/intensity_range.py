@@ -19,7 +19,7 @@ Single = NDArray[np.float32]
 CONSTANT_BORDER: Final = 0.90
 """Share of the outermost voxels that hold one value where a background was set to it."""
 ONE_PIECE: Final = 0.90
-"""Share of what is inside a background that hangs together: a brain or a head, with crumbs."""
+"""Share of what is inside a background that is connected: a brain or a head, with crumbs."""
 UNDERSHOOT: Final = 0.05
 """Of the range of intensities: interpolation and filters go that far below a dark background, and no further."""
 BELOW_BACKGROUND: Final = 0.05
@@ -115,7 +115,7 @@ def raised(data: Single, background: NDArray[np.bool_] | None = None) -> tuple[S
         return data, 0.0
     if background is not None:
         return _lifted(data, ~background)
-    border, constant = _border(data)
+    border, constant = border_value(data)
     if constant:
         inside = data != np.float32(border)
         if not inside.any():
@@ -149,8 +149,13 @@ def _range_of(values: Single) -> float:
     return float(high - low)
 
 
-def _border(data: Single) -> tuple[float, bool]:
-    """Return the value of the outermost voxels, and whether nearly all of them hold it; their median otherwise."""
+def border_value(data: Single) -> tuple[float, bool]:
+    """Return the value of the outermost voxels, and whether nearly all of them hold it; their median otherwise.
+
+    Parameters
+    ----------
+    data : ndarray, (I, J, K) float32
+    """
     faces = _faces(data)
     values, counts = np.unique(faces, return_counts=True)
     most = int(counts.argmax())

@@ -148,7 +148,7 @@ def upright_margin(brain: NDArray[np.float32], template: Template) -> float:
 
 
 def _best_fit(small: Volume, target: Template, turn: Rotation) -> float:
-    """Return the best correlation of a turned brain that may nod and shift."""
+    """Return the best correlation of a turned brain over some pitches and shifts."""
 
     def fit(nod_deg: float, front_mm: float, up_mm: float) -> float:
         matrix = np.eye(4)
@@ -158,7 +158,7 @@ def _best_fit(small: Volume, target: Template, turn: Rotation) -> float:
         return correlation_inside(moved, target.t1w.data, brain_without_ventricles(TURNS_AT_MM))
 
     centre = centre_mm(target.brain_mask)
-    # All of them: the best shift of the best nod would jump where two nods fit alike.
+    # All of them: the best shift at the best pitch would jump where two pitches fit alike.
     return max(fit(*tried) for tried in itertools.product(NODS_DEG, SHIFTS_MM, SHIFTS_MM))
 
 

@@ -1,4 +1,4 @@
-"""A process says which kernels it runs, and they follow what the libraries are told."""
+"""A process says which kernels it runs, and they follow the environment of the process."""
 
 from __future__ import annotations
 
