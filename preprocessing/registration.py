@@ -33,7 +33,7 @@ from brainstage.preprocessing.transforms import (
     to_template_transform,
 )
 
-STAGE_VERSION: Final = "2"
+STAGE_VERSION: Final = "3"
 
 ESTIMATION_MM: Final = 2.0
 ESTIMATION_MARGIN_MM: Final = 4.0
