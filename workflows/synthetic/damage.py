@@ -21,14 +21,10 @@ from brainstage.preprocessing.measures import Tissues, fit_tissues
 from brainstage.preprocessing.orientation import centre_mm
 from brainstage.preprocessing.resampling import resampled
 from brainstage.preprocessing.template import load_template
+from brainstage.workflows.synthetic.motion import Kind, Order, Sampling, with_motion
 
 BLANKED_SHARE: Final = 0.3
 """With more zeros than this, the background of a scan was set to zero; air as it is measured has few."""
-MOTION_STEPS: Final = 5
-"""Sudden moves during the middle half of the scan, where the lines of k-space hold the contrast."""
-MOTION_MM: Final = 6.0
-MOTION_DEG: Final = 5.0
-"""SD of each: a person who does not lie still. Ringing is plain to see from about 2 mm and 2 degrees."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,30 +171,19 @@ def noisy(specimen: Specimen, *, share_of_white: float) -> Volume:
     return head.with_data(np.where(_measured(head), magnitude, head.data))
 
 
-def moved(specimen: Specimen, *, strength: float = 1.0) -> Volume:
-    """Return the head of someone who moved: each move changes the lines of k-space that come after it.
+def moved(
+    specimen: Specimen, *, kind: Kind, strength: float, order: Order = "linear", partial_fourier: float = 1.0
+) -> Volume:
+    """Return the head of someone who moved; the slow phase-encoding axis is drawn.
 
-    The ringing of a stripped scan ends at its mask, as when the stripping came after the scan.
-
-    References
-    ----------
-    Shaw 2019 (10.1016/j.neuroimage.2020.117010): motion as composed k-space segments of moved images.
+    The ringing of a stripped scan ends at its mask, as when the stripping came after the scan. Parameters as of
+    :func:`brainstage.workflows.synthetic.motion.with_motion`.
     """
     head = specimen.head
-    axis = 1
-    size = head.shape[axis]
-    times = np.sort(specimen.rng.choice(np.arange(size // 4, size - size // 4), MOTION_STEPS, replace=False))
-    spectrum = np.fft.fftshift(np.fft.fftn(head.data), axes=axis)
-    centre = (head.voxel_to_ras @ np.append((np.array(head.shape) - 1) / 2.0, 1.0))[:3]
-    for first, last in zip(times, (*times[1:], size), strict=True):
-        pose = np.eye(4)
-        angles = specimen.rng.normal(0.0, strength * MOTION_DEG, 3)
-        pose[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-        pose[:3, 3] = centre - pose[:3, :3] @ centre + specimen.rng.normal(0.0, strength * MOTION_MM, 3)
-        after = np.fft.fftshift(np.fft.fftn(resampled(head, head.grid, pose).data), axes=axis)
-        lines = tuple(slice(first, last) if a == axis else slice(None) for a in range(3))
-        spectrum[lines] = after[lines]
-    magnitude = np.abs(np.fft.ifftn(np.fft.ifftshift(spectrum, axes=axis)))
+    sampling = Sampling(axis=int(specimen.rng.integers(0, 3)), order=order, partial_fourier=partial_fourier)
+    magnitude = with_motion(
+        head.data, head.spacing_mm, kind=kind, strength=strength, sampling=sampling, rng=specimen.rng
+    )
     return head.with_data(np.where(_measured(head), magnitude, head.data))
 
 
@@ -375,9 +360,20 @@ def _image_damages() -> dict[str, dict[str, Damage]]:
             "SD 20 % of white matter": partial(noisy, share_of_white=0.2),
             "SD 30 % of white matter": partial(noisy, share_of_white=0.3),
         },
-        "strong motion": {
-            "moves of 6 mm, 5 degrees": moved,
-            "moves of 3 mm, 2.5 degrees": partial(moved, strength=0.5),
+        "motion": {
+            "a few moves of 3 mm and degrees": partial(moved, kind="few", strength=3.0),
+            "a few moves of 6 mm and degrees, interleaved": partial(
+                moved, kind="few", strength=6.0, order="interleaved"
+            ),
+            "lines shifted by 4 mm": partial(moved, kind="lines", strength=4.0),
+            "many moves of 4 mm and degrees": partial(moved, kind="many", strength=4.0),
+            "a few moves of 4 mm and degrees, partial Fourier": partial(
+                moved, kind="few", strength=4.0, partial_fourier=0.75
+            ),
+            "many moves of 3 mm and degrees, elliptical": partial(
+                moved, kind="many", strength=3.0, order="elliptical"
+            ),
+            "lines shifted by 8 mm, centric": partial(moved, kind="lines", strength=8.0, order="centric"),
         },
         "clipped intensities": {
             "at the brain's 60th percentile": partial(clipped, quantile=0.6),
