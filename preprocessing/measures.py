@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from brainstage.pipeline.records import CorrectedBrain, RegisteredBrain, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Volume
 from brainstage.preprocessing.morphometry import MEDIAL_TEMPORAL, medial_temporal_fluid
+from brainstage.preprocessing.motion import band_misregistration
 from brainstage.preprocessing.orientation import centre_mm, correlation_inside, rotation_degrees_of
 from brainstage.preprocessing.regions import brain_without_ventricles
 from brainstage.preprocessing.registration import dice, scale_of
@@ -26,6 +27,7 @@ from brainstage.preprocessing.resampling import interpolated, resampled, resampl
 from brainstage.preprocessing.second_opinion import mask_agreement
 from brainstage.preprocessing.template import Template, load_template
 from brainstage.preprocessing.ventricles import ventricle_share
+from brainstage.preprocessing.white_matter_noise import white_matter_noise
 
 MeasureValue = float | bool | str | None
 
@@ -102,12 +104,14 @@ def measure(
         "missing_tissue_ml": _rounded(missing_tissue_ml(smooth, _fraction(registered.brain_mask, template))),
         "rim_to_grey": rim_to_grey(corrected, tissues),
         "clipped_share": _rounded(clipped_share(stripped)),
+        "white_matter_noise": white_matter_noise(corrected.head, registered.native_to_template),
+        "band_misregistration": _or_none(band_misregistration(stripped.head, stripped.brain_mask)),
         "ventricle_share": ventricle_share(corrected, registered.native_to_template),
         **_medial_temporal(brain, brain_mask),
     }
     if second_opinion:
         agreement = mask_agreement(stripped, seed=seed)
-        measures["mask_agreement_dice"] = None if agreement is None else _rounded(agreement)
+        measures["mask_agreement_dice"] = _or_none(agreement)
     return measures
 
 
@@ -409,6 +413,10 @@ def _fber(stripped: StrippedBrain, air: NDArray[np.float64] | None) -> float | N
 
 def _ratio(numerator: float, denominator: float) -> float | None:
     return _rounded(numerator / denominator) if denominator > 0 else None
+
+
+def _or_none(value: float | None) -> float | None:
+    return None if value is None else _rounded(value)
 
 
 def _rounded(value: float) -> float | None:

@@ -16,7 +16,7 @@ from brainstage.pipeline.errors import ConfigError
 from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain
 from brainstage.preprocessing.measures import MeasureValue, measure
 
-STAGE_VERSION: Final = "6"
+STAGE_VERSION: Final = "7"
 
 CAUSE: Final = "wrong_contrast"
 MISPLACED: Final = "mask_overlap"
@@ -271,6 +271,29 @@ MEASURES: Final[tuple[Measure, ...]] = (
         bounds=_bounds((None, 0.03), (None, 0.30)),
         explanation="Share of the brain's voxels that hold the highest intensity inside the brain: intensities were "
         "cut off at a ceiling, and the contrast above it is lost.",
+        source=_OWN,
+    ),
+    Measure(
+        name="white_matter_noise",
+        unit="%",
+        direction="lower",
+        reason="noise",
+        added=True,
+        bounds=_bounds((None, 15.0), (None, 40.0)),
+        explanation="Noise of single voxels in deep white matter, over its intensity; from the differences between "
+        "neighbours, so that neither age nor lesions nor contrast count.",
+        source=_OWN,
+    ),
+    Measure(
+        name="band_misregistration",
+        unit="",
+        direction="lower",
+        reason="motion",
+        added=True,
+        bounds=_bounds((None, 1.35)),
+        explanation="How far the spatial frequencies of the brain lie apart along one axis, over what is usual of "
+        "still heads. High when the head moved during the scan: each band of frequencies is acquired at its own time. "
+        "It says that the head moved, not how bad the scan is. None where voxels are thicker than 2.6 mm.",
         source=_OWN,
     ),
     Measure(

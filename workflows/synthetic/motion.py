@@ -103,7 +103,8 @@ def with_motion(
     for pose in np.unique(pose_of_line):
         moved = moved_rigidly(head, spacing_mm, poses.rotations_deg[pose], poses.shifts_mm[pose])
         np.copyto(spectrum, fft.fftn(moved, axes=axes), where=pose_of_line == pose, casting="same_kind")
-    return np.abs(fft.ifftn(spectrum, axes=axes)).astype(np.float32)
+    magnitude: Image = np.abs(fft.ifftn(spectrum, axes=axes))
+    return magnitude
 
 
 def acquisition_times(shape: tuple[int, ...], sampling: Sampling) -> NDArray[np.float64]:
@@ -119,9 +120,9 @@ def acquisition_times(shape: tuple[int, ...], sampling: Sampling) -> NDArray[np.
     slow, other = (np.round(np.fft.fftfreq(shape[a]) * shape[a]).astype(int) for a in (axis, second))
     if sampling.order == "elliptical":
         apart = np.hypot(slow[:, np.newaxis] / shape[axis], other / shape[second])
-        place, across = apart + 1e-6 * (slow[:, np.newaxis] < 0), (axis, second)
+        place = apart + 1e-6 * (slow[:, np.newaxis] < 0)
     else:
-        place, across = _place_in_order(slow, sampling.order)[:, np.newaxis], (axis,)
+        place = _place_in_order(slow, sampling.order)[:, np.newaxis]
     missing = slow < -(sampling.partial_fourier - 0.5) * shape[axis]
     place = np.where(missing[:, np.newaxis], np.inf, place)
     rank = np.argsort(np.argsort(place, axis=None, kind="stable"), kind="stable").reshape(place.shape)
@@ -129,19 +130,20 @@ def acquisition_times(shape: tuple[int, ...], sampling: Sampling) -> NDArray[np.
     # The image is real: a line that is not acquired is the conjugate of its mirrored one, and moves with it.
     mirrored = times[-np.arange(len(slow))][:, -np.arange(place.shape[1])]
     times = np.where(missing[:, np.newaxis], mirrored, times)
-    if across == (axis,):
+    if place.shape[1] == 1:
         return times.reshape([-1 if a == axis else 1 for a in range(3)])
     laid: NDArray[np.float64] = times if axis < second else times.T
-    return np.expand_dims(laid, axis=3 - axis - second)
+    return laid.reshape([1 if a not in (axis, second) else shape[a] for a in range(3)])
 
 
 def _place_in_order(line: NDArray[np.intp], order: Order) -> NDArray[np.float64]:
     """Return what sorts the lines, each given by its signed number, into the order of their acquisition."""
+    place = line.astype(np.float64)
     if order == "centric":
-        return np.abs(line) + 0.25 * (line < 0)
+        place = np.abs(place) + 0.25 * (place < 0)
     if order == "interleaved":
-        return line + float(len(line)) * (line % 2)
-    return line.astype(np.float64)
+        place += len(line) * (place % 2)
+    return place
 
 
 def drawn_poses(
