@@ -50,6 +50,10 @@ NO_SIGNAL: Final = (0.05, 0.15)
 """Of the brain's median: below the first nothing is there, above the second something is. The darkest fluid of
 inversion-prepared scans keeps 0.2 and more after smoothing."""
 RIM_MM: Final = 2.0
+BRIGHT: Final = 1.5
+"""Times white matter: vessels and dura that took up a contrast agent; hardly anything else in a brain is."""
+NOISE_SDS: Final = 4.0
+"""Or so many standard deviations of the noise above white matter, where that is more."""
 TURNS_AT_MM: Final = 8.0
 NODS_DEG: Final = (-24.0, -12.0, 0.0, 12.0, 24.0)
 SHIFTS_MM: Final = (-8.0, 0.0, 8.0)
@@ -76,6 +80,7 @@ def measure(
     smooth = _smoothed(brain)
     tissues = fit_tissues(corrected.head.data[corrected.brain_mask.data])
     air = None if stripped.skull_stripped_input else _air(stripped)
+    noise = white_matter_noise(corrected.head, registered.native_to_template)
     measures: dict[str, MeasureValue] = {
         "brain_volume_ml": _rounded(stripped.brain_mask.volume_ml),
         "mask_template_dice": _rounded(dice(brain_mask.data, template.brain_mask.data)),
@@ -104,7 +109,8 @@ def measure(
         "missing_tissue_ml": _rounded(missing_tissue_ml(smooth, _fraction(registered.brain_mask, template))),
         "rim_to_grey": rim_to_grey(corrected, tissues),
         "clipped_share": _rounded(clipped_share(stripped)),
-        "white_matter_noise": white_matter_noise(corrected.head, registered.native_to_template),
+        "white_matter_noise": noise,
+        "bright_share": bright_share(corrected, tissues, noise or 0.0),
         "band_misregistration": _or_none(band_misregistration(stripped.head, stripped.brain_mask)),
         "ventricle_share": ventricle_share(corrected, registered.native_to_template),
         **_medial_temporal(brain, brain_mask),
@@ -205,6 +211,21 @@ def clipped_share(stripped: StrippedBrain) -> float:
     """
     values = stripped.head.data[stripped.brain_mask.data]
     return float((values >= values.max()).mean())
+
+
+def bright_share(corrected: CorrectedBrain, tissues: Tissues, noise_percent: float) -> float | None:
+    """Return the share of the brain's voxels that are much brighter than white matter, per cent.
+
+    Parameters
+    ----------
+    corrected : CorrectedBrain
+    tissues : Tissues
+    noise_percent : float
+        Of white matter, per cent of its intensity: noise alone makes no voxel bright.
+    """
+    bright = max(BRIGHT, 1.0 + NOISE_SDS * noise_percent / 100.0) * tissues.white_mean
+    values = corrected.head.data[corrected.brain_mask.data]
+    return _rounded(100.0 * float((values > bright).mean()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,24 @@ STAGE_VERSION: Final = "7"
 
 CAUSE: Final = "wrong_contrast"
 MISPLACED: Final = "mask_overlap"
-CONSEQUENCES: Final = frozenset(
-    {"template_correlation", "axes_mislabelled", "cnr", "snr", "cjv", "mask_cuts_brain", "inu_range"}
-)
-"""Of a wrong contrast: they compare intensities with those of a T1w scan."""
+CONSEQUENCES: Final[Mapping[str, frozenset[str]]] = {
+    # They compare intensities with those of a T1w scan.
+    CAUSE: frozenset(
+        {
+            "template_correlation",
+            "axes_mislabelled",
+            "cnr",
+            "snr",
+            "cjv",
+            "mask_cuts_brain",
+            "inu_range",
+            "contrast_agent",
+        }
+    ),
+    "contrast_agent": frozenset({"cnr", "cjv"}),
+    "noise": frozenset({"cnr", "snr", "cjv"}),
+}
+"""Code to the codes that follow from it."""
 WARNING_CODES_THAT_WARN: Final = ("form_conflict", "orientation_assumed", "sheared", "nonfinite_values")
 MRIQC: Final = "MRIQC (Esteban 2017, 10.1371/journal.pone.0184661)"
 
@@ -137,9 +151,9 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="higher",
         reason="cnr",
-        bounds=_bounds((1.4, None)),
-        explanation="Contrast between white and grey matter over the spread of both and of the air. Low with noise, "
-        "motion, or a weak contrast. None without air around the head.",
+        bounds=_bounds((0.9, None)),
+        explanation="Contrast between white and grey matter over the spread of both and of the air. It falls with "
+        "age, and its bound lies below that; low with noise or a weak contrast. None without air around the head.",
         source=f"Magnotta 2006, 10.1007/s10278-006-0264-x, as in {MRIQC}",
     ),
     Measure(
@@ -147,8 +161,9 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="higher",
         reason="snr",
-        bounds=_bounds((8.0, None), (3.0, None)),
-        explanation="Mean over standard deviation of white matter. Low with noise or a strong residual bias field.",
+        bounds=_bounds((5.0, None), (3.0, None)),
+        explanation="Mean over standard deviation of white matter. It falls with age and with lesions, and its bound "
+        "lies below that; low with much noise or a strong residual bias field.",
         source=MRIQC,
     ),
     Measure(
@@ -156,9 +171,9 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="lower",
         reason="cjv",
-        bounds=_bounds((None, 0.82), (None, 3.0)),
-        explanation="Joint variation of grey and white matter over their contrast. High with noise, motion, or a bias "
-        "field that is left.",
+        bounds=_bounds((None, 1.5), (None, 3.0)),
+        explanation="Joint variation of grey and white matter over their contrast. It rises with age, and its bound "
+        "lies above that; high where the two can hardly be distinguished.",
         source=f"Ganzetti 2016, 10.3389/fninf.2016.00010, as in {MRIQC}",
     ),
     Measure(
@@ -285,6 +300,17 @@ MEASURES: Final[tuple[Measure, ...]] = (
         source=_OWN,
     ),
     Measure(
+        name="bright_share",
+        unit="%",
+        direction="lower",
+        reason="contrast_agent",
+        added=True,
+        bounds=_bounds((None, 0.4)),
+        explanation="Share of the brain's voxels at least 1.5 times as bright as white matter. High when vessels and "
+        "dura are: a contrast agent was given. Also where a mask takes in fat.",
+        source=_OWN,
+    ),
+    Measure(
         name="band_misregistration",
         unit="",
         direction="lower",
@@ -377,7 +403,11 @@ def judge(measures: Mapping[str, MeasureValue], overrides: Mapping[str, QualityB
             warns.append(spec.reason or spec.name)
     if CAUSE in fails and MISPLACED not in fails:
         # What follows from the contrast says nothing more; of a brain beside the template the contrast says nothing.
-        fails, warns = ([code for code in codes if code not in CONSEQUENCES] for codes in (fails, warns))
+        fails, warns = (
+            [code for code in codes if code not in CONSEQUENCES[CAUSE]] for codes in (fails, warns)
+        )
+    for cause in set(warns) & set(CONSEQUENCES):
+        warns = [code for code in warns if code not in CONSEQUENCES[cause]]
     codes = str(measures.get("header_warnings") or "").split(";")
     warns += [f"header_{code}" for code in codes if code in WARNING_CODES_THAT_WARN]
     status = QcStatus.FAIL if fails else QcStatus.WARN if warns else QcStatus.PASS

@@ -17,6 +17,7 @@ from brainstage.preprocessing import second_opinion
 from brainstage.preprocessing.brain_extraction import extract_brain
 from brainstage.preprocessing.ingest import ingest
 from brainstage.preprocessing.measures import (
+    bright_share,
     clipped_share,
     entropy_focus,
     fit_tissues,
@@ -137,6 +138,22 @@ def test_only_intensities_at_a_ceiling_count_as_clipped(good: RegisteredBrain) -
     ceiling = np.quantile(values, 0.9)
     cut = replace(stripped, head=stripped.head.with_data(np.minimum(stripped.head.data, ceiling)))
     assert clipped_share(cut) == pytest.approx(0.1, abs=0.01)
+
+
+def test_bright_vessels_are_counted_and_noise_is_not(good: RegisteredBrain) -> None:
+    corrected = good.normalised.corrected
+    mask = corrected.brain_mask.data
+    tissues = fit_tissues(corrected.head.data[mask])
+    plain = bright_share(corrected, tissues, 0.0)
+    assert plain is not None
+    assert plain < 0.05
+    rng = np.random.default_rng(0)
+    vessels = np.where(rng.random(mask.shape) < 0.01, 1.9 * tissues.white_mean, corrected.head.data)
+    bright = replace(corrected, head=corrected.head.with_data(vessels))
+    assert bright_share(bright, tissues, 0.0) == pytest.approx(1.0, abs=0.15)
+    noise = rng.normal(0.0, 0.25 * tissues.white_mean, mask.shape)
+    noisy = replace(corrected, head=corrected.head.with_data(corrected.head.data + noise))
+    assert (bright_share(noisy, tissues, 25.0) or 0.0) < 0.05
 
 
 @pytest.mark.parametrize(("made_by", "asked"), [("deepbet", "template"), ("ants", "deepbet")])

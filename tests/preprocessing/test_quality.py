@@ -22,7 +22,10 @@ CONTRACT = {
     "brain_touches_border", "cnr", "snr", "cjv", "efc", "fber", "inu_range", "t1w_contrast", "spacing_mm",
     "fov_mm", "skull_stripped_input", "header_warnings",
 }  # fmt: skip
-ADDED = {"upright_margin", "missing_tissue_ml", "rim_to_grey", "clipped_share", *MORPHOMETRY}
+ADDED = {
+    "upright_margin", "missing_tissue_ml", "rim_to_grey", "clipped_share", "white_matter_noise", "bright_share",
+    "band_misregistration", *MORPHOMETRY,
+}  # fmt: skip
 ON_DEMAND = {"mask_agreement_dice"}
 
 
@@ -111,6 +114,31 @@ def test_what_follows_from_a_wrong_contrast_is_no_finding_of_its_own() -> None:
     assert set(right.reasons) == {"template_correlation", "cjv", "brain_volume"}
     beside = judge(measures | {"mask_template_dice": 0.4}, {})
     assert {"mask_overlap", "template_correlation"} <= set(beside.reasons)
+
+
+@pytest.mark.parametrize(
+    ("measures", "expected"),
+    [
+        ({"bright_share": 1.2, "cjv": 1.9, "cnr": 0.5}, ("contrast_agent",)),
+        ({"white_matter_noise": 22.0, "snr": 4.5, "cnr": 0.5}, ("noise",)),
+        (
+            {"white_matter_noise": 22.0, "snr": 2.0},
+            ("snr", "noise"),
+        ),  # a failure is never hidden by a warning
+        ({"bright_share": 1.2, "t1w_contrast": 0.8}, ("wrong_contrast",)),
+    ],
+)
+def test_a_cause_is_named_and_what_follows_from_it_is_not(
+    measures: dict[str, float], expected: tuple[str, ...]
+) -> None:
+    assert judge(measures, {}).reasons == expected
+
+
+@pytest.mark.parametrize("name", ["cjv", "cnr", "snr", "white_matter_noise", "band_misregistration"])
+def test_what_was_measured_in_people_of_69_to_96_passes(name: str) -> None:
+    """The worst of 23 still heads, or of ten where the measure is newer."""
+    worst = {"cjv": 0.99, "cnr": 1.4, "snr": 9.7, "white_matter_noise": 8.2, "band_misregistration": 1.3}
+    assert judge({name: worst[name]}, {}).status is QcStatus.PASS
 
 
 def test_wide_ventricles_do_not_look_like_a_brain_upside_down(
