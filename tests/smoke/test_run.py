@@ -31,7 +31,9 @@ PREPROCESSED = {
     "anat/{key}_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5",
     "anat/{key}_desc-qc.json",
 }
-FIGURES = {"mask", "registration", "flicker", "biasfield", "histogram", "montage"}
+FIGURES = {
+    "imagequality", "background", "mask", "registration", "flicker", "biasfield", "histogram", "montage",
+}  # fmt: skip
 PREVIEWS = {"native", "nativemask", "registered"}
 COHORT = {
     "dataset_description.json", ".bidsignore", "data_manifest.csv", "predictions.csv", "qc.csv", "cohort.html",
