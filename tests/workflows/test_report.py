@@ -355,7 +355,7 @@ def test_where_no_air_is_shown_the_caption_says_why(measures, keep_face, why):
     assert figure_text("mask", made) == FIGURE_TEXTS["mask"]
 
 
-def test_the_largest_report_stays_below_four_megabytes():
+def test_the_largest_report_stays_below_four_and_a_half_megabytes():
     noise = np.random.default_rng(0).bytes(MAX_PREVIEW_BYTES)
     sizes = dict.fromkeys(FIGURE_TEXTS, MAX_PNG_BYTES)
     sizes |= {"image_quality": MOST_BRAIN_BYTES, "background": MOST_BACKGROUND_BYTES}
@@ -363,7 +363,7 @@ def test_the_largest_report_stays_below_four_megabytes():
     text = render_scan_report(
         report(figures=pictures, volumes=dict.fromkeys(("native", "registered"), noise) | template_previews())
     )
-    assert len(text.encode()) < 4_000_000
+    assert len(text.encode()) < 4_500_000
 
 
 def test_the_vendored_viewer_is_the_recorded_one():

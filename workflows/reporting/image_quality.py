@@ -132,7 +132,11 @@ def background_figure(registered: RegisteredBrain, *, keep_face: bool) -> bytes 
     picture = np.repeat(
         grey(painted(scene.layers["head"], mosaic, blend=False), (0.0, white))[..., None], 3, axis=2
     )
-    stretch = Note(text=f"white from {100 * share:.2g} % of the brain's median", left=_GAP_PIXELS + 2, top=2)
+    stretch = Note(
+        text=f"white from {100 * share:.2g} % of the brain's median",
+        left=_GAP_PIXELS + 4,
+        top=_GAP_PIXELS + 4,
+    )
     notes = [*directions(mosaic), *slice_indices(mosaic, scene), stretch]
     if not keep_face:
         face = painted(face_in_slices(scene, mosaic, registered.native_to_template), mosaic, blend=False) > 0
