@@ -231,7 +231,9 @@ def _why_no_background(report: ScanReport) -> str:
     if measures.get("skull_stripped_input"):
         return "the scan came without its skull, and the air went with it"
     if not report.keep_face and not face_is_located(measures):
-        return "the brain does not lie well enough on the template to tell where the face is, which must not be shown"
+        return (
+            "brain and template do not agree well enough to tell where the face is, which must not be shown"
+        )
     return "it was set to one value before the scan came here, or the field of view ends at the head"
 
 
