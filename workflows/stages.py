@@ -40,8 +40,10 @@ from brainstage.preprocessing import (
     transforms,
 )
 
-FIGURES_VERSION: Final = "3"
-FIGURES: Final = ("mask", "registration", "flicker", "bias_field", "histogram", "montage")
+FIGURES_VERSION: Final = "4"
+FIGURES: Final = (
+    "image_quality", "background", "mask", "registration", "flicker", "bias_field", "histogram", "montage",
+)  # fmt: skip
 PREVIEWS: Final = ("native", "native_mask", "registered")
 
 _HEAD: Final = ("ingest",)
@@ -302,10 +304,12 @@ def _load_assessed(registered: RegisteredBrain, files: ScanFiles) -> AssessedBra
 
 
 def _save_figures(assessed: AssessedBrain, files: ScanFiles, *, keep_face: bool) -> Sequence[Path]:
+    from brainstage.workflows.reporting.face import face_is_located
     from brainstage.workflows.reporting.figures import scan_figures  # heavy: matplotlib
     from brainstage.workflows.reporting.previews import scan_previews
 
-    pictures = scan_figures(assessed.registered, keep_face=keep_face)
+    located = face_is_located(assessed.qc.measures)
+    pictures = scan_figures(assessed.registered, keep_face=keep_face, face_located=located)
     volumes = scan_previews(assessed.registered, keep_face=keep_face)
     written = [write_bytes(files.figure(name), picture) for name, picture in pictures.items()]
     return [*written, *(write_bytes(files.preview(name), volume) for name, volume in volumes.items())]

@@ -22,6 +22,7 @@ from brainstage.pipeline.volume import BrainMask, Volume, spacing_of
 from brainstage.preprocessing.template import load_template
 from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
 from brainstage.workflows.reporting.figures import scan_figures
+from brainstage.workflows.reporting.labels import directions
 from brainstage.workflows.reporting.mosaic import (
     AXIAL,
     CORONAL,
@@ -108,7 +109,9 @@ def pixels(png: bytes) -> np.ndarray:
 
 def check_figures(state: RegisteredBrain) -> dict[str, bytes]:
     figures = scan_figures(state)
-    assert list(figures) == ["mask", "registration", "flicker", "bias_field", "histogram", "montage"]
+    assert list(figures) == [
+        "image_quality", "mask", "registration", "flicker", "bias_field", "histogram", "montage",
+    ]  # fmt: skip
     for name, png in figures.items():
         assert png.startswith(b"\x89PNG"), name
         assert len(png) <= MAX_PNG_BYTES, name
@@ -146,12 +149,10 @@ def test_the_marker_is_on_the_side_that_is_labelled_right(axcodes):
 
 
 def test_the_letters_stand_left_and_right():
-    from brainstage.workflows.reporting import figures
-
     head, mask, matrix = phantom("LPS")
     scene = scene_of({"mask": mask, "head": head}, matrix, margin_mm=6.0)
     mosaic = mosaic_of(scene, [[(AXIAL, 10), (AXIAL, 20)], [(SAGITTAL, 10)]], width=300, gap=4)
-    notes = figures._directions(mosaic)
+    notes = directions(mosaic)
     for left, right in zip(notes[::2], notes[1::2], strict=True):
         assert (left.text, right.text) in {("L", "R"), ("P", "A")}
         assert left.left < right.left
@@ -177,7 +178,7 @@ def test_a_tissue_far_outside_leaves_no_trace_in_the_picture():
     points = world_mm(head.shape, matrix)
     nose = np.linalg.norm(points - np.array([0.0, 84.0, -20.0])[:, None, None, None], axis=0) < 6.0
     with_nose = check_figures(registered(np.where(nose, 900.0, head).astype(np.float32), mask, matrix))
-    for name in ("mask", "montage", "bias_field", "histogram"):
+    for name in ("image_quality", "mask", "montage", "bias_field", "histogram"):
         assert with_nose[name] == plain[name]
 
 

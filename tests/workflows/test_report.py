@@ -33,6 +33,7 @@ from brainstage.preprocessing.regions import RegionShare
 from brainstage.workflows.evidence import Evidence
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort, strips_of
 from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
+from brainstage.workflows.reporting.image_quality import MOST_BACKGROUND_BYTES, MOST_BRAIN_BYTES
 from brainstage.workflows.reporting.methods import method_steps, render_methods
 from brainstage.workflows.reporting.pages import RunInfo, percent, value_text
 from brainstage.workflows.reporting.previews import MAX_PREVIEW_BYTES, template_previews
@@ -44,7 +45,13 @@ from brainstage.workflows.reporting.qc_table import (
     qc_reasons_of,
     qc_rows_of,
 )
-from brainstage.workflows.reporting.report import FIGURE_TEXTS, ScanReport, key_parameters, render_scan_report
+from brainstage.workflows.reporting.report import (
+    FIGURE_TEXTS,
+    ScanReport,
+    figure_text,
+    key_parameters,
+    render_scan_report,
+)
 from brainstage.workflows.reporting.verdict import verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
 
@@ -60,6 +67,7 @@ RUN = RunInfo(
     tool_versions={"nibabel": "5.4.2"},
 )
 STATUS = PredictionStatus
+SOUND = {"mask_template_dice": 0.95, "upright_margin": 0.3}
 
 
 class Page(HTMLParser):
@@ -316,13 +324,46 @@ def test_the_viewer_offers_only_what_there_is():
     assert viewer_of({"template": b"x"}) is None
 
 
-def test_the_largest_report_stays_below_four_megabytes():
+def test_image_quality_comes_first_and_says_what_to_look_for():
+    pictures = dict.fromkeys(("mask", "background", "image_quality"), PNG)
+    text = render_scan_report(report(figures=pictures))
+    titles = [FIGURE_TEXTS[name].title for name in ("image_quality", "background", "mask")]
+    assert sorted(titles, key=text.index) == titles
+    shown = text.partition('id="figures"')[2]
+    for word in ("Ringing", "Motion", "Ghosts", "Wrap-around"):
+        assert shown.count(f"{word}:") == (1 if word == "Ringing" else 2)
+    assert "is not shown: " not in shown
+
+
+@pytest.mark.parametrize(
+    ("measures", "keep_face", "why"),
+    [
+        ({"skull_stripped_input": True, **SOUND}, False, "came without its skull"),
+        ({"skull_stripped_input": False, **SOUND}, False, "set to one value before"),
+        ({**SOUND, "mask_template_dice": 0.7}, False, "to tell where the face is"),
+        ({**SOUND, "upright_margin": None}, False, "to tell where the face is"),
+        ({**SOUND, "mask_template_dice": 0.7}, True, "set to one value before"),
+    ],
+)
+def test_where_no_air_is_shown_the_caption_says_why(measures, keep_face, why):
+    rows = tuple(
+        QcRow(name=name, value=value, status=None, explanation="") for name, value in measures.items()
+    )
+    made = report(figures={"image_quality": PNG}, qc_rows=rows, keep_face=keep_face)
+    assert why in figure_text("image_quality", made).caption
+    assert why in render_scan_report(made)
+    assert figure_text("mask", made) == FIGURE_TEXTS["mask"]
+
+
+def test_the_largest_report_stays_below_four_and_a_half_megabytes():
     noise = np.random.default_rng(0).bytes(MAX_PREVIEW_BYTES)
-    pictures = {name: PNG + noise[: MAX_PNG_BYTES - len(PNG)] for name in FIGURE_TEXTS}
+    sizes = dict.fromkeys(FIGURE_TEXTS, MAX_PNG_BYTES)
+    sizes |= {"image_quality": MOST_BRAIN_BYTES, "background": MOST_BACKGROUND_BYTES}
+    pictures = {name: PNG + noise[: size - len(PNG)] for name, size in sizes.items()}
     text = render_scan_report(
         report(figures=pictures, volumes=dict.fromkeys(("native", "registered"), noise) | template_previews())
     )
-    assert len(text.encode()) < 4_000_000
+    assert len(text.encode()) < 4_500_000
 
 
 def test_the_vendored_viewer_is_the_recorded_one():

@@ -83,8 +83,10 @@ def drawn(
     return figure
 
 
-def png_of(figure: Figure, *, colour_counts: Sequence[int] = COLOUR_COUNTS) -> bytes:
-    """Return the figure as a palette PNG, with fewer colours where it would be larger than `MAX_PNG_BYTES`.
+def png_of(
+    figure: Figure, *, colour_counts: Sequence[int] = COLOUR_COUNTS, max_bytes: int = MAX_PNG_BYTES
+) -> bytes:
+    """Return the figure as a palette PNG, with fewer colours where it would be larger than `max_bytes`.
 
     The bytes depend on nothing but the figure: no date, no software name.
     """
@@ -97,6 +99,6 @@ def png_of(figure: Figure, *, colour_counts: Sequence[int] = COLOUR_COUNTS) -> b
         buffer = io.BytesIO()
         image.quantize(count, dither=Image.Dither.NONE).save(buffer, format="PNG", compress_level=9)
         content = buffer.getvalue()
-        if len(content) <= MAX_PNG_BYTES:
+        if len(content) <= max_bytes:
             break
     return content

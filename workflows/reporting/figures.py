@@ -1,7 +1,8 @@
 """Pictures of one scan for its report: pure functions from state to PNG bytes.
 
 No face leaves this module unless it is asked for: outside the brain mask only tissue within a few millimetres is
-drawn (:func:`brainstage.workflows.reporting.mosaic.visibility`).
+drawn (:func:`brainstage.workflows.reporting.mosaic.visibility`), and where the air around the head is shown, the place
+of the face is left out (:mod:`brainstage.workflows.reporting.face`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from brainstage.workflows.reporting.drawing import (
     png_of,
 )
 from brainstage.workflows.reporting.flicker import BANDS, flicker_bands, flicker_mosaic
+from brainstage.workflows.reporting.image_quality import background_figure, brain_figure
+from brainstage.workflows.reporting.labels import directions, millimetres, slice_indices
 from brainstage.workflows.reporting.mosaic import (
     AXIAL,
     CORONAL,
@@ -42,7 +45,6 @@ from brainstage.workflows.reporting.mosaic import (
     WHOLE_HEAD_MM,
     Mosaic,
     Scene,
-    Tile,
     grey,
     mosaic_of,
     painted,
@@ -71,7 +73,9 @@ _BEFORE_STYLE: Final[Mapping[str, Any]] = {"color": "#8a6d1d", "linestyle": "--"
 _AFTER_STYLE: Final[Mapping[str, Any]] = {"color": "#0b5cad"}
 
 
-def scan_figures(registered: RegisteredBrain, *, keep_face: bool = False) -> dict[str, bytes]:
+def scan_figures(
+    registered: RegisteredBrain, *, keep_face: bool = False, face_located: bool = False
+) -> dict[str, bytes]:
     """Draw every picture of a scan.
 
     Parameters
@@ -80,17 +84,25 @@ def scan_figures(registered: RegisteredBrain, *, keep_face: bool = False) -> dic
         Native and template states of the scan.
     keep_face : bool
         Draw the whole head in native space.
+    face_located : bool
+        Whether the registration is sound enough to tell where the face is
+        (:func:`brainstage.workflows.reporting.face.face_is_located`).
 
     Returns
     -------
     dict
-        ``mask``, ``registration``, ``flicker``, ``bias_field``, ``histogram`` and ``montage`` (a thumbnail 240 pixels
-        wide), each a PNG below 300 kB. Masks may be odd or empty; around an empty one nothing is drawn.
+        ``image_quality``, ``background``, ``mask``, ``registration``, ``flicker``, ``bias_field``, ``histogram`` and
+        ``montage`` (a thumbnail 240 pixels wide), each a PNG below 300 kB. ``background`` is missing where there is no
+        air around the head, or where the face can be neither shown nor located. Masks may be odd or empty; around an
+        empty one nothing is drawn.
     """
     native = _native_scene(registered)
     shown = _whole_head_scene(registered) if keep_face else native
     registered_scene = _registered_scene(registered)
+    background = background_figure(registered, keep_face=keep_face) if keep_face or face_located else None
     return {
+        "image_quality": brain_figure(native),
+        **({"background": background} if background else {}),
         "mask": _mask_figure(shown),
         "registration": _registration_figure(registered_scene),
         "flicker": _flicker_figure(registered, registered_scene),
@@ -127,7 +139,7 @@ def _mask_figure(native: Scene) -> bytes:
     picture = grey(painted(native.layers["before"], mosaic), window_of(native.layers["before"], native.mask))
     picture *= painted(native.layers["visible"], mosaic)
     outline = Line(canvas=painted(native.mask, mosaic), colour=_MASK_COLOUR)
-    return png_of(drawn(picture, [outline], [*_directions(mosaic), *_indices(mosaic, native)]))
+    return png_of(drawn(picture, [outline], [*directions(mosaic), *slice_indices(mosaic, native)]))
 
 
 def _montage_figure(native: Scene, registered: Scene) -> bytes:
@@ -183,7 +195,7 @@ def _registration_figure(scene: Scene) -> bytes:
         drawn(
             painted(scene.layers["brain"], mosaic),
             lines,
-            [*_directions(mosaic), *_millimetres(mosaic, scene)],
+            [*directions(mosaic), *millimetres(mosaic, scene)],
         )
     )
 
@@ -195,7 +207,7 @@ def _flicker_figure(registered: RegisteredBrain, scene: Scene) -> bytes:
         note
         for band, name in enumerate(BANDS)
         for note in (
-            *(replace(one, top=one.top + band * height) for one in _directions(mosaic)),
+            *(replace(one, top=one.top + band * height) for one in directions(mosaic)),
             Note(text=name, left=4, top=4 + band * height),
         )
     ]
@@ -235,7 +247,7 @@ def _bias_field_figure(native: Scene) -> bytes:
     notes = [Note(text=word, left=4, top=4 + n * height) for n, word in enumerate(words)]
     scale = _field_scale(limit, 2 * height, 3 * height)
     return png_of(
-        drawn(picture, [], [*_directions(mosaic), *notes], extra=scale), colour_counts=_FIELD_COLOURS
+        drawn(picture, [], [*directions(mosaic), *notes], extra=scale), colour_counts=_FIELD_COLOURS
     )
 
 
@@ -312,7 +324,7 @@ def evidence_figure(brain: Volume, brain_mask: BrainMask, evidence: Volume, unit
         picture = (1 - weight) * picture + weight * colours
     picture = np.pad(picture, ((0, 0), (0, _SCALE_PIXELS), (0, 0)))
     scale = _evidence_scale(highest, units, mosaic.size[0]) if highest > 0 else None
-    notes = [*_directions(mosaic), *_millimetres(mosaic, scene)]
+    notes = [*directions(mosaic), *millimetres(mosaic, scene)]
     return png_of(drawn(picture, [], notes, extra=scale), colour_counts=_FIELD_COLOURS)
 
 
@@ -380,37 +392,3 @@ def _three_planes(scene: Scene) -> list[list[tuple[int, int]]]:
     fitting = int(np.clip(_COLUMNS * extents[0] // extents[1], 3, 9))
     counts = {AXIAL: _COLUMNS, CORONAL: _COLUMNS, SAGITTAL: fitting}
     return [[(axis, index) for index in spread(scene.mask, axis, n)] for axis, n in counts.items()]
-
-
-def _directions(mosaic: Mosaic) -> list[Note]:
-    """Return the letters at the outer slices of each row: left and right, or posterior and anterior."""
-    notes = []
-    for row in mosaic.rows:
-        for tile in (row[0], row[-1]):
-            low, high = ("P", "A") if tile.axis == SAGITTAL else ("L", "R")
-            middle = tile.top + tile.height / 2
-            notes.append(Note(text=low, left=tile.left + 1, top=middle, vertical="center"))
-            right = tile.left + tile.width - 1
-            notes.append(Note(text=high, left=right, top=middle, horizontal="right", vertical="center"))
-    return notes
-
-
-def _indices(mosaic: Mosaic, scene: Scene) -> list[Note]:
-    """Name each slice by its voxel index in the RAS volume, as a viewer shows it."""
-    return [
-        _below(tile, f"{'ijk'[tile.axis]} {scene.first_index[tile.axis] + tile.index}")
-        for tile in mosaic.tiles
-    ]
-
-
-def _millimetres(mosaic: Mosaic, scene: Scene) -> list[Note]:
-    """Name each slice by its template coordinate in mm."""
-    notes = []
-    for tile in mosaic.tiles:
-        along = scene.voxel_to_ras[tile.axis, tile.axis] * tile.index + scene.voxel_to_ras[tile.axis, 3]
-        notes.append(_below(tile, f"{'xyz'[tile.axis]} {round(float(along)):d}"))
-    return notes
-
-
-def _below(tile: Tile, text: str) -> Note:
-    return Note(text=text, left=tile.left + 1, top=tile.top + tile.height, vertical="bottom")

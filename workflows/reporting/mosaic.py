@@ -38,6 +38,9 @@ _HEADROOM: Final = 0.08
 """Above the upper percentile, as a share of the window: white matter must not saturate."""
 
 _PERCENTILE_SAMPLES: Final = 200_000
+_ROUNDING: Final = 1e-4
+"""Of a pixel: a size that is whole but for rounding stays whole."""
+
 AXIAL, CORONAL, SAGITTAL = 2, 1, 0
 """The axis of an RAS array that a plane cuts."""
 
@@ -177,15 +180,51 @@ def spread(mask: NDArray[np.bool_], axis: int, count: int) -> list[int]:
     return [round(first + (last - first) * (part + 0.5) / count) for part in range(count)]
 
 
+def slices_at(mask: NDArray[np.bool_], axis: int, parts: Sequence[float]) -> list[int]:
+    """Return the slices at parts of the mask's extent: 0 is left, posterior or below, 1 right, anterior or above."""
+    first, last = _extent(mask, axis)
+    return [round(first + (last - first) * part) for part in parts]
+
+
 def mosaic_of(scene: Scene, rows: Sequence[Sequence[tuple[int, int]]], *, width: int, gap: int) -> Mosaic:
     """Place rows of (axis, index) on a canvas of `width` pixels, all slices at one scale."""
+    return _placed(scene, rows, _fitting_scale(scene, rows, width, gap), width=width, gap=gap)
+
+
+def enlarged_mosaic(
+    scene: Scene, rows: Sequence[Sequence[tuple[int, int]]], *, most_pixels: int, gap: int
+) -> Mosaic:
+    """Place rows of (axis, index) so that the finest voxel edge takes a whole number of pixels.
+
+    The canvas is as wide as that takes, `most_pixels` at most. Drawn without interpolation, voxels of equal edges are
+    then squares of one size. Where even one pixel a voxel does not fit, slices are as large as they can be.
+    """
+    finest = min(spacing_of(scene.voxel_to_ras))
+    scale = _fitting_scale(scene, rows, most_pixels, gap)
+    scale = max(1, int(scale * finest)) / finest if scale * finest >= 1 else scale
+    widths = [_widths_mm(scene, row) * scale + gap * (len(row) + 1) for row in rows]
+    return _placed(scene, rows, scale, width=int(np.ceil(max(widths) - _ROUNDING)), gap=gap)
+
+
+def _widths_mm(scene: Scene, row: Sequence[tuple[int, int]]) -> float:
+    """Return how wide the slices of a row are together."""
+    return float(sum(scene.extents_mm[1 if axis == SAGITTAL else 0] for axis, _ in row))
+
+
+def _fitting_scale(scene: Scene, rows: Sequence[Sequence[tuple[int, int]]], width: int, gap: int) -> float:
+    """Return the pixels a mm at which the widest row fits."""
+    return min((width - gap * (len(row) + 1)) / _widths_mm(scene, row) for row in rows)
+
+
+def _placed(
+    scene: Scene, rows: Sequence[Sequence[tuple[int, int]]], scale: float, *, width: int, gap: int
+) -> Mosaic:
     extents = scene.extents_mm
     sizes_mm = {axis: [extents[other] for other in range(3) if other != axis] for axis in range(3)}
-    scale = min((width - gap * (len(row) + 1)) / sum(sizes_mm[axis][0] for axis, _ in row) for row in rows)
     placed: list[tuple[Tile, ...]] = []
     top = gap
     for row in rows:
-        sizes = [[max(2, int(size * scale)) for size in sizes_mm[axis]] for axis, _ in row]
+        sizes = [[max(2, int(size * scale + _ROUNDING)) for size in sizes_mm[axis]] for axis, _ in row]
         height = max(h for _, h in sizes)
         spare = (width - sum(w for w, _ in sizes)) / (len(row) + 1)
         left = spare
@@ -199,18 +238,25 @@ def mosaic_of(scene: Scene, rows: Sequence[Sequence[tuple[int, int]]], *, width:
     return Mosaic(rows=tuple(placed), size=(top, width))
 
 
-def painted(array: NDArray[Any], mosaic: Mosaic) -> NDArray[np.float32]:
-    """Return the canvas with the slices of `array`, linear between voxels, 0 elsewhere."""
+def painted(array: NDArray[Any], mosaic: Mosaic, *, blend: bool = True) -> NDArray[np.float32]:
+    """Return the canvas with the slices of `array`, 0 elsewhere; linear between voxels, or each voxel as it is."""
     canvas = np.zeros(mosaic.size, dtype=np.float32)
     for tile in mosaic.tiles:
         # Rows run from anterior (axial) or superior down, columns from left or posterior to the right.
         plane = _slice(array, tile).T[::-1].astype(np.float32)
         rows = (np.arange(tile.height) + 0.5) * plane.shape[0] / tile.height - 0.5
         columns = (np.arange(tile.width) + 0.5) * plane.shape[1] / tile.width - 0.5
-        at = np.meshgrid(rows, columns, indexing="ij")
-        part = ndimage.map_coordinates(plane, at, order=1, mode="nearest")
+        if blend:
+            at = np.meshgrid(rows, columns, indexing="ij")
+            part = ndimage.map_coordinates(plane, at, order=1, mode="nearest")
+        else:
+            part = plane[np.ix_(_nearest(rows, plane.shape[0]), _nearest(columns, plane.shape[1]))]
         canvas[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] = part
     return canvas
+
+
+def _nearest(at: NDArray[np.float64], count: int) -> NDArray[np.int_]:
+    return np.clip(np.floor(at + 0.5 + _ROUNDING), 0, count - 1).astype(int)
 
 
 def _slice(array: NDArray[Any], tile: Tile) -> NDArray[Any]:
@@ -221,13 +267,15 @@ def _slice(array: NDArray[Any], tile: Tile) -> NDArray[Any]:
     return plane
 
 
-def window_of(array: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[float, float]:
+def window_of(
+    array: NDArray[Any], mask: NDArray[np.bool_], percentiles: tuple[float, float] = WINDOW_PERCENTILES
+) -> tuple[float, float]:
     """Return the intensities inside the mask that become black and white."""
     inside = array[mask]
     if inside.size == 0:
         return 0.0, 1.0
     sample = inside[:: max(1, inside.size // _PERCENTILE_SAMPLES)]
-    low, high = (float(value) for value in np.percentile(sample, WINDOW_PERCENTILES))
+    low, high = (float(value) for value in np.percentile(sample, percentiles))
     return (low, high + _HEADROOM * (high - low)) if high > low else (low - 0.5, low + 0.5)
 
 

@@ -30,7 +30,7 @@ from brainstage.workflows.reporting.mosaic import (
 )
 
 MAX_PREVIEW_BYTES: Final = 450_000
-"""Of one volume, compressed; a larger one is made coarser, so that a report stays below 4 MB."""
+"""Of one volume, compressed; a larger one is made coarser, so that a report stays below 4.5 MB."""
 
 NATIVE_SPACINGS_MM: Final = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 """Voxel sizes tried in turn. At 1.5 mm a brain with its rim takes about 400 kB."""

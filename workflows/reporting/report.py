@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from brainstage.pipeline.records import (
 )
 from brainstage.workflows.evidence import COLOURED_FROM, Evidence
 from brainstage.workflows.reporting.distribution import Distribution
+from brainstage.workflows.reporting.face import face_is_located
 from brainstage.workflows.reporting.flicker import BANDS
 from brainstage.workflows.reporting.methods import MethodStep, references_of
 from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent, png_size, value_text
@@ -37,6 +38,28 @@ class FigureText:
 
 
 FIGURE_TEXTS: Final[Mapping[str, FigureText]] = {
+    "image_quality": FigureText(
+        title="Image quality: the brain",
+        caption="The brain enlarged, every voxel as it is, with the contrast of its tissues; the bias field is taken "
+        "out. Borders between grey and white matter should be crisp, white matter even. Ringing: fine bright and dark "
+        "lines beside each other along an edge, often below the skull. Motion: such lines through much of the brain, "
+        "smeared or doubled borders, grey and white matter that run into each other. Ghosts: a faint copy of an edge, "
+        "an eye or a vessel, shifted in one direction. Wrap-around: a curved band across the brain that belongs to "
+        "the other side of the head. Noise is grain without direction. Quality control by numbers can pass a scan that "
+        "moved, so look here first. The person's left is on the left; numbers are voxel indices of the RAS volume.",
+        alt="Enlarged axial, coronal and sagittal slices of the brain.",
+    ),
+    "background": FigureText(
+        title="Image quality: the air around the head",
+        caption="The whole head as it was read, made so bright that the head turns white and the noise of the air is "
+        "seen. Clean air is even grain with no shape in it, perhaps brighter towards one side. Motion: ripples or "
+        "streaks that spread from the head in one direction. Ghosts: a faint copy of the head's outline beside it; a "
+        "weak band level with the eyes or the neck comes from moving eyes or flowing blood, and is common. "
+        "Wrap-around: a piece of the head at the border of the picture opposite to where it belongs. Stripes or a "
+        "lattice all over: interference. The place of the face is left out (blue), by the position of the brain, and "
+        "the brain drawn over it, unless --keep-face was given.",
+        alt="Slices of the whole head with the noise of the air around it made visible; the face is left out.",
+    ),
     "mask": FigureText(
         title="Brain mask",
         caption="The outline (orange) of the mask on the scan as it was read. It should follow the brain's surface: "
@@ -75,6 +98,7 @@ FIGURE_TEXTS: Final[Mapping[str, FigureText]] = {
 }
 """Figure to its words; also the order on the page."""
 
+_NO_BACKGROUND: Final = "The air around the head, in which ghosts and wrap-around show best, is not shown: "
 _POLICY: Final = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 )
@@ -159,7 +183,9 @@ def render_scan_report(report: ScanReport) -> str:
     outcome = report.outcome
     viewer = viewer_of(report.volumes)
     figures = [
-        (name, texts, report.figures[name]) for name, texts in FIGURE_TEXTS.items() if name in report.figures
+        (name, figure_text(name, report), report.figures[name])
+        for name in FIGURE_TEXTS
+        if name in report.figures
     ]
     return page_environment().get_template("scan.html.j2").render(
         report=report,
@@ -190,6 +216,25 @@ def render_scan_report(report: ScanReport) -> str:
         total_seconds=sum(entry.seconds for entry in outcome.provenance),
         references=references_of(report.methods),
     )  # fmt: skip
+
+
+def figure_text(name: str, report: ScanReport) -> FigureText:
+    """Return the words around a figure; that of the brain says why the air around the head is not shown."""
+    text = FIGURE_TEXTS[name]
+    if name != "image_quality" or "background" in report.figures:
+        return text
+    return replace(text, caption=f"{text.caption} {_NO_BACKGROUND}{_why_no_background(report)}.")
+
+
+def _why_no_background(report: ScanReport) -> str:
+    measures = {row.name: row.value for row in report.qc_rows}
+    if measures.get("skull_stripped_input"):
+        return "the scan came without its skull, and the air went with it"
+    if not report.keep_face and not face_is_located(measures):
+        return (
+            "brain and template do not agree well enough to tell where the face is, which must not be shown"
+        )
+    return "it was set to one value before the scan came here, or the field of view ends at the head"
 
 
 @dataclass(frozen=True, kw_only=True)
