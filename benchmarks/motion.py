@@ -3,10 +3,11 @@
 Run it with the datasets whose still heads are the norm, and those that are only judged::
 
     .venv/bin/python benchmarks/motion.py --norms-from BIDS_DIR_OR_SCAN ... --judged BIDS_DIR_OR_SCAN ... \
-        [--moved DATASET/SCAN ...] [--most-of-a-directory 24] [--workers 2]
+        [--moved DATASET/SCAN ...] [--move-every 3] [--workers 2]
 
-Every scan is measured as it is, under harmless changes, and after it moved with each of :data:`STRENGTHS`: kind, order
-of lines, slow axis and partial Fourier are drawn. Each dataset is judged by norms that it is no part of, with the
+Every scan is measured as it is and under harmless changes, each third also after it moved with each of
+:data:`STRENGTHS`: kind, order of lines, slow axis and partial Fourier are drawn. The synthetic heads of the
+demonstration are a dataset of the norm, too. Each dataset is judged by norms that it is no part of, with the
 bound in use. The norms, of scans as they are and changed, go to ``preprocessing/still_heads.json``, the table to
 ``benchmarks/motion.md``, every case to ``benchmarks/motion.csv``. Scans named by ``--moved`` did move and are no part
 of the norms.
@@ -18,6 +19,7 @@ import argparse
 import csv
 import json
 import multiprocessing
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -51,6 +53,7 @@ BLUR_FWHM_MM: Final = 3.0
 TILT_DEG: Final = 15.0
 GRIDS_MM: Final = (1.4, 2.0)
 SINGLE_FILES: Final = "single files"
+SYNTHETIC: Final = "synthetic heads"
 
 Values = NDArray[np.float64]
 
@@ -79,8 +82,8 @@ class Case:
     shifts: Values | None
 
 
-def cases_of(scan: str, path: Path, position: int) -> list[Case]:
-    """Return a scan as it is and moved; the kind changes from strength to strength and from scan to scan."""
+def cases_of(scan: str, path: Path, position: int, move_every: int) -> list[Case]:
+    """Return a scan as it is, changed and moved; the kind changes from strength to strength and scan to scan."""
     from brainstage.preprocessing.brain_extraction import extract_brain
     from brainstage.preprocessing.ingest import ingest
     from brainstage.preprocessing.motion import band_shifts
@@ -115,9 +118,9 @@ def cases_of(scan: str, path: Path, position: int) -> list[Case]:
                 shifts=band_shifts(changed, its_mask),
             )
         )
-    for step, strength in enumerate(STRENGTHS):
+    for step, strength in enumerate(STRENGTHS if position % move_every == 0 else ()):
         rng = np.random.default_rng(zlib.crc32(f"{scan} {strength}".encode()))
-        kind = KINDS[(position + step) % len(KINDS)]
+        kind = KINDS[(position // move_every + step) % len(KINDS)]
         sampling = Sampling(
             axis=int(rng.integers(0, 3)),
             order=ORDERS[int(rng.integers(0, len(ORDERS)))],
@@ -141,6 +144,15 @@ def cases_of(scan: str, path: Path, position: int) -> list[Case]:
         )
     print(scan, flush=True)
     return cases
+
+
+def synthetic_heads(folder: Path) -> list[tuple[str, Path]]:
+    """Write the demonstration's cohort; return name and path of its scans without a defect."""
+    from brainstage.workflows.synthetic.cohort import Defect, demo_cohort, write_demo_bids
+
+    write_demo_bids(folder, print)
+    sound = {folder / scan.t1w_path for scan in demo_cohort() if scan.participant.defect is Defect.NONE}
+    return [(name, path) for name, path in scans_of([folder]) if path in sound]
 
 
 def harmless(stripped: StrippedBrain, rng: np.random.Generator) -> Iterator[tuple[str, Volume, BrainMask]]:
@@ -274,19 +286,20 @@ def main() -> None:
     parser.add_argument("--norms-from", type=Path, nargs="+", required=True)
     parser.add_argument("--judged", type=Path, nargs="*", default=[])
     parser.add_argument("--moved", nargs="*", default=[])
-    parser.add_argument("--most-of-a-directory", type=int, default=1000)
+    parser.add_argument("--move-every", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
 
-    def some(places: Sequence[Path]) -> list[tuple[str, Path]]:
-        return [scan for place in places for scan in scans_of([place])[: options.most_of_a_directory]]
-
-    normed = some(options.norms_from)
-    scans = [*normed, *some(options.judged)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        waiting = [pool.submit(cases_of, *scan, position) for position, scan in enumerate(scans)]
-        cases = [case for done in waiting for case in done.result()]
+    with tempfile.TemporaryDirectory(prefix="brainstage-motion-") as folder:
+        normed = [*scans_of(options.norms_from), *synthetic_heads(Path(folder) / SYNTHETIC)]
+        scans = [*normed, *scans_of(options.judged)]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+            waiting = [
+                pool.submit(cases_of, *scan, position, options.move_every)
+                for position, scan in enumerate(scans)
+            ]
+            cases = [case for done in waiting for case in done.result()]
     names = [name for name, _ in normed]
     write_norms([case for case in cases if case.scan in names], options.moved)
     rows = rows_of(cases, options.moved, names)

@@ -46,7 +46,7 @@ BRIGHTEST: Final = 2.5
 LEAST_VOXELS: Final = 5000
 LEAST_AMPLITUDE: Final = 1e-3
 RIDGE: Final = 1e-6
-SHRINKAGE: Final = 0.4
+SHRINKAGE: Final = 0.25
 """Of the correlations between shifts towards none: there are more of these than people to learn them from."""
 NORMS_FILE: Final = "still_heads.json"
 

@@ -316,7 +316,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         direction="lower",
         reason="motion",
         added=True,
-        bounds=_bounds((None, 1.35)),
+        bounds=_bounds((None, 1.4)),
         explanation="How far the spatial frequencies of the brain lie apart along one axis, over what is usual of "
         "still heads. High when the head moved during the scan: each band of frequencies is acquired at its own time. "
         "It says that the head moved, not how bad the scan is. None where voxels are thicker than 2.6 mm.",
