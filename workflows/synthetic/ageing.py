@@ -25,6 +25,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.fft import next_fast_len
 
 from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume
 from brainstage.preprocessing.measures import fit_tissues
@@ -46,8 +47,8 @@ LEAST_OWN_SHARE: Final = 0.2
 """Per cent of the mask. Where less is found, by a wrong alignment or in slits too thin for the voxels, the template's
 ventricles are opened instead."""
 
-GROWTH_STEP: Final = 0.25
-"""Of the ventricles' volume: tissue moves by about a millimetre in a step."""
+GROWTH_STEP: Final = 0.4
+"""Of the volume of the fluid at the wall: tissue moves by about a millimetre in a step."""
 
 STEPS_LIMIT: Final = 40
 VOLUME_TOLERANCE: Final = 0.01
@@ -59,9 +60,20 @@ VENTRICLE_PARTS: Final = 4
 SWELLING_REACH_MM: Final = 5.0
 """Around these parts fluid swells."""
 
-BELOW_THE_FORNIX: Final = (9.0, (-62.0, 6.0), 10.0)
-"""Largest distance from the midplane, range of y and largest z, template mm, of the third ventricle and of the
-cisterns behind it, which do not swell."""
+NO_LATERAL_VENTRICLE: Final = (
+    (1.5, (-200.0, 200.0), (-200.0, 200.0)),
+    (6.0, (-200.0, -8.0), (-200.0, 200.0)),
+    (7.0, (-10.0, 8.0), (-40.0, 8.0)),
+    (11.0, (-40.0, -10.0), (-40.0, 16.0)),
+    (12.0, (-70.0, -36.0), (-40.0, 28.0)),
+    (20.0, (-45.0, -12.0), (-40.0, 4.0)),
+)
+"""Distance from the midplane up to which, and ranges of y and z, template mm, in which fluid does not swell: septum,
+third ventricle, the space between the fornices, and the cisterns around the splenium and beside the midbrain."""
+
+WALL_MM: Final = 3.0
+"""Depth of the fluid that swells, from the wall inward. All parts then widen by about the same distance; if all of
+the fluid swelled, wide horns would become balloons and slits would stay slits."""
 
 SHARPENING: Final = (0.25, 0.65)
 """Fractions of fluid that become none and all. The border of a ventricle is stretched as the ventricle is, and a slit
@@ -82,7 +94,7 @@ CERTAIN_WHITE: Final = (0.7, 0.95)
 CALM_MM: Final = 1.5
 """Smoothing that takes away noise stretched to two or three times its width; the choroid plexus stays visible."""
 
-SULCAL_FLUID: Final = (0.15, 0.45)
+SULCAL_FLUID: Final = (0.25, 0.6)
 """From grey matter (0) to the fluid of ventricles (1): no and all fluid in a sulcus, which fills few voxels whole."""
 
 FLUID_AT_MOST: Final = 0.6
@@ -99,8 +111,8 @@ over which that falls to a third."""
 PATCH_EDGE: Final = 0.35
 """SD of that field over which a patch fades."""
 
-PATCH_DEPTH: Final = 1.0
-"""Of the contrast of white and grey matter: a patch is about as dark as grey matter."""
+PATCH_DEPTH: Final = 1.4
+"""Of the contrast of white and grey matter: a patch is a little darker than grey matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +127,8 @@ class Ageing:
         Factor by which they grow at least, in people whose ventricles are wide already.
     sulcus_mm : float
         By how much fluid gains on the cortex at each of its surfaces.
+    sulcus_filling : float
+        By how much of what they lack sulci fill with fluid, 0 to 1: in narrow ones most voxels hold tissue too.
     patch_share : float
         Of the white matter of the template that darkens, 0 to 1.
     contrast : float
@@ -124,18 +138,34 @@ class Ageing:
     ventricle_share: float
     ventricle_growth: float
     sulcus_mm: float
+    sulcus_filling: float
     patch_share: float
     contrast: float
 
 
 MILD: Final = Ageing(
-    ventricle_share=4.0, ventricle_growth=1.1, sulcus_mm=0.3, patch_share=0.005, contrast=0.9
+    ventricle_share=4.0,
+    ventricle_growth=1.1,
+    sulcus_mm=0.25,
+    sulcus_filling=0.3,
+    patch_share=0.005,
+    contrast=0.9,
 )
 MARKED: Final = Ageing(
-    ventricle_share=7.0, ventricle_growth=1.25, sulcus_mm=0.6, patch_share=0.02, contrast=0.8
+    ventricle_share=7.0,
+    ventricle_growth=1.25,
+    sulcus_mm=0.5,
+    sulcus_filling=0.6,
+    patch_share=0.02,
+    contrast=0.8,
 )
 SEVERE: Final = Ageing(
-    ventricle_share=12.0, ventricle_growth=1.5, sulcus_mm=1.0, patch_share=0.04, contrast=0.7
+    ventricle_share=12.0,
+    ventricle_growth=1.5,
+    sulcus_mm=0.8,
+    sulcus_filling=1.0,
+    patch_share=0.04,
+    contrast=0.7,
 )
 
 
@@ -200,17 +230,16 @@ def aged(specimen: Specimen, *, ageing: Ageing) -> Volume:
     coarse = resampled(Volume(data=fractions, voxel_to_ras=place.fine.voxel_to_ras), place.coarse).data
     own_share = 100.0 * float(_sharpened(coarse).sum()) / float(place.mask.sum())
     wanted = max(ageing.ventricle_share, ageing.ventricle_growth * own_share) / 100.0
-    pull = pull_of_swelling(
-        coarse, _sides(place), place.mask, _cerebrum(place), wanted * float(place.mask.sum())
-    )
+    cerebrum = _cerebrum(place)
+    pull = pull_of_swelling(coarse, _sides(place), place.mask, cerebrum, wanted * float(place.mask.sum()))
     carried, ventricles = _carried(values, fractions, place, pull)
     values = _filled(carried, ventricles, levels, place.fine.spacing_mm, specimen.rng)
 
-    values = _atrophied(values, inside, ventricles, levels, place.fine.spacing_mm, ageing.sulcus_mm)
+    values = _atrophied(values, inside, ventricles, levels, place.fine.spacing_mm, ageing)
     white = _white_fraction(values, levels)
-    patches = _patches(specimen.rng, place, pull, ventricles, ageing.patch_share)
-    lost = (1.0 - ageing.contrast) + ageing.contrast * PATCH_DEPTH * patches
-    values = values - (levels.white - levels.grey) * np.minimum(lost, 1.0) * white
+    patches = _patches(specimen.rng, place, pull, cerebrum, ventricles, ageing.patch_share)
+    lost = (1.0 - ageing.contrast) + patches * (PATCH_DEPTH - (1.0 - ageing.contrast))
+    values = values - (levels.white - levels.grey) * lost * white
 
     data = specimen.head.data.copy()
     # Never 0 inside the brain: in a stripped scan that is what lies outside.
@@ -248,15 +277,17 @@ def pull_of_swelling(
         outside, and everywhere when the ventricles have the volume already.
     """
     nodes = lattice(mask.shape, (0.0, 0.0, 0.0), 1.0)
-    depth_mm = ndimage.distance_transform_edt(mask) * NODE_MM
-    movable = np.clip((depth_mm - RIM_MM[0]) / (RIM_MM[1] - RIM_MM[0]), 0.0, 1.0)
+    from_surface_mm = ndimage.distance_transform_edt(mask) * NODE_MM
+    movable = np.clip((from_surface_mm - RIM_MM[0]) / (RIM_MM[1] - RIM_MM[0]), 0.0, 1.0)
     pull = np.zeros((3, *mask.shape))
     current = _sharpened(fractions)
     for _ in range(STEPS_LIMIT):
         volume = float(current.sum())
         if wanted_nodes <= volume * (1.0 + VOLUME_TOLERANCE):
             break
-        swelling = [current * interpolate(side, nodes + pull) for side in sides]
+        depth_mm = ndimage.distance_transform_edt(current > 0.5) * NODE_MM
+        wall = current * np.exp(-np.maximum(depth_mm - NODE_MM / 2.0, 0.0) / WALL_MM)
+        swelling = [wall * interpolate(side, nodes + pull) for side in sides]
         volumes = [max(float(one.sum()), 1.0) for one in swelling]
         gain = min(wanted_nodes - volume, GROWTH_STEP * min(sum(volumes), 4.0 * min(volumes))) / 2.0
         source = sum(gain / own * one for own, one in zip(volumes, swelling, strict=True))
@@ -276,7 +307,10 @@ def _outward(
     near = ndimage.gaussian_filter(source.astype(np.float64), GIVING_WAY_MM / NODE_MM, truncate=3.0)
     sink = near * gives_way * (1.0 - ventricles) * movable
     density = source - sink * (source.sum() / max(float(sink.sum()), 1e-9))
-    return potential_flow(density, 1.0) * movable
+    # Sizes without large primes: the flow takes most of the time, and half of it else.
+    more = [(0, next_fast_len(n) - n) for n in density.shape]
+    i, j, k = density.shape
+    return potential_flow(np.pad(density, more), 1.0)[:, :i, :j, :k] * movable
 
 
 def _place_of(head: Volume, brain_mask: BrainMask) -> _Place:
@@ -314,14 +348,10 @@ def _mean_near(
     # A little of the overall mean everywhere: far from any weight, that is what is left.
     trace = 1e-4 * float(weights.max())
     overall = float((values * weights).sum()) / max(float(weights.sum()), 1e-9)
-    return np.asarray(
-        (ndimage.gaussian_filter(values * weights, sigma) + trace * overall) / (total + trace)
-    )
+    return np.asarray((ndimage.gaussian_filter(values * weights, sigma) + trace * overall) / (total + trace))
 
 
-def _own_ventricles(
-    specimen: Specimen, place: _Place, values: NDArray[np.floating]
-) -> NDArray[np.float32]:
+def _own_ventricles(specimen: Specimen, place: _Place, values: NDArray[np.floating]) -> NDArray[np.float32]:
     """Return how much of each voxel is ventricle; the template's where a brain shows none of its own."""
     part = Volume(data=values, voxel_to_ras=place.fine.voxel_to_ras)
     mask = BrainMask(data=specimen.brain_mask.data[place.box], voxel_to_ras=part.voxel_to_ras)
@@ -378,18 +408,20 @@ def _template_sides() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         )
         for a in range(3)
     )
-    reach, (back, front), top = BELOW_THE_FORNIX
-    others = (np.abs(x) < reach) & (y > back) & (y < front) & (z < top)
+    others = np.zeros(grid.shape, dtype=bool)
+    for reach, (back, front), (low, high) in NO_LATERAL_VENTRICLE:
+        others |= (np.abs(x) < reach) & (y > back) & (y < front) & (z > low) & (z < high)
     near = (ndimage.distance_transform_edt(~parts) <= SWELLING_REACH_MM) & ~others
     left, right = (
-        ndimage.gaussian_filter((near & half).astype(np.float32), 1.0) for half in (x < 0, x > 0)
+        np.clip(2.0 * ndimage.gaussian_filter((near & half).astype(np.float32), 1.0) - 0.5, 0.0, 1.0)
+        for half in (x < 0, x > 0)
     )
     return left, right
 
 
 def _sharpened(fractions: NDArray[np.floating]) -> NDArray[np.floating]:
     none, whole = SHARPENING
-    return np.clip((fractions - none) / (whole - none), 0.0, 1.0)
+    return np.asarray(np.clip((fractions - none) / (whole - none), 0.0, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -449,16 +481,18 @@ def _atrophied(
     ventricles: NDArray[np.float32],
     levels: _Levels,
     spacing_mm: tuple[float, float, float],
-    reach_mm: float,
+    ageing: Ageing,
 ) -> NDArray[np.floating]:
-    """Let the fluid of the sulci, and that under the skull, gain on the tissue by `reach_mm`."""
-    depth = (levels.grey - values) / (levels.grey - levels.fluid)
+    """Fill sulci with fluid, and let it gain on the tissue, also from the skull inward."""
+    depth = np.clip((levels.grey - values) / (levels.grey - levels.fluid), 0.0, 1.0)
     none, whole = SULCAL_FLUID
-    fluid = np.where(inside, np.clip((depth - none) / (whole - none), 0.0, 1.0), 1.0)
+    sulci = np.clip((depth - none) / (whole - none), 0.0, 1.0)
+    # First deeper, then wider: what is gained is as dark as the sulcus it is gained by.
+    filled = depth + ageing.sulcus_filling * np.maximum(sulci - depth, 0.0)
+    wide = grown(np.where(inside, filled, 1.0), spacing_mm, ageing.sulcus_mm)
     # Ventricles have their width; around them nothing is gained.
     away = 1.0 - np.clip(2.0 * ndimage.gaussian_filter(ventricles, 1.5 / np.array(spacing_mm)), 0.0, 1.0)
-    gained = (grown(fluid, spacing_mm, reach_mm) - fluid) * away
-    return values + gained * (levels.fluid - np.maximum(values, levels.grey))
+    return values - (wide - depth) * away * (np.maximum(values, levels.grey) - levels.fluid)
 
 
 def grown(
@@ -495,13 +529,14 @@ def grown(
 def _white_fraction(values: NDArray[np.floating], levels: _Levels) -> NDArray[np.floating]:
     """Return how white each voxel is; smoothed a little, so that noise keeps its size where contrast is lost."""
     smooth = ndimage.gaussian_filter(values, 0.6)
-    return np.clip((smooth - levels.grey) / (levels.white - levels.grey), 0.0, 1.0)
+    return np.asarray(np.clip((smooth - levels.grey) / (levels.white - levels.grey), 0.0, 1.0))
 
 
 def _patches(
     rng: np.random.Generator,
     place: _Place,
     pull: Points,
+    cerebrum: NDArray[np.float32],
     ventricles: NDArray[np.float32],
     share: float,
 ) -> NDArray[np.float32]:
@@ -512,7 +547,7 @@ def _patches(
     wide = resampled(Volume(data=ventricles, voxel_to_ras=place.fine.voxel_to_ras), place.coarse).data
     # Of what is tissue near by: white matter at the wall of a ventricle is as deep as any.
     tissue = np.where(place.mask, 1.0 - wide, 0.0)
-    deep = (tissue > 0.5) & (_mean_near(white, tissue, 1.0) > DEEP_WHITE)
+    deep = (tissue > 0.5) & (cerebrum > 0.5) & (_mean_near(white, tissue, 1.0) > DEEP_WHITE)
     field = ndimage.gaussian_filter(rng.standard_normal(place.mask.shape), PATCH_SIGMA_MM / NODE_MM)
     likelier, reach_mm = PERIVENTRICULAR
     apart_mm = ndimage.distance_transform_edt(wide < 0.5) * NODE_MM
