@@ -238,8 +238,8 @@ def aged(specimen: Specimen, *, ageing: Ageing) -> Volume:
     values = _atrophied(values, inside, ventricles, levels, place.fine.spacing_mm, ageing)
     white = _white_fraction(values, levels)
     patches = _patches(specimen.rng, place, pull, cerebrum, ventricles, ageing.patch_share)
-    lost = (1.0 - ageing.contrast) + patches * (PATCH_DEPTH - (1.0 - ageing.contrast))
-    values = values - (levels.white - levels.grey) * lost * white
+    lost = (1.0 - ageing.contrast) * white * (1.0 - patches) + PATCH_DEPTH * np.minimum(white, 1.0) * patches
+    values = values - (levels.white - levels.grey) * lost
 
     data = specimen.head.data.copy()
     # Never 0 inside the brain: in a stripped scan that is what lies outside.
@@ -492,7 +492,7 @@ def _atrophied(
     wide = grown(np.where(inside, filled, 1.0), spacing_mm, ageing.sulcus_mm)
     # Ventricles have their width; around them nothing is gained.
     away = 1.0 - np.clip(2.0 * ndimage.gaussian_filter(ventricles, 1.5 / np.array(spacing_mm)), 0.0, 1.0)
-    return values - (wide - depth) * away * (np.maximum(values, levels.grey) - levels.fluid)
+    return np.asarray(values - (wide - depth) * away * (np.maximum(values, levels.grey) - levels.fluid))
 
 
 def grown(
@@ -527,9 +527,13 @@ def grown(
 
 
 def _white_fraction(values: NDArray[np.floating], levels: _Levels) -> NDArray[np.floating]:
-    """Return how white each voxel is; smoothed a little, so that noise keeps its size where contrast is lost."""
+    """Return how white each voxel is: 0 up to grey matter, 1 for white matter on average, more for brighter tissue.
+
+    Smoothed a little, so that noise keeps its size where contrast is lost.
+    """
     smooth = ndimage.gaussian_filter(values, 0.6)
-    return np.asarray(np.clip((smooth - levels.grey) / (levels.white - levels.grey), 0.0, 1.0))
+    fraction = (smooth - levels.grey) / (levels.white - levels.grey)
+    return np.asarray(np.clip(fraction, 0.0, 2.0))
 
 
 def _patches(
