@@ -4,12 +4,12 @@ Run it alone on the machine; on one core a harmed whole head takes about five mi
 
     .venv/bin/python benchmarks/failures.py SCAN_OR_BIDS_DIR ... [--workers 2] [--kinds 2] [--harm-every 1]
 
-Every scan goes through the default chain as it is, under harmless variations, and under each class of failure: in as
-many kinds of the class as ``--kinds`` says for a whole head and one for a stripped brain, in turn, so that all kinds
-come up over the scans. With ``--harm-every 3``, two of three scans are only judged as they are. It prints a table and
-writes it to ``benchmarks/failures.md``; the measures of every case go to ``benchmarks/failures.csv``, from which
-``benchmarks/quality_bounds.py`` derives the bounds. Without any scan, the kept measures are judged again by the
-bounds in use.
+Every scan goes through the default chain as it is, aged at one of three strengths, in turn, under other harmless
+variations, and under each class of failure: in as many kinds of the class as ``--kinds`` says for a whole head and one
+for a stripped brain, in turn, so that all kinds come up over the scans. With ``--harm-every 3``, two of three scans are
+only judged as they are. It prints a table and writes it to ``benchmarks/failures.md``; the measures of every case go to
+``benchmarks/failures.csv``, from which ``benchmarks/quality_bounds.py`` derives the bounds. Without any scan, the kept
+measures are judged again by the bounds in use.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def scans_of(places: Sequence[Path]) -> list[tuple[str, Path]]:
 
 
 def cases_of(scan: str, path: Path, position: int, kinds: int, harm_every: int) -> Iterator[Case]:
-    """Yield what is done to a scan: nothing, some variations, and `kinds` of every class of failure."""
+    """Yield what is done to a scan: nothing, ageing, some variations, and `kinds` of every class of failure."""
     from brainstage.preprocessing.brain_extraction import stripped_foreground
     from brainstage.preprocessing.ingest import ingest
     from brainstage.workflows.synthetic import damage, variation
@@ -84,6 +84,10 @@ def cases_of(scan: str, path: Path, position: int, kinds: int, harm_every: int) 
     yield Case(scan=scan, path=path, failure=UNHARMED, kind=AS_IT_IS)
     if position % harm_every:
         return
+    turn = position // harm_every
+    # Old brains are few in most cohorts, and have to pass in all: any three scans in a row have all strengths.
+    strengths = list(variation.AGEINGS)
+    yield Case(scan=scan, path=path, failure=UNHARMED, kind=strengths[turn % len(strengths)])
     whole = stripped_foreground(ingest(path, Config().ingest).head) is None
     classes: dict[str, Sequence[str]] = {UNHARMED: [k for k in variation.VARIATIONS if k != AS_IT_IS]}
     classes |= {name: list(kinds_of) for name, kinds_of in damage.DAMAGES.items()}
@@ -95,7 +99,7 @@ def cases_of(scan: str, path: Path, position: int, kinds: int, harm_every: int) 
             (kinds if whole else 1) * (VARIATIONS_FOR_A_KIND if failure == UNHARMED else 1), len(names)
         )
         for step in range(wanted):
-            kind = names[(position // harm_every * wanted + step) % len(names)]
+            kind = names[(turn * wanted + step) % len(names)]
             yield Case(scan=scan, path=path, failure=failure, kind=kind)
 
 
@@ -125,7 +129,8 @@ def _registered(case: Case) -> Any:  # noqa: ANN401 - imported late, like everyt
     from brainstage.workflows.synthetic import damage, variation
 
     config = Config()
-    harm = damage.DAMAGES.get(case.failure, {}) | variation.VARIATIONS | variation.STRIPPINGS
+    harmless = variation.VARIATIONS | variation.AGEINGS | variation.STRIPPINGS
+    harm = damage.DAMAGES.get(case.failure, {}) | harmless
     with tempfile.TemporaryDirectory(prefix="brainstage-") as folder:
         source = case.path
         if case.kind != AS_IT_IS and case.kind in harm:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainstage.pipeline.records import CorrectedBrain
-from brainstage.pipeline.volume import Affine, Grid, Volume, inverse_of
+from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume, inverse_of
 from brainstage.preprocessing.regions import ventricle_fluid, ventricle_surroundings
 from brainstage.preprocessing.registration import box_of
 from brainstage.preprocessing.resampling import interpolated, resampled
@@ -92,16 +92,50 @@ def ventricle_share(corrected: CorrectedBrain, native_to_template: Affine) -> fl
         None where fluid is not darker than grey matter and that not darker than white matter, or where the brain
         lies beside the template.
     """
-    prior, mask = _prior(), corrected.brain_mask
-    box = _box_of(prior.corners_mm, corrected.head.grid, native_to_template)
+    found = _ventricles(corrected.head, corrected.brain_mask, native_to_template)
+    if found is None:
+        return None
+    fractions, grid = found
+    volume_ml = float(fractions.sum(dtype=np.float64)) * grid.voxel_volume_mm3 / 1000.0
+    return float(f"{100.0 * volume_ml / corrected.brain_mask.volume_ml:.6g}")
+
+
+def ventricle_fractions(head: Volume, brain_mask: BrainMask, native_to_template: Affine) -> Volume | None:
+    """Return how much of each voxel is fluid of the lateral ventricles, 0 to 1: what :func:`ventricle_share` adds up.
+
+    Parameters
+    ----------
+    head : Volume
+        Native space, bias-corrected or nearly so.
+    brain_mask : BrainMask
+        On the same grid.
+    native_to_template : ndarray, (4, 4)
+        RAS+ mm to RAS+ mm.
+
+    Returns
+    -------
+    Volume or None
+        On the part of the head's grid where ventricles may be, in voxels of :data:`FINEST_MM` at least. None as of
+        :func:`ventricle_share`.
+    """
+    found = _ventricles(head, brain_mask, native_to_template)
+    return None if found is None else Volume(data=found[0].astype(np.float32), voxel_to_ras=found[1].voxel_to_ras)
+
+
+def _ventricles(
+    head: Volume, mask: BrainMask, native_to_template: Affine
+) -> tuple[NDArray[np.float64], Grid] | None:
+    """Return the fractions of :func:`ventricle_fractions` and the grid that they stand on."""
+    prior = _prior()
+    box = _box_of(prior.corners_mm, head.grid, native_to_template)
     if box is None or not mask.data.any():
         return None
-    levels = _levels(corrected.head, native_to_template, prior)
+    levels = _levels(head, native_to_template, prior)
     if levels is None:
         return None
     grey, darkest = levels
-    part = corrected.head.grid.part(box)
-    depth = (grey - corrected.head.data[box]) / (grey - darkest)
+    part = head.grid.part(box)
+    depth = (grey - head.data[box]) / (grey - darkest)
     low, high = FLUID_RAMP
     fluid = Volume(
         data=np.where(mask.data[box], np.clip((depth - low) / (high - low), 0.0, 1.0), 0.0),
@@ -109,22 +143,20 @@ def ventricle_share(corrected: CorrectedBrain, native_to_template: Affine) -> fl
     )
     if min(part.spacing_mm) < FINEST_MM:
         fluid = resampled(fluid, part.rescaled(FINEST_MM))
-    volume_ml = _ventricles_ml(fluid, native_to_template, prior)
-    return float(f"{100.0 * volume_ml / mask.volume_ml:.6g}")
+    return _of_the_ventricles(fluid, native_to_template, prior), fluid.grid
 
 
-def _ventricles_ml(fluid: Volume, native_to_template: Affine, prior: _Prior) -> float:
-    """Return the fluid that belongs to the ventricles, each voxel by its weight, ml."""
+def _of_the_ventricles(fluid: Volume, native_to_template: Affine, prior: _Prior) -> NDArray[np.float64]:
+    """Return the fluid that belongs to the ventricles, each voxel by its weight."""
     inside = _at(prior.ventricles, fluid.grid, native_to_template)
     allowed = np.clip(2.0 * _at(prior.search, fluid.grid, native_to_template) - 0.5, 0.0, 1.0)
     start = np.argwhere(inside > START_PRIOR)
     if not len(start):
-        return 0.0
+        return np.zeros(fluid.shape)
     wall = (1.0 - fluid.data) * (1.0 - np.clip(inside / CERTAIN_PRIOR, 0.0, 1.0))
     wall_mm = _least_wall_mm(wall, start, fluid.spacing_mm)
     weight = np.clip((LONGEST_WALL_MM - wall_mm) / (LONGEST_WALL_MM - FREE_WALL_MM), 0.0, 1.0)
-    voxels = float((fluid.data * weight * allowed).sum(dtype=np.float64))
-    return voxels * fluid.grid.voxel_volume_mm3 / 1000.0
+    return np.asarray(fluid.data * weight * allowed, dtype=np.float64)
 
 
 def _least_wall_mm(

@@ -12,6 +12,7 @@ import pytest
 
 from brainstage.models.metrics import Estimate
 from brainstage.preprocessing.quality import MEASURE_BY_NAME
+from brainstage.workflows.synthetic.variation import AGEINGS
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -85,6 +86,20 @@ def test_the_tables_name_what_passed_unseen() -> None:
     table = failures.table_of([missed, unharmed])
     assert "| heavy noise | 1 | 0.0 % | 0.0 % | no | loud (1) |" in table
     assert "| whole, as it is | 1 | 0.0 % | 1 | 0 | snr |" in table
+
+
+def test_three_scans_in_a_row_are_aged_at_all_strengths(monkeypatch) -> None:
+    stripped = SimpleNamespace(head=None)
+    monkeypatch.setattr("brainstage.preprocessing.ingest.ingest", lambda *_: stripped)
+    monkeypatch.setattr("brainstage.preprocessing.brain_extraction.stripped_foreground", lambda _: object())
+    cases = [
+        case
+        for position in range(9)
+        for case in failures.cases_of(f"sub-{position}", Path("x"), position, kinds=1, harm_every=3)
+    ]
+    aged = [(case.scan, case.kind) for case in cases if case.kind in AGEINGS]
+    assert aged == list(zip(("sub-0", "sub-3", "sub-6"), AGEINGS, strict=True))
+    assert all(case.failure == failures.UNHARMED for case in cases if case.kind in AGEINGS)
 
 
 def people(count: int) -> list[SimpleNamespace]:

@@ -117,18 +117,35 @@ def swelling_velocity(
     density = source - ndimage.gaussian_filter(
         source, np.sqrt(SINK_SIGMA_MM**2 - SOURCE_SIGMA_MM**2) / node_mm
     )
-    density -= density.mean()
-    rates = [2 * np.pi * np.fft.fftfreq(n, node_mm) for n in density.shape]
-    frequencies = np.stack(np.meshgrid(*rates, indexing="ij"))
-    squared = (frequencies**2).sum(axis=0)
-    squared[0, 0, 0] = 1.0
-    potential = -np.fft.fftn(density) / squared
-    vectors = np.stack([np.fft.ifftn(1j * f * potential).real for f in frequencies])
+    vectors = potential_flow(density, node_mm)
     velocity = VectorField(vectors_mm=vectors, origin_mm=origin_mm, spacing_mm=node_mm)
     inside = np.argwhere(region).T * spacing_mm + column(origin_mm, 2)
     return velocity.with_vectors(
         vectors / interpolate(velocity.divergence(), velocity.indices_of(inside)).mean()
     )
+
+
+def potential_flow(density: NDArray[np.float64], spacing_mm: float) -> NDArray[np.float64]:
+    """Return the curl-free field with a given divergence, by Poisson's equation and FFT.
+
+    Parameters
+    ----------
+    density : ndarray, (I, J, K)
+        The divergence at the nodes of a lattice; its mean is taken off, for what flows out has to flow in somewhere.
+    spacing_mm : float
+        Between nodes.
+
+    Returns
+    -------
+    ndarray, (3, I, J, K) float64
+        Periodic: what has a divergence should lie well inside.
+    """
+    rates = [2 * np.pi * np.fft.fftfreq(n, spacing_mm) for n in density.shape]
+    frequencies = np.stack(np.meshgrid(*rates, indexing="ij"))
+    squared = (frequencies**2).sum(axis=0)
+    squared[0, 0, 0] = 1.0
+    potential = -np.fft.fftn(density - density.mean()) / squared
+    return np.stack([np.fft.ifftn(1j * f * potential).real for f in frequencies])
 
 
 def volume_ratio(velocity: VectorField, points_mm: Points) -> float:

@@ -9,54 +9,17 @@ from functools import partial
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.volume import Volume
-from brainstage.preprocessing.orientation import centre_mm
 from brainstage.preprocessing.resampling import resampled
+from brainstage.workflows.synthetic.ageing import MARKED, MILD, SEVERE, aged
 from brainstage.workflows.synthetic.damage import Damage, Specimen, dilated, noisy
-
-VENTRICLE_REACH_MM: Final = 42.0
-"""The swelling of the ventricles has faded at this distance from the brain's centre, within its white matter."""
-AGED_CONTRAST: Final = 0.75
-"""Share of the contrast between white and grey matter that is left in old age."""
 
 
 def unchanged(specimen: Specimen) -> Volume:
     """Return the head as it is."""
     return specimen.head
-
-
-def aged(specimen: Specimen) -> Volume:
-    """Return the head with wide ventricles, wide sulci and weaker contrast."""
-    head = specimen.head
-    tissues = specimen.tissues()
-    values = np.where(
-        specimen.brain_mask.data & (head.data > tissues.grey_mean),
-        tissues.grey_mean + AGED_CONTRAST * (head.data - tissues.grey_mean),
-        head.data,
-    )
-    footprint = [max(1, round(3.0 / s)) | 1 for s in head.spacing_mm]
-    eroded = ndimage.grey_erosion(values, footprint)
-    widened = np.where(specimen.brain_mask.data, 0.5 * values + 0.5 * eroded, values)
-    return head.with_data(_swollen(specimen, widened))
-
-
-def _swollen(specimen: Specimen, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Magnify the brain's middle by up to two, at the expense of what surrounds it."""
-    head = specimen.head
-    centre = np.linalg.inv(head.voxel_to_ras) @ np.append(centre_mm(specimen.brain_mask), 1.0)
-    index = np.indices(head.shape, dtype=np.float32)
-    offset = index - centre[:3, None, None, None]
-    spacing = np.array(head.spacing_mm)[:, None, None, None]
-    apart = np.sqrt(np.square(offset * spacing).sum(axis=0)) / VENTRICLE_REACH_MM
-    pull = 1.0 - 0.45 * np.square(np.clip(1.0 - np.square(apart), 0.0, 1.0))
-    sampled: NDArray[np.float32] = ndimage.map_coordinates(
-        values, centre[:3, None, None, None] + offset * pull, order=1
-    )
-    return sampled
 
 
 def at_spacing(specimen: Specimen, *, spacing_mm: float) -> Volume:
@@ -97,14 +60,20 @@ def stripped(specimen: Specimen, *, margin_mm: float) -> Volume:
 
 VARIATIONS: Final[dict[str, Damage]] = {
     "as it is": unchanged,
-    "old": aged,
     "2 mm voxels": partial(at_spacing, spacing_mm=2.0),
     "tilted by 20 degrees": partial(tilted, degrees=20.0),
     "one-sided coil": shaded,
     "noise, SD 5 % of white matter": partial(noisy, share_of_white=0.05),
     "8 bits, brightest saturated": brightest_clipped,
 }
-"""Name to what makes it."""
+"""Name to what makes it; ageing stands in :data:`AGEINGS`."""
+
+AGEINGS: Final[dict[str, Damage]] = {
+    "mildly aged": partial(aged, ageing=MILD),
+    "markedly aged": partial(aged, ageing=MARKED),
+    "severely aged": partial(aged, ageing=SEVERE),
+}
+"""For every cohort, in turn: quality control has to let old brains pass, of which cohorts of volunteers have few."""
 
 STRIPPINGS: Final[dict[str, Damage]] = {
     "stripped": partial(stripped, margin_mm=0.0),
