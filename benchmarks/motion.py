@@ -5,7 +5,7 @@ Run it with the datasets whose still heads are the norm, and those that are only
     .venv/bin/python benchmarks/motion.py --norms-from BIDS_DIR_OR_SCAN ... --judged BIDS_DIR_OR_SCAN ... \
         [--moved DATASET/SCAN ...] [--move-every 3] [--workers 2]
 
-Every scan is measured as it is and under harmless changes, each third also after it moved with each of
+Every scan is measured as it is and under harmless changes, each third also aged, and after it moved with each of
 :data:`STRENGTHS`: kind, order of lines, slow axis and partial Fourier are drawn. The synthetic heads of the
 demonstration are a dataset of the norm, too. Each dataset is judged by norms that it is no part of, with the
 bound in use. The norms, of scans as they are and changed, go to ``preprocessing/still_heads.json``, the table to
@@ -106,8 +106,9 @@ def cases_of(scan: str, path: Path, position: int, move_every: int) -> list[Case
     ]
     if cases[0].shifts is None:
         return cases
+    moves = position % move_every == 0
     rng = np.random.default_rng(zlib.crc32(scan.encode()))
-    for name, changed, its_mask in harmless(stripped, rng):
+    for name, changed, its_mask in harmless(stripped, rng, aged=moves):
         cases.append(
             Case(
                 scan=scan,
@@ -118,7 +119,7 @@ def cases_of(scan: str, path: Path, position: int, move_every: int) -> list[Case
                 shifts=band_shifts(changed, its_mask),
             )
         )
-    for step, strength in enumerate(STRENGTHS if position % move_every == 0 else ()):
+    for step, strength in enumerate(STRENGTHS if moves else ()):
         rng = np.random.default_rng(zlib.crc32(f"{scan} {strength}".encode()))
         kind = KINDS[(position // move_every + step) % len(KINDS)]
         sampling = Sampling(
@@ -155,11 +156,13 @@ def synthetic_heads(folder: Path) -> list[tuple[str, Path]]:
     return [(name, path) for name, path in scans_of([folder]) if path in sound]
 
 
-def harmless(stripped: StrippedBrain, rng: np.random.Generator) -> Iterator[tuple[str, Volume, BrainMask]]:
-    """Yield a scan as it could have been without moving: name, head, mask."""
+def harmless(
+    stripped: StrippedBrain, rng: np.random.Generator, *, aged: bool
+) -> Iterator[tuple[str, Volume, BrainMask]]:
+    """Yield a scan as it could have been without moving, `aged` too: name, head, mask."""
     from brainstage.preprocessing.resampling import resampled, resampled_mask
     from brainstage.workflows.synthetic.damage import Specimen, noisy
-    from brainstage.workflows.synthetic.variation import VARIATIONS
+    from brainstage.workflows.synthetic.variation import AGEINGS
 
     head, mask = stripped.head, stripped.brain_mask
     spacing_mm = np.array(head.spacing_mm)
@@ -169,7 +172,6 @@ def harmless(stripped: StrippedBrain, rng: np.random.Generator) -> Iterator[tupl
     yield "blurred", head.with_data(blurred), mask
     grid = head.grid.rescaled(GRIDS_MM[0] if spacing_mm.min() > sum(GRIDS_MM) / 2 else GRIDS_MM[1])
     yield "another grid", resampled(head, grid), resampled_mask(mask, grid)
-    yield "old", VARIATIONS["old"](specimen), mask
     axis = rng.normal(size=3)
     turn = Rotation.from_rotvec(TILT_DEG * axis / np.linalg.norm(axis), degrees=True).as_matrix()
     matrix = np.diag(1.0 / spacing_mm) @ turn @ np.diag(spacing_mm)
@@ -177,6 +179,8 @@ def harmless(stripped: StrippedBrain, rng: np.random.Generator) -> Iterator[tupl
     offset = centre - matrix @ centre
     turned = ndimage.affine_transform(head.data, matrix, offset, order=3)
     inside = ndimage.affine_transform(mask.data.astype(np.float32), matrix, offset, order=1)
+    if aged:
+        yield "markedly aged", AGEINGS["markedly aged"](specimen), mask
     yield "tilted", head.with_data(turned), BrainMask(data=inside > 0.5, voxel_to_ras=mask.voxel_to_ras)
 
 
