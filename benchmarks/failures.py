@@ -75,6 +75,16 @@ def scans_of(places: Sequence[Path]) -> list[tuple[str, Path]]:
     return found
 
 
+def ages_of(places: Sequence[Path]) -> dict[str, str]:
+    """Return the age of every scan, in years, for which a BIDS directory has one."""
+    return {
+        f"{place.name}/{scan.key}": scan.covariates.value("age") or ""
+        for place in places
+        if place.is_dir()
+        for scan in read_dataset(place).scans
+    }
+
+
 def cases_of(scan: str, path: Path, position: int, kinds: int, harm_every: int) -> Iterator[Case]:
     """Yield what is done to a scan: nothing, ageing, some variations, and `kinds` of every class of failure."""
     from brainstage.preprocessing.brain_extraction import stripped_foreground
@@ -302,9 +312,10 @@ def main() -> None:
     cases: list[Case] = []
     for position, (scan, path) in enumerate(scans_of(options.places)):
         cases += cases_of(scan, path, position, options.kinds, options.harm_every)
+    ages = ages_of(options.places)
     # After each scan: what an interrupted run has found is kept.
     for found in all_judged(cases, options.workers) if cases else ():
-        write_csv(found, FOLDER / "failures.csv")
+        write_csv([row | {"age": ages.get(row["scan"], "")} for row in found], FOLDER / "failures.csv")
     rows = [judged_again(row, {}) for row in read_csv(FOLDER / "failures.csv")]
     table = table_of(rows)
     print(table)

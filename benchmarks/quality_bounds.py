@@ -10,7 +10,8 @@ in use stand beside: stricter where a harm would pass, more generous where few s
 here have bounds that follow from what they mean.
 
 The table stands beside it as ``benchmarks/quality_bounds.md``. It also answers whether bounds carry over to scans
-that they were not derived from: derived on all datasets but one, they judge the one that was left out.
+that they were not derived from: derived on all datasets but one, they judge the one that was left out. And it shows
+whom the bounds cost what: how each measure goes with age, and how many scans of each age pass.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from failures import judged_again, read_csv
+from failures import AS_IT_IS, judged_again, read_csv
 
 from brainstage.pipeline.config import QualityBounds
 from brainstage.preprocessing.quality import MEASURE_BY_NAME
@@ -36,7 +37,18 @@ LOWER_IS_WORSE: Final = (
     "cnr",
     "snr",
 )
-HIGHER_IS_WORSE: Final = ("missing_tissue_ml", "rim_to_grey", "clipped_share", "cjv")
+HIGHER_IS_WORSE: Final = (
+    "missing_tissue_ml",
+    "rim_to_grey",
+    "clipped_share",
+    "cjv",
+    "white_matter_noise",
+    "bright_share",
+    "band_misregistration",
+)
+OLD_FROM: Final = 65.0
+AGES: Final = ((0.0, 40.0), (40.0, OLD_FROM), (OLD_FROM, 80.0), (80.0, 130.0))
+MOST_OF_R: Final = 0.3
 
 Row = Mapping[str, Any]
 
@@ -107,7 +119,64 @@ def table_of(rows: Sequence[Row]) -> str:
         lines.append(_outcome(name, [row for row in rows if dataset_of(row) == name], others))
     lines.append(_outcome("none, derived on all", rows, bounds))
     lines.append(_outcome("none, as in use", rows, {}))
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *age_table(rows), ""])
+
+
+def age_table(rows: Sequence[Row]) -> list[str]:
+    """Return how the measures of scans as they are go with age, and how many scans of each age pass."""
+    known = [row for row in rows if row["kind"] == AS_IT_IS and row.get("age")]
+    ages = np.array([float(row["age"]) for row in known])
+    lines = [
+        "",
+        "## Whom the bounds cost what",
+        "",
+        f"{len(known)} scans as they are, of people of {ages.min():g} to {ages.max():g}. A measure that goes with age",
+        f"(r beyond {MOST_OF_R:g}) needs a bound beyond what age does: the room is the distance from the worst value",
+        f"of people of {OLD_FROM:g} and more to the bound, over the standard deviation among them. Age and scanner are",
+        "not apart here: nearly all of the old come from one dataset.",
+        "",
+        f"| measure | r with age | worst from {OLD_FROM:g} years on | passes | room, SD |",
+        "|---|---|---|---|---|",
+    ]
+    for spec in MEASURE_BY_NAME.values():
+        pairs = [
+            (float(r["age"]), number) for r in known if (number := _number(r.get(spec.name))) is not None
+        ]
+        if spec.bounds is None or len(pairs) < 10:
+            continue
+        age, value = np.array(pairs).T
+        old = value[age >= OLD_FROM]
+        r = float(np.corrcoef(age, value)[0, 1]) if value.std() > 0.0 else 0.0
+        low, high = spec.bounds.passing
+        rooms = [old.min() - low] if low is not None else []
+        rooms += [high - old.max()] if high is not None else []
+        worst = old.min() if low is not None and rooms[0] == min(rooms) else old.max()
+        spread = float(old.std())
+        room = f"{min(rooms) / spread:.1f}" if spread > 0.0 else "-"
+        lines.append(f"| `{spec.name}` | {r:+.2f} | {worst:.3g} | {_text(spec.bounds.passing)} | {room} |")
+    lines += ["", "| age | scans | passed | warned | failed | reasons |", "|---|---|---|---|---|---|"]
+    for low, high in AGES:
+        again = [judged_again(row, {}) for row in known if low <= float(row["age"]) < high]
+        verdicts = [row["verdict"] for row in again]
+        reasons = dict.fromkeys(code for row in again for code in row["reasons"].split(";") if code)
+        span = (
+            f"under {high:g}"
+            if low == 0.0
+            else f"{low:g} and more"
+            if high > 120.0
+            else f"{low:g} to {high:g}"
+        )
+        lines.append(
+            f"| {span} | {len(again)} | {_share(verdicts, 'pass')} | {_share(verdicts, 'warn')} "
+            f"| {_share(verdicts, 'fail', 'failed')} | {', '.join(reasons)} |"
+        )
+    return lines
+
+
+def _number(text: str | None) -> float | None:
+    if text in ("True", "False"):
+        return float(text == "True")
+    return float(text) if text else None
 
 
 def _outcome(name: str, rows: Sequence[Row], overrides: Mapping[str, QualityBounds]) -> str:
@@ -127,6 +196,8 @@ def _share(verdicts: Sequence[str], *wanted: str) -> str:
 
 def _text(interval: tuple[float | None, float | None]) -> str:
     low, high = interval
+    if low is not None and high is not None:
+        return f"{low:.3g} to {high:.3g}"
     return f"from {low:.3g}" if low is not None else f"to {high:.3g}" if high is not None else "any"
 
 
