@@ -396,8 +396,11 @@ def _smoothed(data: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _contrast(brain: NDArray[np.float32], brain_mask: BrainMask, template: Template) -> float | None:
-    """Return the median of white over that of grey matter, where the template is sure of both."""
-    inside = ndimage.binary_erosion(brain_mask.data)
+    """Return the median of white over that of grey matter, where the template is sure of both.
+
+    Away from the ventricles: where they are wide, fluid lies at a third of the template's white matter.
+    """
+    inside = ndimage.binary_erosion(brain_mask.data) & brain_without_ventricles(MEASURED_AT_MM)
     white = brain[inside & (template.white_matter > TISSUE_PROBABILITY)]
     grey = brain[inside & (template.grey_matter > TISSUE_PROBABILITY)]
     if not white.size or not grey.size:

@@ -88,6 +88,27 @@ def test_the_tables_name_what_passed_unseen() -> None:
     assert "| whole, as it is | 1 | 0.0 % | 1 | 0 | snr |" in table
 
 
+def test_the_cost_of_the_bounds_is_shown_by_age() -> None:
+    rows = [
+        {
+            "scan": f"a/sub-{age}",
+            "failure": failures.UNHARMED,
+            "kind": failures.AS_IT_IS,
+            "verdict": "pass",
+            "reasons": "",
+            "header_warnings": "",
+            "age": str(age),
+            "cjv": str(0.5 + 0.012 * age),
+        }
+        for age in range(20, 92, 3)
+    ]
+    table = quality_bounds.age_table(rows)
+    (cjv,) = (line for line in table if line.startswith("| `cjv`"))
+    assert cjv.startswith("| `cjv` | +1.00 | 1.57 | to 1.5 | -")  # the oldest lie beyond the bound
+    assert "| under 40 | 7 | 100.0 % | 0.0 % | 0.0 % |  |" in table
+    assert "| 80 and more | 4 | 50.0 % | 50.0 % | 0.0 % | cjv |" in table
+
+
 def test_three_scans_in_a_row_are_aged_at_all_strengths(monkeypatch) -> None:
     stripped = SimpleNamespace(head=None)
     monkeypatch.setattr("brainstage.preprocessing.ingest.ingest", lambda *_: stripped)

@@ -155,3 +155,4 @@ def test_wide_ventricles_do_not_look_like_a_brain_upside_down(
         found[name] = assess(carry_to_template(normalised, np.eye(4), None, 2.0)).measures
     for compared in ("template_correlation", "upright_margin"):
         assert found["wide"][compared] > found["narrow"][compared] - 0.06, compared
+    assert found["wide"]["t1w_contrast"] == pytest.approx(found["narrow"]["t1w_contrast"], abs=0.01)
