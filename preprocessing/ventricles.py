@@ -119,7 +119,11 @@ def ventricle_fractions(head: Volume, brain_mask: BrainMask, native_to_template:
         :func:`ventricle_share`.
     """
     found = _ventricles(head, brain_mask, native_to_template)
-    return None if found is None else Volume(data=found[0].astype(np.float32), voxel_to_ras=found[1].voxel_to_ras)
+    return (
+        None
+        if found is None
+        else Volume(data=found[0].astype(np.float32), voxel_to_ras=found[1].voxel_to_ras)
+    )
 
 
 def _ventricles(
