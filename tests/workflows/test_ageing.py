@@ -124,10 +124,13 @@ def test_contrast_falls_with_the_strength() -> None:
 
 
 def test_the_same_draw_ages_alike_and_another_one_otherwise() -> None:
-    assert np.array_equal(aged(specimen(), ageing=MILD).data, old(MILD).data)
-    assert not np.array_equal(
-        aged(specimen(seed=1), ageing=NOTHING_BUT_PATCHES).data, old(NOTHING_BUT_PATCHES).data
-    )
+    """To within what the threads of the alignment leave to chance: they add in the order in which they finish."""
+
+    def apart(one: Volume, other: Volume) -> float:
+        return float(np.abs(one.data - other.data).mean() / one.data.mean())
+
+    assert apart(aged(specimen(), ageing=MILD), old(MILD)) < 1e-4
+    assert apart(aged(specimen(seed=1), ageing=NOTHING_BUT_PATCHES), old(NOTHING_BUT_PATCHES)) > 1e-3
 
 
 def test_wide_ventricles_still_widen() -> None:
