@@ -43,7 +43,6 @@ HIGHER_IS_WORSE: Final = (
     "clipped_share",
     "cjv",
     "white_matter_noise",
-    "bright_share",
     "band_misregistration",
 )
 OLD_FROM: Final = 65.0

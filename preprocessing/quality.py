@@ -171,7 +171,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="lower",
         reason="cjv",
-        bounds=_bounds((None, 1.5), (None, 3.0)),
+        bounds=_bounds((None, 1.4), (None, 3.0)),
         explanation="Joint variation of grey and white matter over their contrast. It rises with age, and its bound "
         "lies above that; high where the two can hardly be distinguished.",
         source=f"Ganzetti 2016, 10.3389/fninf.2016.00010, as in {MRIQC}",

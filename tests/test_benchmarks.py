@@ -98,13 +98,13 @@ def test_the_cost_of_the_bounds_is_shown_by_age() -> None:
             "reasons": "",
             "header_warnings": "",
             "age": str(age),
-            "cjv": str(0.5 + 0.012 * age),
+            "cjv": str(0.4 + 0.012 * age),
         }
         for age in range(20, 92, 3)
     ]
     table = quality_bounds.age_table(rows)
     (cjv,) = (line for line in table if line.startswith("| `cjv`"))
-    assert cjv.startswith("| `cjv` | +1.00 | 1.57 | to 1.5 | -")  # the oldest lie beyond the bound
+    assert cjv.startswith("| `cjv` | +1.00 | 1.47 | to 1.4 | -")  # the oldest lie beyond the bound
     assert "| under 40 | 7 | 100.0 % | 0.0 % | 0.0 % |  |" in table
     assert "| 80 and more | 4 | 50.0 % | 50.0 % | 0.0 % | cjv |" in table
 
