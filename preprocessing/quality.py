@@ -248,7 +248,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         direction="higher",
         reason="axes_mislabelled",
         added=True,
-        bounds=_bounds((0.14, None), (0.10, None)),
+        bounds=_bounds((0.18, None), (0.155, None)),
         explanation="By how much the brain fits the template better as it lies than turned by half a circle about any "
         "axis. Low when the header reverses an axis: the head is upside down, back to front, or mirrored; also where "
         "it is so unlike the template that no way of lying fits.",
