@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainstage.pipeline.volume import BrainMask, Volume
+from brainstage.preprocessing.registration import box_of
 
 MEASURED_AT_MM: Final = 2.0
 """One grid, so that one bound serves every voxel size."""
@@ -144,11 +145,7 @@ def _envelope(brain: Image, axis: int, centre: float) -> Image:
 def _brain_at_2mm(head: Volume, brain_mask: BrainMask) -> tuple[Image, NDArray[np.bool_], Values]:
     """Return the brain on a grid of about 2 mm, even in brightness; where it is deep enough; the grid's voxels."""
     spacing_mm = np.array(head.spacing_mm)
-    margin = np.ceil(MARGIN_MM / spacing_mm).astype(int)
-    box = tuple(
-        slice(max(0, side.start - int(m)), side.stop + int(m))
-        for side, m in zip(ndimage.find_objects(brain_mask.data.astype(np.uint8))[0], margin, strict=True)
-    )
+    box = box_of(brain_mask.data, [int(np.ceil(MARGIN_MM / spacing)) for spacing in head.spacing_mm])
     image, mask = head.data[box], brain_mask.data[box]
     low, high = (MEASURED_AT_MM * share for share in LIKE_THAT)
     if spacing_mm.max() > high or spacing_mm.min() < low:

@@ -244,6 +244,7 @@ def test_a_registration_that_went_wrong_does_not_uncover_the_face():
         ({"mask_template_dice": 0.95, "upright_margin": 0.3}, True),
         ({"mask_template_dice": 0.85, "upright_margin": 0.3}, False),
         ({"mask_template_dice": 0.95, "upright_margin": 0.05}, False),
+        ({"mask_template_dice": 0.95, "upright_margin": 0.15}, False),
         ({"mask_template_dice": 0.95, "upright_margin": None}, False),
         ({}, False),
     ],

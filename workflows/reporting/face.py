@@ -1,7 +1,7 @@
 """Where the face is in a scan of a whole head, so that the air around the head can be shown without it.
 
-Face and air are told apart by where the brain lies, never by intensities: an outline that followed the skin would be a
-profile. What is left out has a straight border and no end in front.
+Face and air are distinguished by where the brain lies, never by intensities: an outline that followed the skin would
+be a profile. What is left out has a straight border and no end in front.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from brainstage.pipeline.records import QcStatus
 from brainstage.pipeline.volume import Affine
 from brainstage.preprocessing.measures import MeasureValue
+from brainstage.preprocessing.quality import MEASURE_BY_NAME, Measure, status_of
 from brainstage.workflows.reporting.mosaic import Mosaic, Scene
 
-LEAST_OVERLAP: Final = 0.88
-"""Of the registered mask with the template's (Dice): below it quality control fails the scan, too."""
-LEAST_UPRIGHT_MARGIN: Final = 0.10
-"""Below it an axis may be reversed, and the face be where the back of the head is thought to be."""
+LOCATING: Final = ("mask_template_dice", "upright_margin")
+"""Where one of these fails by the built-in bounds, brain and template do not lie on each other, or an axis may be
+reversed and the face be where the back of the head is thought to be. No configuration loosens that."""
 
 _FACE_BELOW_MM: Final = 15.0
 _FACE_FROM_MM: Final = 10.0
@@ -36,14 +37,15 @@ def face_is_located(measures: Mapping[str, MeasureValue]) -> bool:
     Parameters
     ----------
     measures : mapping
-        Of quality control; ``mask_template_dice`` and ``upright_margin`` are asked.
+        Of quality control; those of :data:`LOCATING` are asked.
     """
-    bounds = {"mask_template_dice": LEAST_OVERLAP, "upright_margin": LEAST_UPRIGHT_MARGIN}
-    return all(_at_least(measures.get(name), least) for name, least in bounds.items())
+    return all(_is_tolerated(measures.get(name), MEASURE_BY_NAME[name]) for name in LOCATING)
 
 
-def _at_least(value: MeasureValue, least: float) -> bool:
-    return isinstance(value, int | float) and value >= least
+def _is_tolerated(value: MeasureValue, measure: Measure) -> bool:
+    if not isinstance(value, int | float) or measure.bounds is None:
+        return False
+    return status_of(float(value), measure.bounds) is not QcStatus.FAIL
 
 
 def face_in_slices(scene: Scene, mosaic: Mosaic, native_to_template: Affine) -> NDArray[np.bool_]:
