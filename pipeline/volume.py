@@ -117,6 +117,11 @@ class Grid:
         apart_mm = (self.voxel_to_ras - other.voxel_to_ras) @ homogeneous
         return bool(np.abs(apart_mm).max() < ALIGNMENT_TOLERANCE_MM)
 
+    def places_mm(self, indices: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return the RAS mm, (3, N), of voxel indices, (N, 3)."""
+        places: NDArray[np.float64] = self.voxel_to_ras[:3, :3] @ indices.T + self.voxel_to_ras[:3, 3:]
+        return places
+
     def part(self, box: tuple[slice, slice, slice]) -> Grid:
         """Return the grid of a box of voxels; each of them keeps its place in space."""
         starts, stops, _ = zip(

@@ -235,10 +235,10 @@ def _prior() -> _Prior:
     return _Prior(
         ventricles=Volume(data=ventricles, voxel_to_ras=grid.voxel_to_ras),
         search=Volume(data=search, voxel_to_ras=grid.voxel_to_ras),
-        corners_mm=_mm(grid, corners.reshape(3, -1).T),
-        inside_mm=_mm(grid, np.argwhere(ventricles > CERTAIN_PRIOR)),
-        grey_mm=_mm(coarse.grid, np.argwhere(deep & (coarse.grey_matter > grey))),
-        white_mm=_mm(coarse.grid, np.argwhere(deep & (coarse.white_matter > white))),
+        corners_mm=grid.places_mm(corners.reshape(3, -1).T),
+        inside_mm=grid.places_mm(np.argwhere(ventricles > CERTAIN_PRIOR)),
+        grey_mm=coarse.grid.places_mm(np.argwhere(deep & (coarse.grey_matter > grey))),
+        white_mm=coarse.grid.places_mm(np.argwhere(deep & (coarse.white_matter > white))),
     )
 
 
@@ -260,9 +260,3 @@ def _search_region() -> NDArray[np.bool_]:
     )
     region: NDArray[np.bool_] = template.brain_mask.data & near & ~(third & ~boxes)
     return region
-
-
-def _mm(grid: Grid, indices: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Return the RAS mm (3, N) of voxel indices (N, 3)."""
-    places: NDArray[np.float64] = grid.voxel_to_ras[:3, :3] @ indices.T + grid.voxel_to_ras[:3, 3:]
-    return places

@@ -66,7 +66,4 @@ def _deep_white_mm() -> NDArray[np.float64]:
     """Return places in deep white matter of the template, away from the ventricles, (3, N) RAS mm."""
     template = load_template(ATLAS_MM)
     white = ndimage.binary_erosion(template.white_matter > SURE_OF_WHITE, iterations=DEPTH_VOXELS)
-    at = np.argwhere(white & brain_without_ventricles(ATLAS_MM)).T
-    affine = template.grid.voxel_to_ras
-    places: NDArray[np.float64] = affine[:3, :3] @ at + affine[:3, 3:]
-    return places
+    return template.grid.places_mm(np.argwhere(white & brain_without_ventricles(ATLAS_MM)))
