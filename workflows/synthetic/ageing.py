@@ -216,7 +216,7 @@ def aged(specimen: Specimen, *, ageing: Ageing) -> Volume:
     specimen : Specimen
         Its generator decides where patches of white matter darken.
     ageing : Ageing
-        :data:`MILD`, :data:`MARKED`, :data:`SEVERE` or another one.
+        `MILD`, `MARKED`, `SEVERE`, or one of your own.
     """
     place = _place_of(specimen.head, specimen.brain_mask)
     inside = specimen.brain_mask.data[place.box]
