@@ -52,6 +52,10 @@ NOISE: Final = 0.08
 BLUR_FWHM_MM: Final = 3.0
 TILT_DEG: Final = 15.0
 GRIDS_MM: Final = (1.4, 2.0)
+VISIBLE_PERCENT: Final = 1.0
+"""Root of the mean square of what motion changed inside the brain, over the brain's median. Moves before or after the
+bulk of the frequencies was sampled change less, and nothing can be seen of them."""
+LEAST_OF_A_PROTOCOL: Final = 10
 SINGLE_FILES: Final = "single files"
 SYNTHETIC: Final = "synthetic heads"
 
@@ -70,8 +74,12 @@ class Case:
     strength : float
     sampling : str
         Axis, order and share of the lines.
+    change : float
+        What motion changed, per cent; see :data:`VISIBLE_PERCENT`.
     shifts : ndarray, (3, 7, 6), or None
-        Where the voxels are too thick.
+        None where the voxels are too thick.
+    entropy : float or None
+        Of the gradients, likewise.
     """
 
     scan: str
@@ -79,46 +87,45 @@ class Case:
     kind: str
     strength: float
     sampling: str
+    change: float
     shifts: Values | None
+    entropy: float | None
 
 
 def cases_of(scan: str, path: Path, position: int, move_every: int) -> list[Case]:
     """Return a scan as it is, changed and moved; the kind changes from strength to strength and scan to scan."""
     from brainstage.preprocessing.brain_extraction import extract_brain
     from brainstage.preprocessing.ingest import ingest
-    from brainstage.preprocessing.motion import band_shifts
+    from brainstage.preprocessing.motion import band_shifts, gradient_entropy
     from brainstage.workflows.synthetic.motion import KINDS, ORDERS, Sampling, with_motion
 
     limit_threads(1, asked_for=True)
     config = Config()
     stripped = extract_brain(ingest(path, config.ingest), config.brain_extraction)
     head, mask = stripped.head, stripped.brain_mask
-    dataset = scan.partition("/")[0] if "/" in scan else SINGLE_FILES
-    cases = [
-        Case(
+
+    def measured(
+        one: Volume, its_mask: BrainMask, kind: str, strength: float = 0.0, sampling: str = ""
+    ) -> Case:
+        change = np.square(one.data - head.data)[mask.data].mean() if strength else 0.0
+        return Case(
             scan=scan,
-            dataset=dataset,
-            kind=STILL,
-            strength=0.0,
-            sampling="",
-            shifts=band_shifts(head, mask),
+            dataset=scan.partition("/")[0] if "/" in scan else SINGLE_FILES,
+            kind=kind,
+            strength=strength,
+            sampling=sampling,
+            change=100.0 * float(np.sqrt(change) / np.median(head.data[mask.data])),
+            shifts=band_shifts(one, its_mask),
+            entropy=gradient_entropy(one, its_mask),
         )
-    ]
+
+    cases = [measured(head, mask, STILL)]
     if cases[0].shifts is None:
         return cases
     moves = position % move_every == 0
     rng = np.random.default_rng(zlib.crc32(scan.encode()))
     for name, changed, its_mask in harmless(stripped, rng, aged=moves):
-        cases.append(
-            Case(
-                scan=scan,
-                dataset=dataset,
-                kind=CHANGED + name,
-                strength=0.0,
-                sampling="",
-                shifts=band_shifts(changed, its_mask),
-            )
-        )
+        cases.append(measured(changed, its_mask, CHANGED + name))
     for step, strength in enumerate(STRENGTHS if moves else ()):
         rng = np.random.default_rng(zlib.crc32(f"{scan} {strength}".encode()))
         kind = KINDS[(position // move_every + step) % len(KINDS)]
@@ -133,16 +140,8 @@ def cases_of(scan: str, path: Path, position: int, move_every: int) -> list[Case
         if stripped.skull_stripped_input:
             moved = np.where(mask.data, moved, np.float32(0.0))
         share = f", {sampling.partial_fourier:.0%} of the lines" if sampling.partial_fourier < 1.0 else ""
-        cases.append(
-            Case(
-                scan=scan,
-                dataset=dataset,
-                kind=kind,
-                strength=strength,
-                sampling=f"axis {sampling.axis}, {sampling.order}{share}",
-                shifts=band_shifts(head.with_data(moved), mask),
-            )
-        )
+        how = f"axis {sampling.axis}, {sampling.order}{share}"
+        cases.append(measured(head.with_data(moved), mask, kind, strength, how))
     print(scan, flush=True)
     return cases
 
@@ -231,10 +230,21 @@ def table_of(rows: Sequence[dict[str, Any]], moved: Sequence[str], bound: float)
             for r in found
         ]
     lines += ["", "| motion, mm and degrees | cases | seen |", "|---|---|---|"]
+
+    def shows(row: dict[str, Any]) -> bool:
+        return bool(row["change"] >= VISIBLE_PERCENT)
+
     groups: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
         *((f"{s:g}", lambda row, s=s: row["strength"] == s) for s in STRENGTHS),
         ("**3 and more**", lambda row: row["strength"] >= 3.0),
         ("**4 and more**", lambda row: row["strength"] >= 4.0),
+        *(
+            (
+                f"{s:g} and more, by which the picture changed",
+                lambda row, s=s: row["strength"] >= s and shows(row),
+            )
+            for s in (3.0, 4.0)
+        ),
     ]
     far = [row for row in simulated if row["strength"] >= 3.0]
     lines += [_line(name, [row for row in simulated if belongs(row)], bound) for name, belongs in groups]
@@ -242,6 +252,39 @@ def table_of(rows: Sequence[dict[str, Any]], moved: Sequence[str], bound: float)
         lines += ["", f"| {title} | cases | seen |", "|---|---|---|"]
         for value in dict.fromkeys(row[key] for row in far):
             lines.append(_line(value, [row for row in far if row[key] == value], bound))
+    lines += [
+        "",
+        "The picture changed where the root of the mean square of what motion changed inside the brain is",
+        f"{VISIBLE_PERCENT:g} % of its median or more; the other moves fell before or after the bulk of frequencies.",
+        "",
+        "## Gradient entropy within a protocol",
+        "",
+        "Moves of 3 mm and degrees and more whose `gradient_entropy` is higher than that of all still scans of the",
+        f"dataset as they are, where there are at least {LEAST_OF_A_PROTOCOL} of these. Below, the same of other",
+        "changes: it ranks what is unlike the others, whatever made it so.",
+        "",
+        "| dataset | still scans | cases | higher | higher, or seen by `band_misregistration` |",
+        "|---|---|---|---|---|",
+    ]
+    for dataset in dict.fromkeys(row["dataset"] for row in still):
+        usual = [row["entropy"] for row in still if row["dataset"] == dataset]
+        if len(usual) < LEAST_OF_A_PROTOCOL:
+            continue
+        for name, cases in (
+            ("moved", [row for row in far if row["dataset"] == dataset]),
+            *(
+                (
+                    kind.removeprefix(CHANGED),
+                    [r for r in changed if (r["dataset"], r["kind"]) == (dataset, kind)],
+                )
+                for kind in dict.fromkeys(row["kind"] for row in changed)
+            ),
+        ):
+            higher = [row for row in cases if row["entropy"] > max(usual)]
+            either = [row for row in cases if row["entropy"] > max(usual) or row["left_out"] > bound]
+            lines.append(
+                f"| {dataset}, {name} | {len(usual)} | {len(cases)} | {len(higher)} | {len(either)} |"
+            )
     return "\n".join([*lines, ""])
 
 
@@ -265,6 +308,8 @@ def rows_of(cases: Sequence[Case], moved: Sequence[str], normed: Sequence[str]) 
             "strength": case.strength,
             "sampling": case.sampling,
             "order": case.sampling.partition(", ")[2].partition(",")[0],
+            "change": round(case.change, 3),
+            "entropy": None if case.entropy is None else round(case.entropy, 6),
             "in_use": round(distance_from_still(case.shifts, everyone), 4),
             "left_out": round(distance_from_still(case.shifts, without[case.dataset]), 4),
         }

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from brainstage.pipeline.records import CorrectedBrain, RegisteredBrain, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Volume
 from brainstage.preprocessing.morphometry import MEDIAL_TEMPORAL, medial_temporal_fluid
-from brainstage.preprocessing.motion import band_misregistration
+from brainstage.preprocessing.motion import band_misregistration, gradient_entropy
 from brainstage.preprocessing.orientation import centre_mm, correlation_inside, rotation_degrees_of
 from brainstage.preprocessing.regions import brain_without_ventricles
 from brainstage.preprocessing.registration import dice, scale_of
@@ -34,6 +34,7 @@ MeasureValue = float | bool | str | None
 MEASURED_AT_MM: Final = 2.0
 COMPARED_FWHM_MM: Final = 4.0
 """Brain and template are smoothed alike before they are compared: anatomy counts, not voxel size or noise."""
+SDS_IN_FWHM: Final = 2.0 * float(np.sqrt(2.0 * np.log(2.0)))
 TISSUE_PROBABILITY: Final = 0.9
 MIXTURE_QUANTILES: Final = 4000
 MIXTURE_TAIL_PERCENT: Final = 0.5
@@ -47,8 +48,14 @@ LEAST_VOXELS_OF_TISSUES: Final = 1000
 WELL_INSIDE_MM: Final = 8.0
 """Template voxels deeper under its surface are brain in every person, once the brain is registered."""
 NO_SIGNAL: Final = (0.05, 0.15)
-"""Of the brain's median: below the first nothing is there, above the second something is. The darkest fluid of
-inversion-prepared scans keeps 0.2 and more after smoothing."""
+"""Of the brain's median: below the first nothing is there, above the second something is. The fluid of some
+inversion-prepared scans lies between."""
+LUMP_FWHM_MM: Final = 10.0
+LUMP: Final = (0.4, 0.8)
+"""Share without signal of so wide a surrounding, between which a place is the middle of a missing part. Dark fluid in
+the widened sulci of an old brain lies in sheets."""
+LUMP_EDGE_MM: Final = 6.0
+"""So far around such a middle, what is dark belongs to it."""
 RIM_MM: Final = 2.0
 BRIGHT: Final = 1.5
 """Times white matter: vessels and dura that took up a contrast agent; hardly anything else in a brain is."""
@@ -112,6 +119,7 @@ def measure(
         "white_matter_noise": noise,
         "bright_share": bright_share(corrected, tissues, noise or 0.0),
         "band_misregistration": _or_none(band_misregistration(stripped.head, stripped.brain_mask)),
+        "gradient_entropy": _or_none(gradient_entropy(stripped.head, stripped.brain_mask)),
         "ventricle_share": ventricle_share(corrected, registered.native_to_template),
         **_medial_temporal(brain, brain_mask),
     }
@@ -175,7 +183,8 @@ def _best_fit(small: Volume, target: Template, turn: Rotation) -> float:
 def missing_tissue_ml(smooth: NDArray[np.float32], brain_fraction: NDArray[np.float32]) -> float:
     """Return how much of the template's inside holds no brain: outside the mask, or without signal.
 
-    A voxel counts by how little of it is there, so that none of them flips.
+    A voxel counts by how little of it is there, so that none of them flips. Without signal are only lumps away from
+    the ventricles: in wide ventricles and sulci, the fluid of inversion-prepared scans is hardly brighter than nothing.
 
     Parameters
     ----------
@@ -188,9 +197,14 @@ def missing_tissue_ml(smooth: NDArray[np.float32], brain_fraction: NDArray[np.fl
     if not inside.any():
         return float(deep.sum()) * MEASURED_AT_MM**3 / 1000.0
     silent, sounding = NO_SIGNAL
-    signal = np.clip((smooth[deep] / np.median(smooth[inside]) - silent) / (sounding - silent), 0.0, 1.0)
-    present = np.minimum(signal, np.clip(2.0 * brain_fraction[deep] - 0.5, 0.0, 1.0))
-    return float((1.0 - present).sum(dtype=np.float64)) * MEASURED_AT_MM**3 / 1000.0
+    dark = np.clip((sounding - smooth / np.median(smooth[inside])) / (sounding - silent), 0.0, 1.0)
+    share = ndimage.gaussian_filter(dark, LUMP_FWHM_MM / MEASURED_AT_MM / SDS_IN_FWHM)
+    middle = np.clip((share - LUMP[0]) / (LUMP[1] - LUMP[0]), 0.0, 1.0)
+    lump = ndimage.maximum_filter(middle, size=2 * int(LUMP_EDGE_MM / MEASURED_AT_MM) + 1)
+    without_signal = np.where(brain_without_ventricles(MEASURED_AT_MM), np.minimum(dark, lump), 0.0)
+    outside = 1.0 - np.clip(2.0 * brain_fraction - 0.5, 0.0, 1.0)
+    missing = np.maximum(without_signal, outside)[deep]
+    return float(missing.sum(dtype=np.float64)) * MEASURED_AT_MM**3 / 1000.0
 
 
 def rim_to_grey(corrected: CorrectedBrain, tissues: Tissues) -> float | None:
@@ -390,8 +404,9 @@ def _well_inside() -> NDArray[np.bool_]:
 
 
 def _smoothed(data: NDArray[np.float32]) -> NDArray[np.float32]:
-    sigma = COMPARED_FWHM_MM / MEASURED_AT_MM / (2.0 * np.sqrt(2.0 * np.log(2.0)))
-    smooth: NDArray[np.float32] = ndimage.gaussian_filter(data, sigma)
+    smooth: NDArray[np.float32] = ndimage.gaussian_filter(
+        data, COMPARED_FWHM_MM / MEASURED_AT_MM / SDS_IN_FWHM
+    )
     return smooth
 
 

@@ -262,8 +262,8 @@ MEASURES: Final[tuple[Measure, ...]] = (
         added=True,
         bounds=_bounds((None, 9.0), (None, 20.0)),
         explanation="Volume inside the template, at least 8 mm under its surface, where the scan has no brain mask or "
-        "no signal; a voxel counts by how little of it is there. High when part of the brain lies outside the field "
-        "of view, dropped out, or was cut away, or the registration failed.",
+        "no signal; dark fluid in ventricles and sulci is not counted. High when part of the brain lies outside the "
+        "field of view, dropped out, or was cut away, or the registration failed.",
         source=_OWN,
     ),
     Measure(
@@ -321,6 +321,16 @@ MEASURES: Final[tuple[Measure, ...]] = (
         "still heads. High when the head moved during the scan: each band of frequencies is acquired at its own time. "
         "It says that the head moved, not how bad the scan is. None where voxels are thicker than 2.6 mm.",
         source=_OWN,
+    ),
+    Measure(
+        name="gradient_entropy",
+        unit="",
+        direction="note",
+        added=True,
+        explanation="Entropy of the gradients inside the brain, 1 where they are the same everywhere. Among scans of "
+        "one protocol the highest are those with ringing, ghosts or noise; it differs between protocols and rises with "
+        "age, and is never judged.",
+        source="Loktyushin 2013",
     ),
     Measure(
         name="ventricle_share",

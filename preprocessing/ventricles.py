@@ -50,6 +50,10 @@ and soft enough for mixed voxels."""
 DARKEST_PERCENTILE: Final = 10.0
 CORE_TISSUE: Final = (0.85, 0.97)
 """Template probability of grey and of white matter from which a voxel has that tissue in nearly everybody."""
+BRIGHTEST_PERCENTILE: Final = 90.0
+TISSUE_FROM: Final = 0.35
+"""Of the way from the darkest fluid to the brightest of deep white matter: what is darker is no tissue. Where
+ventricles take an eighth of the brain, fluid fills most places of deep white matter."""
 CORE_DEPTH_MM: Final = 16.0
 """Below the surface of the brain: thalamus, putamen and the white matter around them, what ventricles border on."""
 
@@ -181,15 +185,20 @@ def _least_wall_mm(
 def _levels(head: Volume, native_to_template: Affine, prior: _Prior) -> tuple[float, float] | None:
     """Return the intensities of deep grey matter and of the darkest fluid; None where they have no contrast.
 
-    Medians and a percentile over places of the template: where the mixture of a whole brain's intensities has its
-    peaks depends on stripping and on age.
+    Medians and percentiles over places of the template, those of tissue without what wide ventricles have filled:
+    where the mixture of a whole brain's intensities has its peaks depends on stripping and on age.
     """
-    darkest = float(np.percentile(_values_at(head, prior.inside_mm, native_to_template), DARKEST_PERCENTILE))
-    grey, white = (
-        float(np.median(_values_at(head, places, native_to_template)))
-        for places in (prior.grey_mm, prior.white_mm)
+    fluid, grey, white = (
+        _values_at(head, places, native_to_template)
+        for places in (prior.inside_mm, prior.grey_mm, prior.white_mm)
     )
-    return (grey, darkest) if darkest < grey < white else None
+    darkest, brightest = np.percentile(fluid, DARKEST_PERCENTILE), np.percentile(white, BRIGHTEST_PERCENTILE)
+    from_here = darkest + TISSUE_FROM * (brightest - darkest)
+    grey, white = grey[grey > from_here], white[white > from_here]
+    if not grey.size or not white.size:
+        return None
+    grey_level = float(np.median(grey))
+    return (grey_level, float(darkest)) if darkest < grey_level < np.median(white) else None
 
 
 def _values_at(

@@ -87,7 +87,7 @@ def test_missing_tissue_is_counted_whether_the_mask_or_the_signal_is_gone(templa
     data, mask = template.t1w.data, template.brain_mask.data.astype(np.float32)
     assert missing_tissue_ml(data, mask) < 1.0
     gone = np.zeros(mask.shape, dtype=bool)
-    gone[40:55, 50:65, 40:55] = True  # 15 x 15 x 15 voxels of 2 mm: 27 ml
+    gone[33:48, 44:59, 54:69] = True  # 15 x 15 x 15 voxels of 2 mm beside the ventricles: 27 ml
     silent = missing_tissue_ml(np.where(gone, 0, data).astype(np.float32), mask)
     unmasked = missing_tissue_ml(data, np.where(gone, 0, mask).astype(np.float32))
     assert silent == pytest.approx(27.0, abs=0.5)
@@ -104,6 +104,17 @@ def test_wide_dark_ventricles_are_no_missing_tissue(template: Template) -> None:
     hollow = ndimage.gaussian_filter(np.where(ventricles, fluid, template.t1w.data), 0.8)
     assert ventricles.sum() * 0.008 > 40.0
     assert missing_tissue_ml(hollow, template.brain_mask.data.astype(np.float32)) < 2.0
+
+
+@pytest.mark.parametrize("of_the_median", [0.0, 0.05])
+def test_dark_fluid_in_widened_sulci_is_no_missing_tissue(template: Template, of_the_median: float) -> None:
+    mask = template.brain_mask.data
+    sulci = mask & (np.indices(mask.shape)[1] % 15 < 3)  # sheets of 6 mm, a fifth of the brain
+    dark = np.float32(of_the_median * np.median(template.t1w.data[mask]))
+    atrophied = ndimage.gaussian_filter(np.where(sulci, dark, template.t1w.data), 0.85)
+    hardly_signal_ml = 0.008 * (atrophied[mask] < 0.15 * np.median(atrophied[mask])).sum()
+    assert hardly_signal_ml > 50.0
+    assert missing_tissue_ml(atrophied, mask.astype(np.float32)) < 2.0
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (1.0, 1.0, 3.0)])

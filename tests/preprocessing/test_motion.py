@@ -16,6 +16,7 @@ from brainstage.preprocessing.motion import (
     band_misregistration,
     band_shifts,
     distance_from_still,
+    gradient_entropy,
     still_heads_of,
 )
 from brainstage.preprocessing.quality import MEASURE_BY_NAME
@@ -74,6 +75,16 @@ def test_brightness_shading_and_what_lies_outside_the_mask_count_for_nothing(
     assert band_misregistration(stripped, mask) == pytest.approx(expected, abs=0.1)
 
 
+def test_gradient_entropy_ranks_what_one_head_would_look_like(still: tuple[Volume, BrainMask]) -> None:
+    head, mask = still
+    expected = gradient_entropy(head, mask)
+    assert expected is not None
+    assert 0.9 < expected < 1.0
+    assert gradient_entropy(head.with_data(7.0 * head.data), mask) == pytest.approx(expected, abs=1e-4)
+    found = [gradient_entropy(moved(head, "many", strength, 1), mask) for strength in (2.0, 6.0)]
+    assert expected < found[0] < found[1]
+
+
 def test_a_known_shift_of_the_fine_bands_is_found(still: tuple[Volume, BrainMask]) -> None:
     """Edges below and above a frequency are moved apart along another axis: the pairs across it say by how much."""
     head, mask = still
@@ -105,6 +116,7 @@ def test_thick_slices_and_small_masks_are_not_measured(still: tuple[Volume, Brai
     small[40:50, 40:50, 40:50] = True
     for data in (small, np.zeros_like(small)):
         assert band_misregistration(head, BrainMask(data=data, voxel_to_ras=mask.voxel_to_ras)) is None
+        assert gradient_entropy(head, BrainMask(data=data, voxel_to_ras=mask.voxel_to_ras)) is None
 
 
 def test_norms_weigh_datasets_by_the_root_of_their_size_and_are_symmetric() -> None:

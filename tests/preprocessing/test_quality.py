@@ -24,7 +24,7 @@ CONTRACT = {
 }  # fmt: skip
 ADDED = {
     "upright_margin", "missing_tissue_ml", "rim_to_grey", "clipped_share", "white_matter_noise", "bright_share",
-    "band_misregistration", *MORPHOMETRY,
+    "band_misregistration", "gradient_entropy", *MORPHOMETRY,
 }  # fmt: skip
 ON_DEMAND = {"mask_agreement_dice"}
 

@@ -79,12 +79,13 @@ def test_ventricles_reach_the_share_that_is_asked_for(strength: Ageing, wanted: 
 
 
 def test_ventricles_grow_with_the_strength() -> None:
-    """Counted by darkness alone: of the severest ageing the measure of quality control sees a part."""
+    """Counted by darkness alone: of the severest ageing, quality control counts what lies where it may be."""
     head, mask = head_and_mask()
     shares = [fluid_share(one, mask) for one in (head, *map(old, STRENGTHS))]
     gained = np.diff(shares)
     assert (gained > 1.0).all(), shares
     assert shares[-1] == pytest.approx(SEVERE.ventricle_share, rel=0.2)
+    assert 0.65 * SEVERE.ventricle_share < share_of(old(SEVERE), mask) < SEVERE.ventricle_share
 
 
 @pytest.mark.parametrize("strength", STRENGTHS, ids=AGEINGS)

@@ -118,6 +118,7 @@ def test_qc_has_the_columns_of_the_contract():
         "white_matter_noise",
         "bright_share",
         "band_misregistration",
+        "gradient_entropy",
         "ventricle_share",
         "medial_temporal_fluid_left",
         "medial_temporal_fluid_right",
