@@ -2,14 +2,15 @@
 
 Run it alone on the machine; on one core a harmed whole head takes about five minutes::
 
-    .venv/bin/python benchmarks/failures.py SCAN_OR_BIDS_DIR ... [--workers 2] [--kinds 2] [--harm-every 1]
+    .venv/bin/python benchmarks/failures.py SCAN_OR_BIDS_DIR ... [--workers 2] [--kinds 2] [--harm-every 1] \\
+        [--age-every 1]
 
 Every scan goes through the default chain as it is, aged at one of three strengths, in turn, under other harmless
 variations, and under each class of failure: in as many kinds of the class as ``--kinds`` says for a whole head and one
 for a stripped brain, in turn, so that all kinds come up over the scans. With ``--harm-every 3``, two of three scans are
-only judged as they are. It prints a table and writes it to ``benchmarks/failures.md``; the measures of every case go to
-``benchmarks/failures.csv``, from which ``benchmarks/quality_bounds.py`` derives the bounds. Without any scan, the kept
-measures are judged again by the bounds in use.
+only judged as they are and aged. It prints a table and writes it to ``benchmarks/failures.md``; the measures of every
+case go to ``benchmarks/failures.csv``, from which ``benchmarks/quality_bounds.py`` derives the bounds. Without any
+scan, the kept measures are judged again by the bounds in use.
 """
 
 from __future__ import annotations
@@ -85,19 +86,23 @@ def ages_of(places: Sequence[Path]) -> dict[str, str]:
     }
 
 
-def cases_of(scan: str, path: Path, position: int, kinds: int, harm_every: int) -> Iterator[Case]:
+def cases_of(
+    scan: str, path: Path, position: int, kinds: int, *, harm_every: int, age_every: int
+) -> Iterator[Case]:
     """Yield what is done to a scan: nothing, ageing, some variations, and `kinds` of every class of failure."""
     from brainstage.preprocessing.brain_extraction import stripped_foreground
     from brainstage.preprocessing.ingest import ingest
     from brainstage.workflows.synthetic import damage, variation
 
     yield Case(scan=scan, path=path, failure=UNHARMED, kind=AS_IT_IS)
+    # Old brains are few in most cohorts, and have to pass in all: any three aged scans in a row have all strengths.
+    strengths = list(variation.AGEINGS)
+    if position % age_every == 0:
+        strength = strengths[position // age_every % len(strengths)]
+        yield Case(scan=scan, path=path, failure=UNHARMED, kind=strength)
     if position % harm_every:
         return
     turn = position // harm_every
-    # Old brains are few in most cohorts, and have to pass in all: any three scans in a row have all strengths.
-    strengths = list(variation.AGEINGS)
-    yield Case(scan=scan, path=path, failure=UNHARMED, kind=strengths[turn % len(strengths)])
     whole = stripped_foreground(ingest(path, Config().ingest).head) is None
     classes: dict[str, Sequence[str]] = {UNHARMED: [k for k in variation.VARIATIONS if k != AS_IT_IS]}
     classes |= {name: list(kinds_of) for name, kinds_of in damage.DAMAGES.items()}
@@ -307,11 +312,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kinds", type=int, default=2, help="kinds of each class on a whole head")
     parser.add_argument("--harm-every", type=int, default=1, help="harm each n-th scan")
+    parser.add_argument("--age-every", type=int, default=1, help="age each n-th scan")
     options = parser.parse_args()
     limit_threads(1, asked_for=True)
     cases: list[Case] = []
     for position, (scan, path) in enumerate(scans_of(options.places)):
-        cases += cases_of(scan, path, position, options.kinds, options.harm_every)
+        cases += cases_of(
+            scan,
+            path,
+            position,
+            options.kinds,
+            harm_every=options.harm_every,
+            age_every=options.age_every,
+        )
     ages = ages_of(options.places)
     # After each scan: what an interrupted run has found is kept.
     for found in all_judged(cases, options.workers) if cases else ():

@@ -52,9 +52,6 @@ NOISE: Final = 0.08
 BLUR_FWHM_MM: Final = 3.0
 TILT_DEG: Final = 15.0
 GRIDS_MM: Final = (1.4, 2.0)
-VISIBLE_PERCENT: Final = 1.0
-"""Root of the mean square of what motion changed inside the brain, over the brain's median. Moves before or after the
-bulk of the frequencies was sampled change less, and nothing can be seen of them."""
 LEAST_OF_A_PROTOCOL: Final = 10
 SINGLE_FILES: Final = "single files"
 SYNTHETIC: Final = "synthetic heads"
@@ -75,7 +72,7 @@ class Case:
     sampling : str
         Axis, order and share of the lines.
     change : float
-        What motion changed, per cent; see :data:`VISIBLE_PERCENT`.
+        Root of the mean square of what motion changed inside the brain, over the brain's median, per cent.
     shifts : ndarray, (3, 7, 6), or None
         None where the voxels are too thick.
     entropy : float or None
@@ -230,21 +227,10 @@ def table_of(rows: Sequence[dict[str, Any]], moved: Sequence[str], bound: float)
             for r in found
         ]
     lines += ["", "| motion, mm and degrees | cases | seen |", "|---|---|---|"]
-
-    def shows(row: dict[str, Any]) -> bool:
-        return bool(row["change"] >= VISIBLE_PERCENT)
-
     groups: list[tuple[str, Callable[[dict[str, Any]], bool]]] = [
         *((f"{s:g}", lambda row, s=s: row["strength"] == s) for s in STRENGTHS),
         ("**3 and more**", lambda row: row["strength"] >= 3.0),
         ("**4 and more**", lambda row: row["strength"] >= 4.0),
-        *(
-            (
-                f"{s:g} and more, by which the picture changed",
-                lambda row, s=s: row["strength"] >= s and shows(row),
-            )
-            for s in (3.0, 4.0)
-        ),
     ]
     far = [row for row in simulated if row["strength"] >= 3.0]
     lines += [_line(name, [row for row in simulated if belongs(row)], bound) for name, belongs in groups]
@@ -253,9 +239,6 @@ def table_of(rows: Sequence[dict[str, Any]], moved: Sequence[str], bound: float)
         for value in dict.fromkeys(row[key] for row in far):
             lines.append(_line(value, [row for row in far if row[key] == value], bound))
     lines += [
-        "",
-        "The picture changed where the root of the mean square of what motion changed inside the brain is",
-        f"{VISIBLE_PERCENT:g} % of its median or more; the other moves fell before or after the bulk of frequencies.",
         "",
         "## Gradient entropy within a protocol",
         "",

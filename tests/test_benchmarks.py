@@ -116,7 +116,9 @@ def test_three_scans_in_a_row_are_aged_at_all_strengths(monkeypatch) -> None:
     cases = [
         case
         for position in range(9)
-        for case in failures.cases_of(f"sub-{position}", Path("x"), position, kinds=1, harm_every=3)
+        for case in failures.cases_of(
+            f"sub-{position}", Path("x"), position, kinds=1, harm_every=2, age_every=3
+        )
     ]
     aged = [(case.scan, case.kind) for case in cases if case.kind in AGEINGS]
     assert aged == list(zip(("sub-0", "sub-3", "sub-6"), AGEINGS, strict=True))
