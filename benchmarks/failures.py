@@ -1,8 +1,8 @@
-"""What quality control says of scans that were harmed on purpose, and of the same scans unharmed.
+r"""What quality control says of scans that were harmed on purpose, and of the same scans unharmed.
 
 Run it alone on the machine; on one core a harmed whole head takes about five minutes::
 
-    .venv/bin/python benchmarks/failures.py SCAN_OR_BIDS_DIR ... [--workers 2] [--kinds 2] [--harm-every 1] \\
+    .venv/bin/python benchmarks/failures.py SCAN_OR_BIDS_DIR ... [--workers 2] [--kinds 2] [--harm-every 1] \
         [--age-every 1]
 
 Every scan goes through the default chain as it is, aged at one of three strengths, in turn, under other harmless

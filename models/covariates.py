@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.special import log_softmax
 
-from brainstage.pipeline.bids import number_or_none
 from brainstage.pipeline.errors import UsageError
+from brainstage.pipeline.tables import number_or_none
 
 Row = Mapping[str, str | None]
 """One scan's values by column, as text; None where unknown."""

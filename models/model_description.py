@@ -110,9 +110,9 @@ class ModelDescription(_Part):
 
     @property
     def own_id(self) -> str:
-        """The `model_id` that the content gives: a short hash of everything that changes a prediction."""
+        """The `model_id` that the content gives: ``m`` and a short hash of everything that changes a prediction."""
         content = self.model_dump(mode="json", exclude=set(_NO_PART_OF_ID))
-        return sha256_of_bytes(json.dumps(content, sort_keys=True).encode())[:12]
+        return f"m{sha256_of_bytes(json.dumps(content, sort_keys=True).encode())[:11]}"
 
     @property
     def class_quantiles(self) -> list[float]:

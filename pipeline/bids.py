@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from brainstage.pipeline.entities import ENTITY_KEYS, BidsEntities, entities_of, parse_name, validate_name
-from brainstage.pipeline.errors import BidsError, ConfigError, InputMissingError, ManifestError
+from brainstage.pipeline.account import Account, account_of
+from brainstage.pipeline.entities import (
+    ENTITY_KEYS,
+    BidsEntities,
+    bare_label,
+    entities_of,
+    natural_order,
+    parse_name,
+    validate_name,
+)
+from brainstage.pipeline.errors import BidsError, ConfigError, InputMissingError
+from brainstage.pipeline.people import People, read_people
 from brainstage.pipeline.records import Covariates, T1wScan
+from brainstage.pipeline.t1w_files import find_t1w_files
+from brainstage.pipeline.tables import number_or_none
 
-MISSING: Final = frozenset({"", "n/a", "N/A", "NA", "nan", "NaN"})
-"""What tables write for an unknown value."""
+_OTHER_SUFFIXES: Final = frozenset(
+    {
+        "angio", "asl", "aslcontext", "bold", "boldref", "ct", "dwi", "eeg", "epi", "fdopa", "fieldmap", "flair",
+        "fmap", "ieeg", "inplanet2", "inplanet1", "m0scan", "magnitude", "mask", "meg", "megre", "mese", "mp2rage",
+        "mtr", "mts", "pd", "pdt2", "pdw", "pet", "phasediff", "roi", "sbref", "t1map", "t1rho", "t2map", "t2star",
+        "t2starmap", "t2starw", "t2w", "unit1", "vfa", "xfm",
+    }
+)  # fmt: skip
+"""Other images that a filter file may speak of, in lower case; files of other programs do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +58,10 @@ class ScanFilter:
             return False
         if self.sessions and entities.session not in self.sessions:
             return False
-        return all(_satisfies(getattr(entities, name), wanted) for name, wanted in self.entities.items())
+        return all(
+            _satisfies(getattr(entities, name), wanted, ENTITY_KEYS[name])
+            for name, wanted in self.entities.items()
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +75,10 @@ class Dataset:
         ``dataset_description.json``.
     scans : tuple of T1wScan
         Sorted by participant, session, run.
-    set_aside : tuple of (str, str)
-        Relative path and reason of every T1w file that is no scan of this dataset.
+    account : Account
+        What became of every participant and file.
     columns : tuple of str
-        Columns of ``participants.tsv`` beyond the ones that every scan has.
+        Columns of the tables beyond the ones that every scan has.
     extra : mapping
         Scan key to the values of `columns`.
     """
@@ -65,12 +86,14 @@ class Dataset:
     root: Path
     description: Mapping[str, Any]
     scans: tuple[T1wScan, ...]
-    set_aside: tuple[tuple[str, str], ...] = ()
+    account: Account
     columns: tuple[str, ...] = ()
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def read_dataset(root: Path, *, validate: bool = True, label_column: str = "diagnosis") -> Dataset:
+def read_dataset(
+    root: Path, *, validate: bool = True, label_column: str = "diagnosis", strict_tables: bool = True
+) -> Dataset:
     """Find the T1w scans of a BIDS directory.
 
     Parameters
@@ -80,11 +103,13 @@ def read_dataset(root: Path, *, validate: bool = True, label_column: str = "diag
         Demand a ``dataset_description.json``; without it any directory with BIDS names will do.
     label_column : str
         Column of ``participants.tsv`` or ``sub-*_sessions.tsv`` that holds the class.
+    strict_tables : bool
+        Refuse tables that cannot be read; see :func:`brainstage.pipeline.people.read_people`.
 
     Raises
     ------
     InputMissingError
-        The directory is absent, or holds no T1w scan.
+        The directory is absent, may not be read, or holds no T1w scan.
     BidsError
         It is no BIDS dataset.
     ManifestError
@@ -95,24 +120,30 @@ def read_dataset(root: Path, *, validate: bool = True, label_column: str = "diag
         raise InputMissingError(
             f"BIDS directory {root.name or root} {what}; give the directory that holds sub-*/"
         )
+    files = find_t1w_files(root)
     description = _read_description(root, validate=validate)
-    subjects = sorted(p for p in root.iterdir() if p.is_dir() and p.name.startswith("sub-"))
-    if not subjects:
+    if not files.participants:
         raise BidsError(f"{root.name or root} holds no sub-* directory, so it is not a BIDS dataset")
-    participants = read_participants(root / "participants.tsv", "participant_id")
-    found, set_aside = _scans(root, subjects)
+    people = read_people(root, files.participants, label_column=label_column, strict=strict_tables)
+    found, set_aside = _scans(root, files.files)
     if not found and not set_aside:
+        reasons = [
+            f"{name}: {why}" for name, why in zip(files.participants, files.why_none, strict=True) if why
+        ]
         raise InputMissingError(
-            f"{root.name or root} holds no *_T1w.nii or *_T1w.nii.gz under sub-*/[ses-*/]anat/"
+            f"{root.name or root} holds no *_T1w.nii or *_T1w.nii.gz under sub-*/[ses-*/]anat/; "
+            + "; ".join(reasons[:4])
         )
-    described = [_described(scan, root, participants, label_column) for scan in found]
-    columns = tuple(dict.fromkeys(name for _, row in described for name in row))
+    first = _first_sessions(found, people)
+    described = [_described(scan, people, label_column, first) for scan in found]
     return Dataset(
         root=root,
         description=description,
         scans=tuple(scan for scan, _ in described),
-        set_aside=tuple(set_aside),
-        columns=columns,
+        account=account_of(
+            people, files.participants, files.why_none, found, set_aside, files.not_recognised
+        ),
+        columns=tuple(dict.fromkeys(name for _, row in described for name in row)),
         extra={scan.key: row for scan, row in described},
     )
 
@@ -130,10 +161,20 @@ def read_filter_file(path: Path) -> dict[str, Any]:
         raise InputMissingError(f"filter file {path.name} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"filter file {path.name} is not valid JSON: {error}") from error
-    demands = content.get("t1w", {}) if isinstance(content, dict) else None
+    by_suffix = (
+        {str(key).casefold(): value for key, value in content.items()} if isinstance(content, dict) else {}
+    )
+    demands = by_suffix.get("t1w", {} if by_suffix.keys() <= _OTHER_SUFFIXES and by_suffix else None)
     if not isinstance(demands, dict):
         raise ConfigError(
-            f'filter file {path.name} must hold an object such as {{"t1w": {{"session": "M00"}}}}'
+            f'filter file {path.name} must hold an object such as {{"t1w": {{"session": "M00"}}}}; '
+            f"it has {', '.join(map(str, content)) if isinstance(content, dict) and content else 'none'}"
+        )
+    unknown_suffixes = sorted(by_suffix.keys() - _OTHER_SUFFIXES - {"t1w"})
+    if unknown_suffixes:
+        raise ConfigError(
+            f"filter file {path.name}: {unknown_suffixes[0]!r} is no kind of image; what is demanded of T1w scans "
+            'stands inside "t1w"'
         )
     attribute_of = {key: name for name, key in ENTITY_KEYS.items()} | {name: name for name in ENTITY_KEYS}
     ignored = {"datatype", "suffix", "extension", "scope"}
@@ -145,56 +186,14 @@ def read_filter_file(path: Path) -> dict[str, Any]:
     return {attribute_of[name]: wanted for name, wanted in demands.items() if name in attribute_of}
 
 
-def read_participants(path: Path, key_column: str) -> dict[str, dict[str, str]]:
-    """Read a BIDS table into a dictionary by its key column; empty when there is no such file.
-
-    Raises
-    ------
-    ManifestError
-        When the key column is missing, a row is ragged, or a key stands twice.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t")
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path.name} cannot be read as a tab-separated UTF-8 table: {error}") from error
-    table: dict[str, dict[str, str]] = {}
-    for number, row in rows:
-        key = (row.get(key_column) or "").strip()
-        if not key:
-            raise ManifestError(
-                f"{path.name}, line {number}: no {key_column}; the first column must be {key_column}"
-            )
-        if None in row:
-            raise ManifestError(f"{path.name}, line {number}: more cells than columns")
-        if key in table:
-            raise ManifestError(f"{path.name}, line {number}: {key} stands twice")
-        table[key] = {name: (value or "").strip() for name, value in row.items() if name != key_column}
-    return table
-
-
-def number_or_none(text: str | None) -> float | None:
-    """Return a number from a table cell, None where it is missing or no number (such as ``89+``).
-
-    >>> number_or_none("71.5"), number_or_none("n/a"), number_or_none("89+")
-    (71.5, None, None)
-    """
-    try:
-        value = float(text) if text not in (None, "") else float("nan")
-    except ValueError:
-        return None
-    return value if abs(value) < float("inf") else None
-
-
-def _satisfies(label: str | None, wanted: object) -> bool:
+def _satisfies(label: str | None, wanted: object, key: str) -> bool:
     if isinstance(wanted, list):
-        return any(_satisfies(label, item) for item in wanted)
+        return any(_satisfies(label, item, key) for item in wanted)
     if wanted is None or label is None:
         return wanted is None and label is None
-    return str(wanted) == label
+    if isinstance(wanted, int) and label.isdecimal():  # JSON knows no 01
+        return wanted == int(label)
+    return bare_label(str(wanted), key) == label
 
 
 def _read_description(root: Path, *, validate: bool) -> dict[str, Any]:
@@ -219,11 +218,11 @@ def _read_description(root: Path, *, validate: bool) -> dict[str, Any]:
     return content
 
 
-def _scans(root: Path, subjects: list[Path]) -> tuple[list[T1wScan], list[tuple[str, str]]]:
+def _scans(root: Path, paths: Sequence[Path]) -> tuple[list[T1wScan], list[tuple[str, str]]]:
     found: dict[BidsEntities, T1wScan] = {}
     set_aside: list[tuple[str, str]] = []
-    resolved_root = root.resolve()
-    for path in _t1w_files(subjects):
+    followed = [root.resolve(), *_annexes_around(root.resolve())]
+    for path in paths:
         relative = path.relative_to(root).as_posix()
         parsed = parse_name(path.name)
         faults = validate_name(parsed) if parsed else ["the name is not a BIDS name"]
@@ -238,17 +237,9 @@ def _scans(root: Path, subjects: list[Path]) -> tuple[list[T1wScan], list[tuple[
             set_aside.append((relative, f"the same scan as {found[entities].t1w_path}"))
         else:
             found[entities] = T1wScan(
-                entities=entities, path=path, t1w_path=relative, fault=_link_fault(path, resolved_root)
+                entities=entities, path=path, t1w_path=relative, fault=_link_fault(path, followed)
             )
     return sorted(found.values(), key=lambda scan: scan.entities.sort_key), set_aside
-
-
-def _t1w_files(subjects: list[Path]) -> Iterator[Path]:
-    for subject in subjects:
-        for folder in sorted([subject / "anat", *subject.glob("ses-*/anat")]):
-            for path in sorted(folder.glob("*_T1w.nii*")) if folder.is_dir() else []:
-                if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith("."):
-                    yield path
 
 
 def _misplaced(entities: BidsEntities, path: Path, root: Path) -> str | None:
@@ -257,38 +248,58 @@ def _misplaced(entities: BidsEntities, path: Path, root: Path) -> str | None:
     return None if folders == expected else f"the name belongs into {'/'.join(expected)}/anat"
 
 
-def _link_fault(path: Path, resolved_root: Path) -> str | None:
+def _annexes_around(root: Path) -> list[Path]:
+    """Return where git-annex keeps the content of the repositories that a dataset lies in."""
+    found = []
+    for folder in (root, *root.parents):
+        git = folder / ".git"
+        try:
+            if git.is_file():  # of a submodule or a linked worktree: a line that says where it is
+                git = folder / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+            objects = (git / "annex" / "objects").resolve()
+            if objects.is_dir():
+                found.append(objects)
+        except (OSError, ValueError):
+            continue  # may not be read: nothing in it can be followed
+    return found
+
+
+def _link_fault(path: Path, followed: Sequence[Path]) -> str | None:
     """Say why a path cannot be followed: a link out of the dataset, or one that leads nowhere."""
-    if not path.exists():
-        return "the file is a link to content that is not here; with git-annex or DataLad, get it first"
-    if not path.resolve().is_relative_to(resolved_root):
+    try:
+        if not path.exists():
+            return "the file is a link to content that is not here; with git-annex or DataLad, get it first"
+        resolved = path.resolve()
+    except OSError as error:
+        return f"the file cannot be reached: {error.strerror}"
+    if not any(resolved.is_relative_to(place) for place in followed):
         return "the file is a link that leads out of the dataset, which is not followed; copy the file into the dataset"
     return None
 
 
-_FIXED_COLUMNS: Final = ("age", "sex", "site")
+_FIXED_COLUMNS: Final = ("age", "sex", "site", "diagnosis")
+
+
+def _first_sessions(scans: Sequence[T1wScan], people: People) -> dict[str, str]:
+    """Return the label of each participant's first session, by numbers in the labels."""
+    visits = {(scan.entities.subject, scan.entities.session) for scan in scans} | set(people.of_visit)
+    first: dict[str, str] = {}
+    for participant, session in visits:
+        if session:
+            first[participant] = min(first.get(participant, session), session, key=natural_order)
+    return first
 
 
 def _described(
-    scan: T1wScan, root: Path, participants: Mapping[str, Mapping[str, str]], label_column: str
+    scan: T1wScan, people: People, label_column: str, first: Mapping[str, str]
 ) -> tuple[T1wScan, dict[str, str]]:
-    subject = f"sub-{scan.entities.subject}"
-    row = dict(participants.get(subject, participants.get(scan.entities.subject, {})))
-    if scan.entities.session:
-        sessions = read_participants(root / subject / f"{subject}_sessions.tsv", "session_id")
-        of_session = sessions.get(f"ses-{scan.entities.session}", sessions.get(scan.entities.session, {}))
-        row |= {name: value for name, value in of_session.items() if value not in MISSING}
-    known = {name: value for name, value in row.items() if value not in MISSING}
-    extra = {name: known.get(name, "") for name in row if name not in (*_FIXED_COLUMNS, "diagnosis")}
+    subject, session = scan.entities.subject, scan.entities.session
+    row = people.about(subject, session, first=first.get(subject) == session)
+    extra = {name: text for name, text in row.items() if name not in _FIXED_COLUMNS}
     covariates = Covariates(
-        age=number_or_none(known.get("age")), sex=known.get("sex"), site=known.get("site"), extra=extra
+        age=number_or_none(row.get("age")),
+        sex=row.get("sex") or None,
+        site=row.get("site") or None,
+        extra=extra,
     )
-    described = T1wScan(
-        entities=scan.entities,
-        path=scan.path,
-        t1w_path=scan.t1w_path,
-        covariates=covariates,
-        label=known.get(label_column),
-        fault=scan.fault,
-    )
-    return described, extra
+    return replace(scan, covariates=covariates, label=row.get(label_column) or None), extra

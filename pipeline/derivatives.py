@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from brainstage import __version__
 from brainstage.pipeline.entities import BidsEntities, format_entities
-from brainstage.pipeline.files import write_json, write_text
+from brainstage.pipeline.files import temporary_name, write_json, write_text
 
 TEMPLATE_SPACE: Final = "MNI152NLin2009aSym"
 STATE_FOLDER: Final = ".brainstage"
@@ -120,6 +120,12 @@ class ScanFiles:
     def state(self) -> Path:
         """Folder of the stage markers and small intermediate results."""
         return self.out_dir / STATE_FOLDER / self.key
+
+    @property
+    def longest_name(self) -> int:
+        """Length of the longest name of a file that a scan may get, unfinished ones included."""
+        names = (self.template_t1w.name, self.native_to_template.name, self.evidence_map("occlusion").name)
+        return max(len(temporary_name(name)) for name in names)
 
     def relative(self, path: Path) -> str:
         """Return `path` relative to the output directory, with forward slashes."""

@@ -159,3 +159,14 @@ def prefixed_label(label: str | None, key: str) -> str:
     ('sub-01', 'sub-01', '')
     """
     return f"{key}-{bare_label(label, key)}" if label else ""
+
+
+def natural_order(label: str) -> tuple[str | int, ...]:
+    """Return a key by which numbers in labels count as numbers.
+
+    >>> sorted(["M120", "M6", "M12", "M00"], key=natural_order)
+    ['M00', 'M6', 'M12', 'M120']
+    """
+    # Every second part is digits, so that like is always compared with like.
+    parts = re.split(r"([0-9]+)", label)
+    return tuple(int(part) if place % 2 else part.casefold() for place, part in enumerate(parts))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
-from brainstage.pipeline.bids import MISSING, Dataset, number_or_none
-from brainstage.pipeline.entities import prefixed_label
-from brainstage.pipeline.errors import InputMissingError, ManifestError
+from brainstage.pipeline.bids import Dataset
+from brainstage.pipeline.entities import bare_label, parse_name, prefixed_label
+from brainstage.pipeline.errors import ManifestError
 from brainstage.pipeline.files import write_text
 from brainstage.pipeline.records import Covariates, T1wScan
+from brainstage.pipeline.tables import (
+    faults_error,
+    is_absent,
+    number_or_none,
+    read_csv,
+    sex_of,
+    years_or_none,
+)
 
 COLUMNS: Final = (
     "participant_id",
@@ -32,7 +38,6 @@ _REQUIRED: Final = ("participant_id", "t1w_path")
 _SPLITS: Final = ("", "train", "test")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LABEL: Final = re.compile(r"(?:[a-z]+-)?[0-9a-zA-Z]+")
-_MAX_FAULTS_SHOWN: Final = 8
 _NEEDS_QUOTES: Final = re.compile(r'[,"\r\n]')
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
@@ -49,6 +54,9 @@ class ManifestRow:
         Relative to the BIDS directory.
     extra : mapping
         Every column that is not one of the fixed ones.
+    given : frozenset of str
+        Fixed columns of the table that it was read from: an empty cell there is unknown, whatever the dataset's tables
+        say. In other columns these hold.
     """
 
     participant_id: str
@@ -62,6 +70,7 @@ class ManifestRow:
     diagnosis: str | None = None
     split: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def value(self, column: str) -> str | None:
         """Return a column by name, fixed or extra, as text; None where it is empty or absent."""
@@ -79,57 +88,26 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     ManifestError
         With every fault found, each with its line.
     """
-    text = read_table_text(path, "manifest")
-    header, table = _table(text, path.name)
-    missing = [name for name in _REQUIRED if name not in header]
+    table = read_csv(path, "manifest", COLUMNS)
+    columns = [_unquoted(name) for name in table.columns]
+    missing = [name for name in _REQUIRED if name not in columns]
     if missing:
         raise ManifestError(
             f"manifest {path.name} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}"
         )
-    faults: list[str] = []
+    given = frozenset(COLUMNS) & set(columns)
+    faults = list(table.faults)
     rows: list[ManifestRow] = []
     seen: dict[str, int] = {}
-    for number, cells in table:
+    for row in table.rows:
+        number, cells = row.line, {_unquoted(name): text for name, text in row.cells.items()}
         found = _faults_of(cells, seen, number)
         faults += [f"line {number}: {fault}" for fault in found]
         if not found:
-            rows.append(_row(cells))
+            rows.append(_row(cells, given))
     if faults:
         raise faults_error("manifest", path.name, faults)
     return rows
-
-
-def read_table_text(path: Path, what: str) -> str:
-    """Return the text of a table that a person may have written, without a byte order mark.
-
-    Parameters
-    ----------
-    path : Path
-    what : str
-        What the table is, for the message.
-
-    Raises
-    ------
-    InputMissingError
-        When it cannot be read.
-    ManifestError
-        When it is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputMissingError(f"{what} {path.name} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"{what} {path.name} is not UTF-8: {error.reason} at byte {error.start}"
-        ) from error
-
-
-def faults_error(what: str, name: str, faults: Sequence[str]) -> ManifestError:
-    """Return the error that lists the faults of a table, the first few of many."""
-    shown = "; ".join(faults[:_MAX_FAULTS_SHOWN])
-    more = f"; and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
-    return ManifestError(f"{what} {name} has {len(faults)} fault(s): {shown}{more}")
 
 
 def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
@@ -193,7 +171,7 @@ def apply_manifest(dataset: Dataset, rows: Sequence[ManifestRow]) -> tuple[Datas
     Raises
     ------
     ManifestError
-        When it names a file that the dataset does not hold.
+        When it names a file that the dataset does not hold, or a row contradicts the name of its file.
     """
     by_path = {scan.t1w_path: scan for scan in dataset.scans}
     absent = [row.t1w_path for row in rows if row.t1w_path not in by_path]
@@ -201,16 +179,17 @@ def apply_manifest(dataset: Dataset, rows: Sequence[ManifestRow]) -> tuple[Datas
         raise ManifestError(
             f"the manifest names {len(absent)} file(s) that the dataset does not hold as T1w scans, first {absent[0]}"
         )
+    contradictions = [fault for row in rows for fault in _contradictions(row)]
+    if contradictions:
+        raise faults_error("the", "manifest", contradictions)
     scans = sorted(
         (_overlaid(by_path[row.t1w_path], row) for row in rows), key=lambda scan: scan.entities.sort_key
     )
     keys = {row.t1w_path: by_path[row.t1w_path].key for row in rows}
     extra = {keys[row.t1w_path]: {**dataset.extra.get(keys[row.t1w_path], {}), **row.extra} for row in rows}
-    chosen = Dataset(
-        root=dataset.root,
-        description=dataset.description,
+    chosen = replace(
+        dataset,
         scans=tuple(scans),
-        set_aside=dataset.set_aside,
         columns=tuple(dict.fromkeys(name for row in extra.values() for name in row)),
         extra=extra,
     )
@@ -219,70 +198,71 @@ def apply_manifest(dataset: Dataset, rows: Sequence[ManifestRow]) -> tuple[Datas
 
 def _overlaid(scan: T1wScan, row: ManifestRow) -> T1wScan:
     known = scan.covariates
-    return T1wScan(
-        entities=scan.entities,
-        path=scan.path,
-        t1w_path=scan.t1w_path,
+    return replace(
+        scan,
         covariates=Covariates(
-            age=row.age if row.age is not None else known.age,
-            sex=row.sex or known.sex,
-            site=row.site or known.site,
+            age=row.age if row.age is not None or "age" in row.given else known.age,
+            sex=row.sex if row.sex or "sex" in row.given else known.sex,
+            site=row.site if row.site or "site" in row.given else known.site,
             extra={**known.extra, **row.extra},
         ),
-        label=row.diagnosis or scan.label,
+        label=row.diagnosis if row.diagnosis or "diagnosis" in row.given else scan.label,
         split=row.split,
-        fault=scan.fault,
     )
 
 
-def _table(text: str, name: str) -> tuple[list[str], list[tuple[int, dict[Any, str | None]]]]:
-    """Return the header, and each row with the line that it ends on."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        header = [_unquoted(column) for column in reader.fieldnames or []]
-        reader.fieldnames = header
-        return header, [(reader.line_num, dict(cells)) for cells in reader]
-    except csv.Error as error:
-        raise ManifestError(f"manifest {name} cannot be read as a table: {error}") from error
-
-
-def _faults_of(cells: Mapping[str | None, str | None], seen: dict[str, int], number: int) -> list[str]:
-    value = {name: (cells.get(name) or "").strip() for name in COLUMNS}
+def _faults_of(cells: Mapping[str, str], seen: dict[str, int], number: int) -> list[str]:
+    value = {name: "" if is_absent(cells.get(name)) else _unquoted(cells[name]) for name in COLUMNS}
     faults = []
-    if None in cells:
-        faults.append("more cells than columns")
     if not _LABEL.fullmatch(value["participant_id"]):
-        faults.append(f"participant_id {value['participant_id']!r} is not letters and digits")
+        faults.append(f"participant_id {cells['participant_id']!r} is not letters and digits")
     path = PurePosixPath(value["t1w_path"])
     if not value["t1w_path"] or path.is_absolute() or ".." in path.parts:
-        faults.append(f"t1w_path {value['t1w_path']!r} is not a path inside the BIDS directory")
+        faults.append(f"t1w_path {cells['t1w_path']!r} is not a path inside the BIDS directory")
     elif value["t1w_path"] in seen:
         faults.append(f"t1w_path {value['t1w_path']} stands already in line {seen[value['t1w_path']]}")
     seen.setdefault(value["t1w_path"], number)
-    if value["sha256"] not in MISSING and not _SHA256.fullmatch(value["sha256"]):
+    if value["sha256"] and not _SHA256.fullmatch(value["sha256"]):
         faults.append(f"sha256 {value['sha256'][:16]!r} is not 64 lower-case hexadecimal digits")
-    if value["age"] not in MISSING and number_or_none(value["age"]) is None:
+    if value["age"] and years_or_none(value["age"]) is None:
         faults.append(f"age {value['age']!r} is not a number of years")
-    if value["split"] not in {*_SPLITS, *MISSING}:
+    if value["split"] not in _SPLITS:
         faults.append(f"split {value['split']!r} is not train, test or empty")
     return faults
 
 
-def _row(cells: Mapping[str, str | None]) -> ManifestRow:
-    text = {name: _unquoted((value or "").strip()) for name, value in cells.items()}
-    known = {name: value for name, value in text.items() if value not in MISSING}
+def _contradictions(row: ManifestRow) -> list[str]:
+    """Return which columns say another participant, session or run than the name of the file."""
+    parsed = parse_name(PurePosixPath(row.t1w_path).name)
+    if parsed is None:
+        return []
+    said = (
+        ("participant_id", "sub", row.participant_id),
+        ("session_id", "ses", row.session_id),
+        ("run_id", "run", row.run_id),
+    )
+    return [
+        f"{row.t1w_path}: {column} is {label}, which is not in the file's name"
+        for column, key, label in said
+        if label and bare_label(label, key) != parsed.entities.get(key)
+    ]
+
+
+def _row(cells: Mapping[str, str], given: frozenset[str]) -> ManifestRow:
+    known = {name: _unquoted(text) for name, text in cells.items() if not is_absent(text)}
     return ManifestRow(
-        participant_id=prefixed_label(text["participant_id"], "sub"),
+        participant_id=prefixed_label(known["participant_id"], "sub"),
         session_id=prefixed_label(known.get("session_id", ""), "ses"),
         run_id=prefixed_label(known.get("run_id", ""), "run"),
-        t1w_path=text["t1w_path"],
+        t1w_path=known["t1w_path"],
         sha256=known.get("sha256"),
-        age=number_or_none(known.get("age")),
-        sex=known.get("sex"),
+        age=years_or_none(known.get("age")),
+        sex=sex_of(known["sex"], {})[0] if "sex" in known else None,
         site=known.get("site"),
         diagnosis=known.get("diagnosis"),
         split=known.get("split", ""),
-        extra={name: known.get(name, "") for name in text if name not in COLUMNS},
+        extra={name: known.get(name, "") for name in cells if name not in COLUMNS},
+        given=given,
     )
 
 

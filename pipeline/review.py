@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from brainstage.pipeline.errors import ManifestError
-from brainstage.pipeline.manifest import faults_error, read_table_text
 from brainstage.pipeline.records import Review, ReviewDecision, T1wScan
+from brainstage.pipeline.tables import Table, faults_error, is_absent, read_tsv
 
 REVIEW_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path", "decision", "note")
 _REQUIRED: Final = ("t1w_path", "decision")
@@ -32,27 +30,22 @@ def read_decisions(path: Path) -> dict[str, Review]:
     ManifestError
         With every fault found, each with its line.
     """
-    text = read_table_text(path, "decisions")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
-    try:
-        missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ManifestError(
-                f"decisions {path.name} has no column {', '.join(missing)}; it needs {', '.join(REVIEW_COLUMNS)}, "
-                "with tabs between them"
-            )
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise ManifestError(f"decisions {path.name} cannot be read as a table: {error}") from error
-    return _checked(rows, path.name)
+    table = read_tsv(path, "decisions", REVIEW_COLUMNS, may_lack=("note",))
+    missing = [name for name in _REQUIRED if name not in table.columns]
+    if missing:
+        raise ManifestError(
+            f"decisions {path.name} has no column {', '.join(missing)}; it needs {', '.join(REVIEW_COLUMNS)}, "
+            "with tabs between them"
+        )
+    return _checked(table)
 
 
-def _checked(rows: Sequence[tuple[int, Mapping[str, str | None]]], name: str) -> dict[str, Review]:
+def _checked(table: Table) -> dict[str, Review]:
     found: dict[str, Review] = {}
-    faults = []
-    for number, row in rows:
-        where, word = (str(row.get(column) or "").strip() for column in _REQUIRED)
-        if word in ("", "n/a"):
+    faults = list(table.faults)
+    for row in table.rows:
+        number, (where, word) = row.line, (row.cells[column] for column in _REQUIRED)
+        if is_absent(word):
             continue
         if word not in list(ReviewDecision):
             faults.append(f"line {number}: decision {word!r} is not {', '.join(ReviewDecision)} or empty")
@@ -61,10 +54,10 @@ def _checked(rows: Sequence[tuple[int, Mapping[str, str | None]]], name: str) ->
         elif where in found:
             faults.append(f"line {number}: {where} stands there already")
         else:
-            note = (row.get("note") or "").strip()
+            note = row.cells.get("note", "")
             found[where] = Review(decision=ReviewDecision(word), note=note.removeprefix("'"))
     if faults:
-        raise faults_error("decisions", name, faults)
+        raise faults_error("decisions", table.name, faults)
     return found
 
 

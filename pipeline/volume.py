@@ -23,11 +23,26 @@ ALIGNMENT_TOLERANCE_MM = 1e-3
 
 
 def frozen_array(data: ArrayLike, dtype: type) -> NDArray[Any]:
-    """Return a C- or F-contiguous read-only view or copy of `data` with `dtype`."""
+    """Return `data` as a read-only array of `dtype` that nobody else can change.
+
+    Memory that is read-only already, such as that of another frozen array, is shared; any other is copied, in its
+    order in memory.
+    """
     array: NDArray[Any] = np.asarray(data, dtype=dtype)
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    if not isinstance(data, np.ndarray) or (np.may_share_memory(array, data) and _can_change(array)):
+        array = array.copy(order="K")
+    array.flags.writeable = False
+    return array
+
+
+def _can_change(array: NDArray[Any]) -> bool:
+    """Tell whether an array's memory can be written through it or through what it is a view of."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return True
+        owner = owner.base
+    return owner is not None  # a file or a buffer, whoever else has it
 
 
 def checked_affine(voxel_to_ras: ArrayLike) -> Affine:

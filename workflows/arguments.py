@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -34,6 +35,20 @@ _NO_VALIDATION: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
+def _path(text: str) -> Path:
+    """Return a path; a shell leaves the ``~`` of ``--option=~/x`` alone."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user: then it is a name
+        return Path(text)
+
+
+def _model_dir(text: str) -> Path:
+    """Return a model directory, also where its ``model.json`` was given."""
+    path = _path(text)
+    return path.parent if path.name == "model.json" else path
+
+
 class _Parser(argparse.ArgumentParser):
     """Takes hyphen and underscore spellings, and raises instead of exiting."""
 
@@ -43,11 +58,27 @@ class _Parser(argparse.ArgumentParser):
             "epilog": EXIT_CODES,
         }
         super().__init__(allow_abbrev=False, **shown | options)
+        self._given: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401 - as argparse has it
+        """Keep what was given, for the messages."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}{self._suggestion(message)}; see {self.prog} --help")
 
     def _suggestion(self, message: str) -> str:
+        greedy = [
+            name
+            for action in self._actions
+            if action.nargs == "+"
+            for name in action.option_strings
+            if name in self._given
+        ]
+        if greedy and message.startswith("the following arguments are required: "):
+            missing = message.partition(": ")[2]
+            return f" ({greedy[0]} takes every word after it: give {missing} before it)"
         if not message.startswith("unrecognized arguments: "):
             return ""
         known = [name for action in self._known_actions() for name in action.option_strings]
@@ -91,8 +122,8 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         "one is given, and write reports and tables. Finished work is kept: the same command goes on where it "
         "stopped, and does nothing where there is nothing to do.",
     )
-    run.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="nothing is ever written into it")
-    run.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="made where it is not there")
+    run.add_argument("bids_dir", type=_path, metavar="BIDS_DIR", help="nothing is ever written into it")
+    run.add_argument("out_dir", type=_path, metavar="OUT_DIR", help="made where it is not there")
     run.add_argument(
         "level",
         nargs="?",
@@ -106,28 +137,28 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
     )
     scans.add_argument(
         "--bids-filter-file",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help='JSON such as {"t1w": {"acquisition": "mprage"}}',
     )
     scans.add_argument(
         "--manifest",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="data_manifest.csv: only its scans, its labels, its hashes",
     )
     scans.add_argument(
         "--qc-decisions",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="qc_decisions.tsv of the cohort page: what a person decided stands over quality control",
     )
     scans.add_argument("--skip-bids-validation", **_NO_VALIDATION)
     what = run.add_argument_group("what is done")
     what.add_argument(
-        "--model", type=Path, metavar="MODEL_DIR", help="predict with a model of brainstage train"
+        "--model", type=_model_dir, metavar="MODEL_DIR", help="predict with a model of brainstage train"
     )
-    what.add_argument("--config", type=Path, metavar="FILE", help="TOML; options given here win over it")
+    what.add_argument("--config", type=_path, metavar="FILE", help="TOML; options given here win over it")
     what.add_argument(
         "--skull-strip",
         choices=("auto", "deepbet", "ants", "none"),
@@ -169,7 +200,7 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         help="memory for all scans together; a worker that grows beyond its share is stopped; default: what is free",
     )
     how.add_argument(
-        "-w", "--work-dir", type=Path, metavar="DIR", help="scratch space; default: the system's"
+        "-w", "--work-dir", type=_path, metavar="DIR", help="scratch space; default: the system's"
     )
     how.add_argument(
         "--engine",
@@ -226,8 +257,8 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         description="Train a classifier on the scans of a finished run, with cross-validation by participant, and "
         "write a model directory with its card. Scans whose split is test are kept out.",
     )
-    train.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run")
-    train.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="appears whole or not at all")
+    train.add_argument("out_dir", type=_path, metavar="OUT_DIR", help="output directory of brainstage run")
+    train.add_argument("model_dir", type=_path, metavar="MODEL_DIR", help="appears whole or not at all")
     train.add_argument(
         "--classes",
         nargs="+",
@@ -242,7 +273,7 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     )
     train.add_argument(
         "--qc-decisions",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="qc_decisions.tsv of the cohort page: learn from what a person passed, not from what one failed",
     )
@@ -318,7 +349,7 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     train.add_argument("--device", **_DEVICE)
     train.add_argument(
         "--tensorboard",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="write the curves of fine-tuning there, as they grow; needs the extra brainstage[tensorboard]",
     )
@@ -332,9 +363,11 @@ def _add_evaluate(commands: Any) -> None:  # noqa: ANN401 - argparse has no publ
         "run --model does, and write how well it went. Scans that the model was trained on, and other scans of their "
         "participants, are left out and counted.",
     )
-    evaluate.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="a model of brainstage train")
-    evaluate.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run")
-    evaluate.add_argument("result_dir", type=Path, metavar="RESULT_DIR", help="appears whole or not at all")
+    evaluate.add_argument(
+        "model_dir", type=_model_dir, metavar="MODEL_DIR", help="a model of brainstage train"
+    )
+    evaluate.add_argument("out_dir", type=_path, metavar="OUT_DIR", help="output directory of brainstage run")
+    evaluate.add_argument("result_dir", type=_path, metavar="RESULT_DIR", help="appears whole or not at all")
     evaluate.add_argument(
         "--label-column",
         metavar="NAME",
@@ -352,9 +385,11 @@ def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no publi
         "write the scan's report again with it. Withheld predictions are not explained. What is explained "
         "already is kept; one bad scan does not stop the others.",
     )
-    explain.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="a model of brainstage train")
     explain.add_argument(
-        "out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run --model"
+        "model_dir", type=_model_dir, metavar="MODEL_DIR", help="a model of brainstage train"
+    )
+    explain.add_argument(
+        "out_dir", type=_path, metavar="OUT_DIR", help="output directory of brainstage run --model"
     )
     explain.add_argument(
         "--method",
@@ -365,7 +400,7 @@ def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no publi
     )
     explain.add_argument(
         "--atlas",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="labels in MNI152 space on any grid, FILE.nii.gz, and their names in FILE.tsv beside it; default: coarse "
         "regions",
@@ -381,11 +416,11 @@ def _add_manifest(commands: Any) -> None:  # noqa: ANN401 - argparse has no publ
         description="Write one row per T1w scan, with its hash and what the tables say; edit labels and split, and "
         "give it to brainstage run --manifest.",
     )
-    manifest.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="nothing is written into it")
+    manifest.add_argument("bids_dir", type=_path, metavar="BIDS_DIR", help="nothing is written into it")
     manifest.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=_path,
         default=Path("data_manifest.csv"),
         metavar="FILE",
         help="where to write; default: data_manifest.csv",
@@ -406,7 +441,7 @@ def _add_status(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
         description="Print a grid of scans and stages: done, running, FAILED, or - for what is still open. It reads "
         "the names of the markers; whether the outputs are still what the markers say is for the next run to find out.",
     )
-    status.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="output directory of brainstage run")
+    status.add_argument("out_dir", type=_path, metavar="OUT_DIR", help="output directory of brainstage run")
 
 
 def _add_fetch(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
@@ -430,7 +465,7 @@ def _add_demo(commands: Any) -> None:  # noqa: ANN401 - argparse has no public n
     demo.add_argument(
         "directory",
         nargs="?",
-        type=Path,
+        type=_path,
         default=Path("demo"),
         metavar="DIR",
         help="made where it is not there; default: demo",
@@ -446,7 +481,7 @@ def _add_doctor(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
     )
     parser.add_argument(
         "--model",
-        type=Path,
+        type=_path,
         metavar="MODEL_DIR",
         help="also show which processor and kernels this model was trained under, beside those here",
     )

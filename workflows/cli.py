@@ -169,6 +169,7 @@ def _manifest(options: argparse.Namespace) -> int:
         options.output,
         label_column=options.label_column,
         validate=not options.skip_bids_validation,
+        say=_say,
     )
     _say(f"{options.output}: {count} scans")
     return ExitCode.DONE

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from brainstage.pipeline.account import account_lines
 from brainstage.pipeline.bids import read_dataset
 from brainstage.pipeline.errors import BrainstageError, OutputError
 from brainstage.pipeline.files import sha256_of_file
 from brainstage.pipeline.manifest import rows_of, write_manifest
 
 
-def make_manifest(bids_dir: Path, output: Path, *, label_column: str, validate: bool) -> int:
+def make_manifest(
+    bids_dir: Path, output: Path, *, label_column: str, validate: bool, say: Callable[[str], None]
+) -> int:
     """Write ``data_manifest.csv``; return the number of its rows.
 
-    A scan that cannot be read gets its row too, without a hash.
+    A scan that cannot be read gets its row too, without a hash. `say` gets the account of the dataset, line by line.
 
     Raises
     ------
@@ -30,4 +34,6 @@ def make_manifest(bids_dir: Path, output: Path, *, label_column: str, validate: 
         except BrainstageError:
             continue  # its row says so by having no hash; run will say why
     write_manifest(output, rows_of(dataset, hashes))
+    for line in account_lines(dataset.account, dataset.scans, label_column):
+        say(line)
     return len(dataset.scans)

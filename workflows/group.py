@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from brainstage.pipeline.account import ACCOUNT_FILE, account_lines
 from brainstage.pipeline.bids import Dataset
-from brainstage.pipeline.derivatives import write_dataset_description
+from brainstage.pipeline.derivatives import STATE_FOLDER, write_dataset_description
 from brainstage.pipeline.entities import prefixed_label
 from brainstage.pipeline.files import read_json_or_empty, write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
@@ -65,7 +66,9 @@ def write_group(
     else:
         write_text(out_dir / "trajectories.csv", trajectories)
         write_json(out_dir / "trajectories.json", trajectories_dictionary(classes))
-    _write_pages(dataset, outcomes, context)
+    account = account_lines(dataset.account, dataset.scans, context.config.label_column)
+    write_json(out_dir / STATE_FOLDER / ACCOUNT_FILE, {"lines": account})
+    _write_pages(dataset, outcomes, context, account)
     if keep_distributions(out_dir, distributions_of(outcomes)):
         renew_reports(outcomes, context)
 
@@ -176,7 +179,9 @@ def _known_hashes(outcomes: Sequence[SubjectOutcome], context: RunContext) -> di
     return found
 
 
-def _write_pages(dataset: Dataset, outcomes: Sequence[SubjectOutcome], context: RunContext) -> None:
+def _write_pages(
+    dataset: Dataset, outcomes: Sequence[SubjectOutcome], context: RunContext, account: Sequence[str]
+) -> None:
     failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
     methods = render_methods(
         context.config,
@@ -185,6 +190,7 @@ def _write_pages(dataset: Dataset, outcomes: Sequence[SubjectOutcome], context: 
         n_scans=len(outcomes),
         n_failed=failed,
         model_id=context.model_id,
+        account=account,
     )
     write_text(context.out_dir / "methods.md", methods)
     page = render_cohort(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from brainstage.pipeline.attempt import begin_attempt, count_death, end_attempt, forget_deaths
 from brainstage.pipeline.derivatives import ScanFiles
@@ -18,6 +19,9 @@ from brainstage.workflows.prediction import model_of, prediction_stage, read_pre
 from brainstage.workflows.run_context import RunContext, tool_versions
 from brainstage.workflows.scan_report import write_report
 from brainstage.workflows.stages import read_qc
+
+LONGEST_NAME: Final = 255
+"""Bytes in a file's name on nearly all file systems."""
 
 OnStage = Callable[[str, str, float, bool], None]
 
@@ -211,6 +215,14 @@ def _fit_source(task: ScanTask, files: ScanFiles) -> str | Failure:
     scan = task.scan
     if scan.fault:
         return Failure(scan=scan, stage="ingest", error="InputMissingError", message=scan.fault)
+    if files.longest_name > LONGEST_NAME:
+        return Failure(
+            scan=scan,
+            stage="ingest",
+            error="BidsError",
+            message=f"its name is too long: {len(files.key)} characters, at most "
+            f"{len(files.key) - files.longest_name + LONGEST_NAME}, for names of outputs are longer; shorten a label",
+        )
     try:
         sha256 = sha256_of_source(scan, files)
     except OutputError:

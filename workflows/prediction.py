@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from brainstage.pipeline.bids import number_or_none
 from brainstage.pipeline.config import NetworkGridConfig, PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import read_json, write_json
 from brainstage.pipeline.records import AssessedBrain, Prediction, ReferenceFinding
 from brainstage.pipeline.stage import Stage
+from brainstage.pipeline.tables import number_or_none
 from brainstage.preprocessing.morphometry import MORPHOMETRY_VERSION
 
 if TYPE_CHECKING:

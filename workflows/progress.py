@@ -140,6 +140,10 @@ class RunLog:
         if self._stream is not None:
             self._stream.close()
 
+    def account(self, lines: Sequence[str]) -> None:
+        """Write what became of the dataset's participants, files and labels."""
+        self._write(json.dumps({"event": "account", "lines": list(lines)}, ensure_ascii=False) + "\n")
+
     def outcome(self, outcome: SubjectOutcome) -> None:
         """Write the stages of a scan, then the scan itself."""
         key = outcome.scan.key

@@ -15,6 +15,7 @@ from brainstage.models.model_description import (
     read_description,
     require_same_preprocessing,
 )
+from brainstage.pipeline.account import account_lines
 from brainstage.pipeline.attempt import forget_deaths
 from brainstage.pipeline.bids import Dataset, ScanFilter, read_dataset, read_filter_file
 from brainstage.pipeline.config import Config, read_config
@@ -26,7 +27,7 @@ from brainstage.pipeline.engine import (
     limit_threads,
     workers,
 )
-from brainstage.pipeline.entities import bare_label
+from brainstage.pipeline.entities import ENTITY_KEYS, bare_label, natural_order
 from brainstage.pipeline.errors import (
     ExitCode,
     InputMissingError,
@@ -159,8 +160,9 @@ def run(
     model = _checked_model(options.model_dir, config) if options.model_dir else None
     context = replace(_context(options, config, model), chain=chain)
     _prepare(options)
-    for path, reason in chosen.set_aside:
-        progress.note(f"set aside: {path}: {reason}")
+    account = account_lines(everything.account, everything.scans, config.label_column)
+    for line in account:
+        progress.note(line)
     outcomes: dict[str, SubjectOutcome] = {}
     if options.level != "group":
         tasks = [
@@ -169,6 +171,7 @@ def run(
         ]
         _note_scans(options.out_dir, [scan.key for scan in chosen.scans])
         with RunLog(options.out_dir, context.started) as log:
+            log.account(account)
             for outcome in _outcomes(tasks, options, progress):
                 outcomes[outcome.scan.key] = outcome
                 log.outcome(outcome)
@@ -189,7 +192,12 @@ def run(
 
 def _dataset(options: RunOptions, config: Config, progress: Progress) -> tuple[Dataset, dict[str, str]]:
     decisions = read_decisions(options.qc_decisions) if options.qc_decisions else {}
-    dataset = read_dataset(options.bids_dir, validate=options.validate, label_column=config.label_column)
+    dataset = read_dataset(
+        options.bids_dir,
+        validate=options.validate,
+        label_column=config.label_column,
+        strict_tables=options.manifest is None,
+    )
     unknown = sorted(decisions.keys() - {scan.t1w_path for scan in dataset.scans})
     if unknown:
         progress.note(f"{len(unknown)} decision(s) are about no scan of the dataset, first {unknown[0]}")
@@ -213,7 +221,7 @@ def _selected(dataset: Dataset, options: RunOptions) -> Dataset:
         entities=read_filter_file(options.filter_file) if options.filter_file else {},
     )
     if not dataset.scans:
-        path, reason = dataset.set_aside[0]
+        path, reason = dataset.account.set_aside[0]
         raise InputMissingError(f"no T1w file has a usable BIDS name; {path}: {reason}")
     present = {scan.entities.subject for scan in dataset.scans}
     unknown = [label for label in chosen.participants if label not in present]
@@ -225,8 +233,20 @@ def _selected(dataset: Dataset, options: RunOptions) -> Dataset:
             if unknown
             else "the filters select no T1w scan"
         )
-        raise NothingSelectedError(f"{what}; participants with T1w scans are {shown or 'none'}")
+        raise NothingSelectedError(
+            f"{what}; participants with T1w scans are {shown or 'none'}{_labels_there(dataset, chosen)}"
+        )
     return replace(dataset, scans=scans)
+
+
+def _labels_there(dataset: Dataset, chosen: ScanFilter) -> str:
+    """Return the labels that the scans have of each entity that was asked for."""
+    asked = [*chosen.entities, *(["session"] if chosen.sessions and "session" not in chosen.entities else [])]
+    said = ""
+    for name in asked:
+        labels = sorted({getattr(scan.entities, name) or "none" for scan in dataset.scans}, key=natural_order)
+        said += f"; {ENTITY_KEYS[name]}- is {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}"
+    return said
 
 
 def _prepare(options: RunOptions) -> None:

@@ -69,8 +69,8 @@ def preprocessing_content(config: Config) -> dict[str, Any]:
 
 
 def preprocessing_id(content: Mapping[str, Any]) -> str:
-    """Return the hash of :func:`preprocessing_content`, 16 hexadecimal digits."""
-    return sha256_of_json(content)[:16]
+    """Return ``p`` and 15 digits of the hash of :func:`preprocessing_content`: 12e45 would be read as a number."""
+    return f"p{sha256_of_json(content)[:15]}"
 
 
 def preprocessing_stages(config: Config) -> tuple[Stage, ...]:

@@ -23,8 +23,10 @@ from brainstage.models.model_store import StoredModel, write_model
 from brainstage.models.norms import ReferenceClass, fit_reference
 from brainstage.models.splits import fold_of_scans, require_folds
 from brainstage.models.weights import load_weights
+from brainstage.pipeline.account import ACCOUNT_FILE
+from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.errors import BrainstageError, UsageError
-from brainstage.pipeline.files import write_text
+from brainstage.pipeline.files import read_json_or_empty, write_text
 from brainstage.pipeline.review import read_decisions
 from brainstage.preprocessing.morphometry import MORPHOMETRY, MORPHOMETRY_VERSION
 from brainstage.workflows.learning.features import TrainingArrays, read_network_input, training_arrays
@@ -87,6 +89,8 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     require_replaceable(model_dir)
     decisions = read_decisions(options.qc_decisions) if options.qc_decisions else {}
     cohort = read_cohort(out_dir, options.label_column, options.classes, decisions=decisions)
+    for line in read_json_or_empty(out_dir / STATE_FOLDER / ACCOUNT_FILE).get("lines", ()):
+        say(str(line))
     require_folds(cohort.labels, cohort.participants, options.folds)
     chosen_columns(options.covariates, cohort.covariates(options.covariates), cohort.columns)
     reference = _reference(cohort, options.reference_class, say)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from brainstage.pipeline.entities import prefixed_label
+from brainstage.pipeline.entities import natural_order, prefixed_label
 from brainstage.pipeline.manifest import csv_text
 from brainstage.pipeline.records import Completed, Failure, Prediction, QcStatus, SubjectOutcome
 from brainstage.workflows.gate import decide
@@ -61,17 +60,6 @@ def in_time_order(visits: Iterable[SubjectOutcome]) -> list[SubjectOutcome]:
             visit.scan.entities.sort_key,
         ),
     )
-
-
-def natural_order(label: str) -> tuple[str | int, ...]:
-    """Return a key by which numbers in labels count as numbers.
-
-    >>> sorted(["M120", "M6", "M12", "M00"], key=natural_order)
-    ['M00', 'M6', 'M12', 'M120']
-    """
-    # Every second part is digits, so that like is always compared with like.
-    parts = re.split(r"([0-9]+)", label)
-    return tuple(int(part) if place % 2 else part.casefold() for place, part in enumerate(parts))
 
 
 def trajectories_csv(outcomes: Sequence[SubjectOutcome], classes: Sequence[str]) -> str | None:

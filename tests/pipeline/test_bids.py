@@ -8,13 +8,11 @@ import pytest
 
 from brainstage.pipeline.bids import (
     ScanFilter,
-    number_or_none,
     read_dataset,
     read_filter_file,
-    read_participants,
 )
 from brainstage.pipeline.entities import BidsEntities
-from brainstage.pipeline.errors import BidsError, ConfigError, InputMissingError, ManifestError
+from brainstage.pipeline.errors import BidsError, ConfigError, InputMissingError
 
 ONE = "sub-01/anat/sub-01_T1w.nii.gz"
 
@@ -41,7 +39,7 @@ def test_scans_with_and_without_sessions_are_found_in_order(bids_tree):
         "sub-02",
     ]
     assert dataset.scans[-1].t1w_path == "sub-02/anat/sub-02_T1w.nii"
-    assert dataset.set_aside == ()
+    assert dataset.account.set_aside == ()
 
 
 def test_derivatives_and_hidden_files_are_not_scans(bids_tree):
@@ -161,7 +159,7 @@ def test_a_dataset_without_description_can_be_asked_for(bids_tree):
 def test_what_does_not_fit_is_set_aside_with_a_reason(bids_tree, name, reason):
     dataset = read_dataset(bids_tree(ONE, name))
     assert keys(dataset) == ["sub-01"]
-    [(path, why)] = dataset.set_aside
+    [(path, why)] = dataset.account.set_aside
     assert path.startswith("sub-01/")
     assert reason in why
 
@@ -198,36 +196,6 @@ def test_a_link_inside_the_dataset_is_followed(bids_tree):
     (root / ONE).unlink()
     (root / ONE).symlink_to("../../sourcedata/x.nii.gz")
     assert read_dataset(root).scans[0].fault is None
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("subject\tage\nsub-01\t3\n", "line 2: no participant_id"),
-        ("participant_id\tage\nsub-01\t3\t4\n", "line 2: more cells than columns"),
-        ("participant_id\nsub-01\n\nsub-01\n", "line 4: sub-01 stands twice"),
-        (b"participant_id\tname\nsub-01\t\xff\n", "UTF-8"),
-        ('participant_id\nsub-01\t"' + "x" * 140_000, "cannot be read"),
-    ],
-    ids=["no_key", "ragged", "twice", "latin1", "endless_quote"],
-)
-def test_a_table_that_cannot_be_believed_is_refused_with_its_line(tmp_path, text, says):
-    path = tmp_path / "participants.tsv"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ManifestError, match=says):
-        read_participants(path, "participant_id")
-
-
-def test_a_table_that_is_not_there_says_nothing(tmp_path):
-    assert read_participants(tmp_path / "participants.tsv", "participant_id") == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("71.5", 71.5), ("-3", -3.0), ("89+", None), ("n/a", None), ("inf", None), ("nan", None), ("", None)],
-)
-def test_a_cell_is_a_finite_number_or_none(text, value):
-    assert number_or_none(text) == value
 
 
 SCAN = BidsEntities(subject="01", session="M00", acquisition="mprage")

@@ -163,3 +163,22 @@ def test_a_displacement_has_three_components(shape):
 def test_a_displacement_is_finite():
     with pytest.raises(GeometryError, match="finite"):
         DisplacementField(data=np.full((2, 2, 2, 3), np.nan), voxel_to_ras=np.eye(4))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda a: a, lambda a: a[1:], np.asfortranarray, lambda a: a.T],
+    ids=["itself", "part", "order", "turned"],
+)
+def test_what_happens_to_the_callers_array_does_not_reach_a_volume(made):
+    mine = np.ones((4, 5, 6), dtype=np.float32)
+    volume = Volume(data=made(mine), voxel_to_ras=np.eye(4))
+    mine[:] = np.nan
+    assert (volume.data == 1.0).all()
+    assert mine.flags.writeable
+
+
+def test_frozen_memory_is_shared():
+    volume = Volume(data=np.ones((4, 5, 6)), voxel_to_ras=np.eye(4))
+    part = Volume(data=volume.data[1:], voxel_to_ras=np.eye(4))
+    assert np.shares_memory(volume.data, part.data)

@@ -381,7 +381,12 @@ def test_what_a_killed_run_left_behind_is_swept(finished, bids):
 
 def test_a_log_has_one_line_for_each_scan(finished):
     [log] = (finished / "logs").glob("run-*.jsonl")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    account, *lines = (json.loads(line) for line in log.read_text().splitlines())
+    assert account["event"] == "account"
+    assert account["lines"][:2] == [
+        "participants: 2 in folders, 0 in tables, 0 in both",
+        "T1w scans: 2 found",
+    ]
     assert [(line["scan"], line["status"]) for line in lines] == [
         ("sub-01", "failed"),
         ("sub-02_ses-M00", "failed"),

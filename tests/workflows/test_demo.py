@@ -139,7 +139,7 @@ class TestBids:
         dataset = read_dataset(tmp_path / "bids")
         sha256 = {scan.key: row.sha256 or "" for scan, row in zip(dataset.scans, rows, strict=True)}
         assert rows_of(dataset, sha256) == rows
-        assert not dataset.set_aside
+        assert not dataset.account.set_aside
 
     def test_headers_agree_with_themselves_and_carry_no_text(self, tmp_path: Path) -> None:
         write_demo_bids(tmp_path, ignore)

@@ -266,6 +266,12 @@ def _labels(rows: Sequence[ManifestRow], column: str) -> list[str | None]:
 
 
 def _chosen_classes(present: list[str], asked: Sequence[str] | None, column: str) -> tuple[str, ...]:
+    joined = [name for name in asked or present if ";" in name]
+    if joined:
+        raise UsageError(
+            f"the class {joined[0]!r} has a ; in its name, which stands between the classes of a prediction set: rename "
+            f"it in the column {column}, or choose others with --classes"
+        )
     if asked is None:
         clinical = tuple(name for name in CLINICAL_ORDER if name in present)
         return (*clinical, *(name for name in present if name not in clinical))

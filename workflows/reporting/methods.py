@@ -122,6 +122,7 @@ def render_methods(
     n_scans: int,
     n_failed: int = 0,
     model_id: str | None = None,
+    account: Sequence[str] = (),
 ) -> str:
     """Return ``methods.md``.
 
@@ -134,6 +135,8 @@ def render_methods(
     n_scans, n_failed : int
         Scans of the run, and how many of them a stage could not handle.
     model_id : str, optional
+    account : sequence of str
+        What became of the dataset's participants, files and labels.
     """
     steps = method_steps(config, versions, model_id=model_id)
     return page_environment().get_template("methods.md.j2").render(
@@ -144,6 +147,7 @@ def render_methods(
         preprocessing_id=preprocessing_id,
         n_scans=n_scans,
         n_failed=n_failed,
+        account=account,
     )  # fmt: skip
 
 

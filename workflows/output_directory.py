@@ -1,0 +1,216 @@
+"""What an output directory knows of itself: whose it is, which dataset it belongs to, and its scans.
+
+``.brainstage/output.json`` says which dataset was last run into it, by name and by hashes, and which version made it.
+``.brainstage/scans.json`` describes every scan that any command has begun there, so that tables can be written without
+the raw data, and finished scans stay in them whichever scans a later command selects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from brainstage import __version__
+from brainstage.pipeline.account import Account
+from brainstage.pipeline.bids import Dataset
+from brainstage.pipeline.derivatives import STATE_FOLDER, ScanFiles
+from brainstage.pipeline.entities import entities_of, parse_name, validate_name
+from brainstage.pipeline.errors import BrainstageError, ManifestError, OutputError
+from brainstage.pipeline.files import (
+    TEMPORARY_PREFIX,
+    read_json_or_empty,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+)
+from brainstage.pipeline.records import Covariates, T1wScan
+
+OUTPUT_FILE: Final = "output.json"
+SCANS_FILE: Final = "scans.json"
+COMPARED: Final = 3
+"""Files whose content is compared where a dataset has moved or its description has changed."""
+NOT_OURS: Final = frozenset({".DS_Store", "Thumbs.db", "lost+found"})
+"""What may lie in a directory that counts as empty."""
+
+
+def require_ours(out_dir: Path) -> None:
+    """Refuse a directory that is not empty and was not made by this program.
+
+    Raises
+    ------
+    OutputError
+    """
+    try:
+        inside = [
+            path.name
+            for path in out_dir.iterdir()
+            if path.name not in NOT_OURS and not path.name.startswith(TEMPORARY_PREFIX)
+        ]
+    except OSError:
+        return  # not there yet, or not to be read, which is said where it is written to
+    if inside and not (out_dir / STATE_FOLDER).is_dir():
+        raise OutputError(
+            f"{out_dir.name or out_dir} holds something that brainstage did not make ({min(inside)}), and would be "
+            "written over; choose an empty or a new directory, such as BIDS_DIR/derivatives/brainstage"
+        )
+
+
+def require_same_dataset(out_dir: Path, dataset: Dataset, resolution: str, *, other_is_meant: bool) -> None:
+    """Refuse a dataset that is not the one an output directory belongs to.
+
+    A dataset is the same where place and description are, or else where the scans that both have hold the same bytes.
+
+    Parameters
+    ----------
+    out_dir : Path
+    dataset : Dataset
+    resolution : str
+        Label of the template grid, for the paths of a scan.
+    other_is_meant : bool
+        The directory is to take it nevertheless; scans of the same name are made anew, all others stay.
+
+    Raises
+    ------
+    ManifestError
+    """
+    known = read_json_or_empty(out_dir / STATE_FOLDER / OUTPUT_FILE).get("dataset")
+    if other_is_meant or not isinstance(known, dict):
+        return
+    here = _identity(dataset)
+    if known.get("place") == here["place"] and known.get("description_sha256") == here["description_sha256"]:
+        return
+    compared = _same_bytes(out_dir, dataset, resolution)
+    if compared is None and known.get("description_sha256") == here["description_sha256"]:
+        return
+    if not compared:
+        why = "a scan of the same name has another content" if compared is False else "no scan of it is the same"
+        raise ManifestError(
+            f"{out_dir.name} belongs to the dataset {known.get('name') or 'without a name'!r}, and this is another one, "
+            f"{here['name'] or 'without a name'!r}: {why}. Choose another OUT_DIR; or, where the dataset itself was "
+            "changed or joined with another one, give --accept-dataset"
+        )
+
+
+def note_dataset(out_dir: Path, dataset: Dataset) -> None:
+    """Keep which dataset a directory belongs to, and every scan of it; scans of earlier runs stay."""
+    state = out_dir / STATE_FOLDER
+    identity = _identity(dataset)
+    earlier = read_json_or_empty(state / OUTPUT_FILE)
+    if earlier.get("dataset") != identity or earlier.get("made_by") != __version__:
+        write_json(state / OUTPUT_FILE, {"made_by": __version__, "dataset": identity})
+    known = read_json_or_empty(state / SCANS_FILE)
+    described = {scan.key: _description(scan) for scan in dataset.scans}
+    scans = {**_descriptions(known), **described}
+    if known.get("descriptions") != scans:
+        write_json(state / SCANS_FILE, {"scans": sorted(scans), "descriptions": scans})
+
+
+def scans_of(out_dir: Path) -> tuple[T1wScan, ...]:
+    """Return every scan that any command has begun in an output directory, with what was known about it then."""
+    known = _descriptions(read_json_or_empty(out_dir / STATE_FOLDER / SCANS_FILE))
+    return tuple(scan for one in known.values() if (scan := _scan(one)) is not None)
+
+
+def dataset_of(out_dir: Path) -> Dataset | None:
+    """Return the dataset of an output directory as it was last seen; None where no run has begun."""
+    known = read_json_or_empty(out_dir / STATE_FOLDER / OUTPUT_FILE).get("dataset")
+    scans = scans_of(out_dir)
+    if not isinstance(known, dict) or not scans:
+        return None
+    return with_scans(
+        Dataset(
+            root=out_dir,
+            description={"Name": known.get("name") or ""},
+            scans=(),
+            account=Account.of_scans(scans),
+        ),
+        scans,
+    )
+
+
+def with_scans(dataset: Dataset, scans: Sequence[T1wScan]) -> Dataset:
+    """Return a dataset with further scans, in order; those that it has stay as they are."""
+    present = {scan.key for scan in dataset.scans}
+    added = [scan for scan in scans if scan.key not in present]
+    if not added:
+        return dataset
+    extra = {**dataset.extra, **{scan.key: scan.covariates.extra for scan in added}}
+    return replace(
+        dataset,
+        scans=tuple(sorted((*dataset.scans, *added), key=lambda scan: scan.entities.sort_key)),
+        columns=tuple(dict.fromkeys(name for row in extra.values() for name in row)),
+        extra=extra,
+    )
+
+
+def _identity(dataset: Dataset) -> dict[str, str]:
+    """Return a dataset's name, and hashes of its description and of where it lies, which name no folder."""
+    return {
+        "name": str(dataset.description.get("Name") or ""),
+        "description_sha256": sha256_of_json(dataset.description),
+        "place": hashlib.sha256(str(dataset.root.resolve()).encode()).hexdigest(),
+    }
+
+
+def _same_bytes(out_dir: Path, dataset: Dataset, resolution: str) -> bool | None:
+    """Tell whether the scans that directory and dataset have in common hold the same bytes; None without any."""
+    compared = 0
+    for scan in dataset.scans:
+        files = ScanFiles(out_dir=out_dir, entities=scan.entities, resolution=resolution)
+        expected = read_json_or_empty(files.state / "source.json").get("sha256")
+        if expected is None or scan.fault:
+            continue
+        try:
+            if sha256_of_file(scan.path) != expected:
+                return False
+        except BrainstageError:
+            continue  # a file that cannot be read says nothing
+        compared += 1
+        if compared == COMPARED:
+            break
+    return True if compared else None
+
+
+def _description(scan: T1wScan) -> dict[str, Any]:
+    covariates = scan.covariates
+    return {
+        "t1w_path": scan.t1w_path,
+        "age": covariates.age,
+        "sex": covariates.sex,
+        "site": covariates.site,
+        "extra": dict(covariates.extra),
+        "label": scan.label,
+        "split": scan.split,
+    }
+
+
+def _descriptions(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = content.get("descriptions")
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _scan(description: Mapping[str, Any]) -> T1wScan | None:
+    """Return a scan as it was described; None where a file was altered."""
+    try:
+        t1w_path = str(description["t1w_path"])
+        parsed = parse_name(t1w_path.rpartition("/")[2])
+        if parsed is None or validate_name(parsed):
+            return None
+        return T1wScan(
+            entities=entities_of(parsed),
+            path=Path(t1w_path),
+            t1w_path=t1w_path,
+            covariates=Covariates(
+                age=description["age"],
+                sex=description["sex"],
+                site=description["site"],
+                extra={str(name): str(text) for name, text in description["extra"].items()},
+            ),
+            label=description["label"],
+            split=str(description["split"]),
+        )
+    except (KeyError, TypeError, AttributeError):
+        return None
