@@ -15,6 +15,7 @@ from brainstage.models.choices import HeadKind, Regime, Strides
 from brainstage.models.covariates import CovariateExpert
 from brainstage.models.norms import ReferenceClass
 from brainstage.models.pooling import feature_id
+from brainstage.pipeline.config import differences
 from brainstage.pipeline.errors import ModelError
 from brainstage.pipeline.files import sha256_of_bytes
 
@@ -203,11 +204,9 @@ def require_same_preprocessing(
     """
     if other_id == model.preprocessing_id:
         return
-    mine, other = _flat(model.preprocessing_content), _flat(other_content)
     differing = [
-        f"{key} is {other.get(key, 'absent')} here and {mine.get(key, 'absent')} in the model"
-        for key in sorted(mine.keys() | other.keys())
-        if mine.get(key) != other.get(key)
+        f"{key} is {here} here and {there} in the model"
+        for key, here, there in differences(other_content, model.preprocessing_content)
     ]
     shown = "; ".join(differing[:_MAX_DIFFERENCES_SHOWN]) or "no value differs, only the hash"
     more = len(differing) - _MAX_DIFFERENCES_SHOWN
@@ -215,14 +214,3 @@ def require_same_preprocessing(
         f"the model was trained on scans preprocessed otherwise ({model.preprocessing_id}, here {other_id}): {shown}"
         + (f"; and {more} more" if more > 0 else "")
     )
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested values under dotted keys, as text."""
-    flat: dict[str, str] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value, default=str)
-    return flat

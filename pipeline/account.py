@@ -47,6 +47,22 @@ class Account:
     unread: tuple[Unread, ...]
     remarks: tuple[str, ...]
 
+    @classmethod
+    def of_scans(cls, scans: Iterable[T1wScan], remark: str) -> Account:
+        """Return what is left to say where the dataset itself is not there."""
+        return cls(
+            in_folders=tuple(sorted({scan.entities.subject for scan in scans})),
+            in_tables=(),
+            only_in_folders={},
+            only_in_tables={},
+            visits_only_in_tables={},
+            without_scan={},
+            set_aside=(),
+            not_recognised=(),
+            unread=(),
+            remarks=(remark,),
+        )
+
 
 def account_of(
     people: People,

@@ -7,6 +7,7 @@ the rest does not.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -294,3 +295,28 @@ def _fault(fault: Mapping[str, Any]) -> str:
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
         return f"unknown key {dotted!r}; {hint}"
     return f"{dotted} = {fault['input']!r}: {fault['msg']}"
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return what differs between two nested mappings: dotted key, and both values as JSON or ``absent``.
+
+    >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}})
+    [('a.c', '2', 'absent')]
+    """
+    first, second = _flat(one), _flat(other)
+    return [
+        (key, first.get(key, "absent"), second.get(key, "absent"))
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    ]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested values under dotted keys, as text."""
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, default=str)
+    return flat

@@ -154,6 +154,11 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         help="qc_decisions.tsv of the cohort page: what a person decided stands over quality control",
     )
     scans.add_argument("--skip-bids-validation", **_NO_VALIDATION)
+    scans.add_argument(
+        "--accept-dataset",
+        action="store_true",
+        help="OUT_DIR takes BIDS_DIR although it belongs to another dataset, or the dataset was changed",
+    )
     what = run.add_argument_group("what is done")
     what.add_argument(
         "--model", type=_model_dir, metavar="MODEL_DIR", help="predict with a model of brainstage train"

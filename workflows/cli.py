@@ -94,6 +94,7 @@ def _run(options: argparse.Namespace) -> int:
                 reports_only=options.reports_only,
                 stop_on_first_crash=options.stop_on_first_crash,
                 validate=not options.skip_bids_validation,
+                accept_dataset=options.accept_dataset,
                 deterministic=options.deterministic,
                 command=_shown_command(options),
             ),

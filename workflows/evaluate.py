@@ -93,7 +93,9 @@ def evaluate(
     require_replaceable_result(result_dir)
     model = load_model(model_dir, str(choose_device(options.device)))
     label_column = options.label_column or model.description.label_column
-    cohort = read_cohort(out_dir, label_column, None, by_split=False)
+    cohort = read_cohort(
+        out_dir, label_column, None, by_split=False, preprocessed=model.description.preprocessing_id
+    )
     model.require_preprocessing(cohort.preprocessing_id, cohort.preprocessing_content)
     trained_on = model.description.fold_of_training_scan.keys()
     people = {

@@ -59,6 +59,7 @@ from brainstage.workflows.evidence import Evidence, explanation_stage, remove_ev
 from brainstage.workflows.gate import decide
 from brainstage.workflows.learning.features import network_input_key, read_network_input
 from brainstage.workflows.learning.labelled_cohort import files_of_row, read_finished_run
+from brainstage.workflows.output_directory import own_preprocessing_id
 from brainstage.workflows.participant import lease_path
 from brainstage.workflows.reported import read_reported, reported_outcome
 from brainstage.workflows.reporting.figures import evidence_figure
@@ -70,6 +71,7 @@ EXPLAINED: Final = "explained"
 KEPT: Final = "explained already"
 WITHHELD: Final = "not explained: the prediction is withheld by quality control"
 NO_PREDICTION: Final = "not explained: the last run made no prediction of this model for it"
+OTHERWISE: Final = "not explained: preprocessed otherwise than the model's scans"
 BUSY: Final = "not explained: another run is at it"
 
 
@@ -128,7 +130,7 @@ def explain(model_dir: Path, out_dir: Path, options: ExplainOptions, say: Callab
         For anything that concerns all scans: no model, no run, another preprocessing, an atlas that does not fit.
     """
     model = load_model(model_dir, str(choose_device(options.device)))
-    rows, preprocessing = read_finished_run(out_dir)
+    rows, preprocessing = read_finished_run(out_dir, model.description.preprocessing_id)
     model.require_preprocessing(str(preprocessing["id"]), preprocessing["content"])
     chosen = _selected(rows, options.participants)
     atlas = read_atlas(options.atlas) if options.atlas else coarse_atlas()
@@ -146,6 +148,10 @@ def explain(model_dir: Path, out_dir: Path, options: ExplainOptions, say: Callab
     told: Counter[str] = Counter()
     for row in chosen:
         files = files_of_row(row, out_dir, resolution)
+        if own_preprocessing_id(files) not in (None, preprocessing["id"]):
+            told[OTHERWISE] += 1
+            say(f"{files.key}: {OTHERWISE}")
+            continue
         started = time.perf_counter()
         try:
             with attributed(files.key, "explanation"):
@@ -160,7 +166,7 @@ def explain(model_dir: Path, out_dir: Path, options: ExplainOptions, say: Callab
         told[result] += 1
         took = f", {time.perf_counter() - started:.1f} s" if result == EXPLAINED else ""
         say(f"{files.key}: {result}{took}")
-    if set(told) <= {NO_PREDICTION}:
+    if set(told) <= {NO_PREDICTION, OTHERWISE}:
         raise InputMissingError(
             f"no scan of {out_dir.name} has a prediction of model {model.model_id}: run 'brainstage run --model' with "
             "it first"

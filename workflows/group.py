@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from brainstage.pipeline.account import ACCOUNT_FILE, account_lines
 from brainstage.pipeline.bids import Dataset
+from brainstage.pipeline.config import differences
 from brainstage.pipeline.derivatives import STATE_FOLDER, write_dataset_description
 from brainstage.pipeline.entities import prefixed_label
 from brainstage.pipeline.files import read_json_or_empty, write_json, write_text
@@ -19,6 +21,7 @@ from brainstage.workflows.data_dictionary import (
     trajectories_dictionary,
 )
 from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
+from brainstage.workflows.output_directory import PREPROCESSINGS_FILE
 from brainstage.workflows.reported import renew_reports
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.distribution import distributions_of, keep_distributions
@@ -49,7 +52,8 @@ def write_group(
         The model's, in its order; empty without a model.
     """
     out_dir = context.out_dir
-    write_dataset_description(out_dir, dataset.root, dataset.description)
+    if dataset.root != out_dir:  # otherwise the raw data are not there, and the description stays as it is
+        write_dataset_description(out_dir, dataset.root, dataset.description)
     content = preprocessing_content(context.config)
     write_json(
         out_dir / ".brainstage" / "preprocessing.json", {"id": context.preprocessing_id, "content": content}
@@ -191,6 +195,7 @@ def _write_pages(
         n_failed=failed,
         model_id=context.model_id,
         account=account,
+        otherwise=_preprocessed_otherwise(outcomes, context),
     )
     write_text(context.out_dir / "methods.md", methods)
     page = render_cohort(
@@ -200,6 +205,20 @@ def _write_pages(
         explanations=FLAG_EXPLANATIONS | REVIEW_EXPLANATIONS,
     )
     write_text(context.out_dir / "cohort.html", page)
+
+
+def _preprocessed_otherwise(
+    outcomes: Sequence[SubjectOutcome], context: RunContext
+) -> dict[str, tuple[int, list[tuple[str, str, str]]]]:
+    """Return the other preprocessings among some scans: how many have each, and what differs."""
+    known = read_json_or_empty(context.out_dir / STATE_FOLDER / PREPROCESSINGS_FILE)
+    here = preprocessing_content(context.config)
+    counts = Counter(outcome.preprocessing_id for outcome in outcomes)
+    return {
+        name: (count, differences(known[name], here) if name in known else [])
+        for name, count in sorted(counts.items())
+        if name != context.preprocessing_id
+    }
 
 
 def _cohort_scan(outcome: SubjectOutcome, context: RunContext) -> CohortScan:

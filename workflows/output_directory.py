@@ -16,11 +16,10 @@ from typing import Any, Final
 from brainstage import __version__
 from brainstage.pipeline.account import Account
 from brainstage.pipeline.bids import Dataset
-from brainstage.pipeline.derivatives import STATE_FOLDER, ScanFiles
+from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, ScanFiles, sidecar_of
 from brainstage.pipeline.entities import entities_of, parse_name, validate_name
 from brainstage.pipeline.errors import BrainstageError, ManifestError, OutputError
 from brainstage.pipeline.files import (
-    TEMPORARY_PREFIX,
     read_json_or_empty,
     sha256_of_file,
     sha256_of_json,
@@ -30,10 +29,14 @@ from brainstage.pipeline.records import Covariates, T1wScan
 
 OUTPUT_FILE: Final = "output.json"
 SCANS_FILE: Final = "scans.json"
+PREPROCESSINGS_FILE: Final = "preprocessings.json"
+"""Every ``preprocessing_id`` that was used in the directory, and what it stands for."""
+PREPROCESSING_FILE: Final = "preprocessing.json"
+"""In the state folder of a scan: its own."""
 COMPARED: Final = 3
 """Files whose content is compared where a dataset has moved or its description has changed."""
-NOT_OURS: Final = frozenset({".DS_Store", "Thumbs.db", "lost+found"})
-"""What may lie in a directory that counts as empty."""
+HARMLESS: Final = frozenset({"Thumbs.db", "lost+found"})
+"""What may lie in a directory that counts as empty, beside hidden files, such as those of git and DataLad."""
 
 
 def require_ours(out_dir: Path) -> None:
@@ -43,22 +46,26 @@ def require_ours(out_dir: Path) -> None:
     ------
     OutputError
     """
+    if (out_dir / STATE_FOLDER).is_dir():
+        return
     try:
-        inside = [
-            path.name
-            for path in out_dir.iterdir()
-            if path.name not in NOT_OURS and not path.name.startswith(TEMPORARY_PREFIX)
-        ]
+        inside = [path.name for path in out_dir.iterdir() if not path.name.startswith(".")]
     except OSError:
         return  # not there yet, or not to be read, which is said where it is written to
-    if inside and not (out_dir / STATE_FOLDER).is_dir():
+    makers = read_json_or_empty(out_dir / "dataset_description.json").get("GeneratedBy")
+    if isinstance(makers, list) and {"brainstage"} == {
+        maker.get("Name") for maker in makers if isinstance(maker, dict)
+    }:
+        return  # a copy without its state
+    inside = sorted(set(inside) - HARMLESS)
+    if inside:
         raise OutputError(
-            f"{out_dir.name or out_dir} holds something that brainstage did not make ({min(inside)}), and would be "
+            f"{out_dir.name or out_dir} holds something that brainstage did not make ({inside[0]}), and would be "
             "written over; choose an empty or a new directory, such as BIDS_DIR/derivatives/brainstage"
         )
 
 
-def require_same_dataset(out_dir: Path, dataset: Dataset, resolution: str, *, other_is_meant: bool) -> None:
+def require_same_dataset(out_dir: Path, dataset: Dataset, *, other_is_meant: bool) -> None:
     """Refuse a dataset that is not the one an output directory belongs to.
 
     A dataset is the same where place and description are, or else where the scans that both have hold the same bytes.
@@ -67,8 +74,6 @@ def require_same_dataset(out_dir: Path, dataset: Dataset, resolution: str, *, ot
     ----------
     out_dir : Path
     dataset : Dataset
-    resolution : str
-        Label of the template grid, for the paths of a scan.
     other_is_meant : bool
         The directory is to take it nevertheless; scans of the same name are made anew, all others stay.
 
@@ -82,20 +87,31 @@ def require_same_dataset(out_dir: Path, dataset: Dataset, resolution: str, *, ot
     here = _identity(dataset)
     if known.get("place") == here["place"] and known.get("description_sha256") == here["description_sha256"]:
         return
-    compared = _same_bytes(out_dir, dataset, resolution)
+    compared = _same_bytes(out_dir, dataset)
     if compared is None and known.get("description_sha256") == here["description_sha256"]:
         return
     if not compared:
-        why = "a scan of the same name has another content" if compared is False else "no scan of it is the same"
+        why = (
+            "a scan of the same name has another content"
+            if compared is False
+            else "no scan of it is the same"
+        )
         raise ManifestError(
-            f"{out_dir.name} belongs to the dataset {known.get('name') or 'without a name'!r}, and this is another one, "
-            f"{here['name'] or 'without a name'!r}: {why}. Choose another OUT_DIR; or, where the dataset itself was "
-            "changed or joined with another one, give --accept-dataset"
+            f"{out_dir.name} belongs to the dataset {known.get('name') or 'without a name'!r}, and this is another "
+            f"one, {here['name'] or 'without a name'!r}: {why}. Choose another OUT_DIR; or, where the dataset itself "
+            "was changed or joined with another one, give --accept-dataset"
         )
 
 
 def note_dataset(out_dir: Path, dataset: Dataset) -> None:
-    """Keep which dataset a directory belongs to, and every scan of it; scans of earlier runs stay."""
+    """Keep which dataset a directory belongs to, and the scans that a run is about; those of earlier runs stay.
+
+    Parameters
+    ----------
+    out_dir : Path
+    dataset : Dataset
+        With those scans.
+    """
     state = out_dir / STATE_FOLDER
     identity = _identity(dataset)
     earlier = read_json_or_empty(state / OUTPUT_FILE)
@@ -105,7 +121,16 @@ def note_dataset(out_dir: Path, dataset: Dataset) -> None:
     described = {scan.key: _description(scan) for scan in dataset.scans}
     scans = {**_descriptions(known), **described}
     if known.get("descriptions") != scans:
-        write_json(state / SCANS_FILE, {"scans": sorted(scans), "descriptions": scans})
+        names = sorted({*scans, *known.get("scans", ())})
+        write_json(state / SCANS_FILE, {"scans": names, "descriptions": scans})
+
+
+def note_preprocessing(out_dir: Path, identifier: str, content: Mapping[str, Any]) -> None:
+    """Keep what a ``preprocessing_id`` stands for, beside those of earlier runs."""
+    path = out_dir / STATE_FOLDER / PREPROCESSINGS_FILE
+    known = read_json_or_empty(path)
+    if identifier not in known:
+        write_json(path, {**known, identifier: dict(content)})
 
 
 def scans_of(out_dir: Path) -> tuple[T1wScan, ...]:
@@ -125,7 +150,7 @@ def dataset_of(out_dir: Path) -> Dataset | None:
             root=out_dir,
             description={"Name": known.get("name") or ""},
             scans=(),
-            account=Account.of_scans(scans),
+            account=Account.of_scans(scans, "the dataset is not there: this is what earlier runs saw of it"),
         ),
         scans,
     )
@@ -146,6 +171,28 @@ def with_scans(dataset: Dataset, scans: Sequence[T1wScan]) -> Dataset:
     )
 
 
+def finished_files(files: ScanFiles) -> ScanFiles:
+    """Return the files of a scan on the template grid that it was brought to, whichever a command asks for."""
+    grids = (replace(files, resolution=label) for label in RESOLUTION_LABELS.values())
+    if files.template_t1w.is_file():
+        return files
+    return next((other for other in grids if other.template_t1w.is_file()), files)
+
+
+def own_preprocessing_id(files: ScanFiles) -> str | None:
+    """Return the ``preprocessing_id`` that a scan was last brought through the chain with; None where none is kept."""
+    kept = read_json_or_empty(files.state / PREPROCESSING_FILE).get("id")
+    found = kept or read_json_or_empty(sidecar_of(files.template_t1w)).get("PreprocessingId")
+    return str(found) if found else None
+
+
+def keep_preprocessing_id(files: ScanFiles, identifier: str) -> None:
+    """Keep with what ``preprocessing_id`` a scan was brought through the chain."""
+    path = files.state / PREPROCESSING_FILE
+    if read_json_or_empty(path).get("id") != identifier:
+        write_json(path, {"id": identifier})
+
+
 def _identity(dataset: Dataset) -> dict[str, str]:
     """Return a dataset's name, and hashes of its description and of where it lies, which name no folder."""
     return {
@@ -155,11 +202,11 @@ def _identity(dataset: Dataset) -> dict[str, str]:
     }
 
 
-def _same_bytes(out_dir: Path, dataset: Dataset, resolution: str) -> bool | None:
+def _same_bytes(out_dir: Path, dataset: Dataset) -> bool | None:
     """Tell whether the scans that directory and dataset have in common hold the same bytes; None without any."""
     compared = 0
     for scan in dataset.scans:
-        files = ScanFiles(out_dir=out_dir, entities=scan.entities, resolution=resolution)
+        files = ScanFiles(out_dir=out_dir, entities=scan.entities)
         expected = read_json_or_empty(files.state / "source.json").get("sha256")
         if expected is None or scan.fault:
             continue

@@ -15,6 +15,11 @@ from brainstage.pipeline.files import read_json_or_empty, remove_leftovers, sha2
 from brainstage.pipeline.lease import Lease, held
 from brainstage.pipeline.records import Completed, Failure, SubjectOutcome, T1wScan
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
+from brainstage.workflows.output_directory import (
+    finished_files,
+    keep_preprocessing_id,
+    own_preprocessing_id,
+)
 from brainstage.workflows.prediction import model_of, prediction_stage, read_prediction
 from brainstage.workflows.run_context import RunContext, tool_versions
 from brainstage.workflows.scan_report import write_report
@@ -118,6 +123,7 @@ def _processed(
         return source, True
     result = _run_stages(task, source, files, on_stage=on_stage, require_lease=lease.require)
     if isinstance(result, Failure):
+        keep_preprocessing_id(files, task.context.preprocessing_id)
         return replace(result, preprocessing_id=task.context.preprocessing_id), True
     return _completed(task.scan, task.context, files, result), result.changed
 
@@ -171,10 +177,11 @@ def finished_outcome(task: ScanTask) -> SubjectOutcome | None:
 
 def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
     """Return what an earlier run found for a scan; None when it never got that far."""
-    files = context.files(scan)
+    files = finished_files(context.files(scan))
+    identifier = own_preprocessing_id(files) or context.preprocessing_id
     failure = read_failure(files, scan)
     if failure is not None:
-        return replace(failure, preprocessing_id=context.preprocessing_id)
+        return replace(failure, preprocessing_id=identifier)
     if not files.qc_json.is_file() or not files.template_t1w.is_file():
         return None
     prediction = read_prediction(files) if context.model_id else None
@@ -184,7 +191,7 @@ def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
         scan=scan,
         qc=read_qc(files.qc_json),
         prediction=prediction,
-        preprocessing_id=context.preprocessing_id,
+        preprocessing_id=identifier,
     )
 
 
@@ -278,6 +285,7 @@ def _run_stages(
 
 def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: ChainResult) -> Completed:
     prediction = read_prediction(files) if context.model_id else None
+    keep_preprocessing_id(files, context.preprocessing_id)
     return Completed(
         scan=scan,
         qc=read_qc(files.qc_json),

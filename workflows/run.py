@@ -36,7 +36,7 @@ from brainstage.pipeline.errors import (
     UsageError,
     output_error,
 )
-from brainstage.pipeline.files import read_json_or_empty, remove_leftovers, temporary_name, write_json
+from brainstage.pipeline.files import remove_leftovers, temporary_name
 from brainstage.pipeline.lease import waited_for
 from brainstage.pipeline.manifest import apply_manifest, read_manifest
 from brainstage.pipeline.records import Failure, SubjectOutcome
@@ -44,6 +44,15 @@ from brainstage.pipeline.review import read_decisions, reviewed
 from brainstage.pipeline.stage import Stage
 from brainstage.preprocessing.quality import require_known_measures
 from brainstage.workflows.group import write_group
+from brainstage.workflows.output_directory import (
+    dataset_of,
+    note_dataset,
+    note_preprocessing,
+    require_ours,
+    require_same_dataset,
+    scans_of,
+    with_scans,
+)
 from brainstage.workflows.participant import (
     ScanTask,
     finished_outcome,
@@ -56,7 +65,6 @@ from brainstage.workflows.progress import Progress, RunLog
 from brainstage.workflows.resources import check_space, choose_engine, folder_for_jobs
 from brainstage.workflows.run_context import RunContext
 from brainstage.workflows.stages import preprocessing_content, preprocessing_id, scan_stages
-from brainstage.workflows.status import SCANS_FILE
 
 PREDICTION_BATCH: Final = 8
 
@@ -85,6 +93,8 @@ class RunOptions:
         A stage that takes longer is stopped.
     umask : int
         Which permissions new files are denied.
+    accept_dataset : bool
+        The output directory is to take a dataset other than the one it belongs to.
     command : str
         The command line without paths, for the reports.
     """
@@ -115,6 +125,7 @@ class RunOptions:
     reports_only: bool = False
     stop_on_first_crash: bool = False
     validate: bool = True
+    accept_dataset: bool = False
     deterministic: bool = False
     command: str = ""
 
@@ -160,6 +171,10 @@ def run(
     model = _checked_model(options.model_dir, config) if options.model_dir else None
     context = replace(_context(options, config, model), chain=chain)
     _prepare(options)
+    if everything.root != options.out_dir:
+        require_same_dataset(options.out_dir, everything, other_is_meant=options.accept_dataset)
+        note_dataset(options.out_dir, chosen)
+    note_preprocessing(options.out_dir, context.preprocessing_id, preprocessing_content(config))
     account = account_lines(everything.account, everything.scans, config.label_column)
     for line in account:
         progress.note(line)
@@ -169,7 +184,6 @@ def run(
             ScanTask(scan=scan, context=context, expected_sha256=expected.get(scan.key))
             for scan in chosen.scans
         ]
-        _note_scans(options.out_dir, [scan.key for scan in chosen.scans])
         with RunLog(options.out_dir, context.started) as log:
             log.account(account)
             for outcome in _outcomes(tasks, options, progress):
@@ -192,6 +206,10 @@ def run(
 
 def _dataset(options: RunOptions, config: Config, progress: Progress) -> tuple[Dataset, dict[str, str]]:
     decisions = read_decisions(options.qc_decisions) if options.qc_decisions else {}
+    if options.level == "group" and not options.bids_dir.exists():
+        kept = dataset_of(options.out_dir)
+        if kept is not None:
+            return replace(kept, scans=reviewed(kept.scans, decisions)), {}
     dataset = read_dataset(
         options.bids_dir,
         validate=options.validate,
@@ -256,6 +274,7 @@ def _prepare(options: RunOptions) -> None:
         raise UsageError(
             "OUT_DIR must not be BIDS_DIR; choose another directory, such as BIDS_DIR/derivatives/brainstage"
         )
+    require_ours(options.out_dir)
     state = options.out_dir / STATE_FOLDER
     for folder in (options.out_dir, state, options.work_dir):
         if folder is None:
@@ -394,14 +413,6 @@ class _Told:
             self._progress.note(line)
 
 
-def _note_scans(out_dir: Path, keys: list[str]) -> None:
-    """Keep which scans this directory is about, for ``brainstage status``; those of earlier runs stay."""
-    path = out_dir / STATE_FOLDER / SCANS_FILE
-    known = read_json_or_empty(path).get("scans", [])
-    if not set(keys) <= set(known):
-        write_json(path, {"scans": sorted({*known, *keys})})
-
-
 def _write_tables(
     everything: Dataset,
     outcomes: Mapping[str, SubjectOutcome],
@@ -412,16 +423,25 @@ def _write_tables(
 ) -> dict[str, SubjectOutcome]:
     """Write the tables and pages over this run's scans and those that earlier runs of the directory finished."""
     known: dict[str, SubjectOutcome] = {}
+    present = {scan.key for scan in everything.scans}
+    everything = with_scans(everything, scans_of(options.out_dir))
     wanted = {scan.key for scan in _selected(everything, options).scans}
     missing = []
+    gone = []
     for scan in everything.scans:
         outcome = outcomes.get(scan.key) or read_outcome(scan, context)
         if outcome is not None:
             known[scan.key] = outcome
+            gone += [scan.key] if scan.key not in present else []
         elif scan.key in wanted and options.level == "group":
             missing.append(scan.key)
     for key in missing[:5]:
         progress.note(f"{key} has not been processed; run the participant level first")
+    if gone:
+        progress.note(
+            f"{len(gone)} finished scan(s) of earlier runs are not in the dataset or manifest of this one, first "
+            f"{gone[0]}; their rows stay"
+        )
     if not known:
         raise InputMissingError(
             "no scan has been processed in this output directory; run the participant level first"

@@ -12,9 +12,9 @@ from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.errors import InputMissingError
 from brainstage.pipeline.files import read_json_or_empty
 from brainstage.pipeline.lease import is_held
+from brainstage.workflows.output_directory import SCANS_FILE
 from brainstage.workflows.progress import STAGE_ORDER
 
-SCANS_FILE: Final = "scans.json"
 DONE: Final = "done"
 RUNNING: Final = "running"
 FAILED: Final = "FAILED"

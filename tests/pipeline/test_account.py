@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from brainstage.pipeline.account import account_lines, likely_reasons
 from brainstage.pipeline.bids import read_dataset
 from brainstage.pipeline.errors import InputMissingError, ManifestError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import tables
 
 ONE, TWO = "sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"
 
@@ -210,36 +214,7 @@ def test_sessions_in_tables_only_are_named(bids_tree):
     assert account.visits_only_in_tables == {"sub-01_ses-M0": "ses-M00 differs by zero padding"}
 
 
-LABELS = st.from_regex(r"[0-9a-zA-Z]{1,3}", fullmatch=True)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    folders=st.sets(LABELS, min_size=1, max_size=5),
-    rows=st.lists(st.tuples(LABELS, st.sampled_from(["CN", "AD", "-", "", "n/a", '"x'])), max_size=6),
-    prefix=st.sampled_from(["", "sub-"]),
-)
-def test_every_participant_and_row_is_in_exactly_one_place(tmp_path_factory, folders, rows, prefix):
-    root = tmp_path_factory.mktemp("bids")
-    (root / "dataset_description.json").write_text('{"Name": "t", "BIDSVersion": "1.8.0"}')
-    for label in folders:
-        (root / f"sub-{label}/anat").mkdir(parents=True)
-        (root / f"sub-{label}/anat/sub-{label}_T1w.nii").touch()
-    table = "participant_id\tdiagnosis\n" + "".join(f"{prefix}{label}\t{said}\n" for label, said in rows)
-    (root / "participants.tsv").write_text(table)
-    labels = [label for label, _ in rows]
-    if len(set(labels)) < len(labels):
-        with pytest.raises(ManifestError, match="stands twice"):
-            read_dataset(root)
-        return
-    dataset = read_dataset(root)
-    account = dataset.account
-    only_folders, only_tables = set(account.only_in_folders), set(account.only_in_tables)
-    assert only_folders == folders - set(labels)
-    assert only_tables == set(labels) - folders
-    assert set(account.in_folders) == folders
-    assert set(account.in_tables) == set(labels)
-    said = dict(rows)
-    for scan in dataset.scans:
-        written = said.get(scan.entities.subject, "")
-        assert scan.label == (None if written in ("", "-", "n/a") else written)
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(made=tables.datasets())
+def test_no_row_or_participant_of_a_table_is_lost_or_altered(tmp_path_factory, made):
+    assert tables.judged(made, tmp_path_factory.mktemp("t") / "bids")

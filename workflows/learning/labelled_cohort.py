@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,14 +20,22 @@ from brainstage.pipeline.errors import InputMissingError, ManifestError, UsageEr
 from brainstage.pipeline.files import read_json, read_json_or_empty
 from brainstage.pipeline.manifest import COLUMNS, ManifestRow, read_manifest
 from brainstage.pipeline.records import Review, ReviewDecision
+from brainstage.pipeline.runner import FAILURE_MARKER
+from brainstage.workflows.output_directory import (
+    PREPROCESSINGS_FILE,
+    finished_files,
+    own_preprocessing_id,
+)
 
 CLINICAL_ORDER: Final = ("CN", "MCI", "AD")
 """The order these classes are shown in where no other is asked for: by severity, not by alphabet."""
 NO_LABEL: Final = "no label"
 OTHER_LABEL: Final = "label not among the classes"
 NO_OUTPUT: Final = "no preprocessed image"
+FAILED: Final = "failed in the last run"
 QC_FAILED: Final = "failed quality control"
 REVIEW_FAILED: Final = "failed by whoever looked at it"
+OTHER_PREPROCESSING: Final = "preprocessed otherwise than most"
 _NOT_LABELS: Final = frozenset({"participant_id", "session_id", "run_id", "t1w_path", "sha256", "split"})
 
 
@@ -116,6 +124,7 @@ def read_cohort(
     *,
     by_split: bool = True,
     decisions: Mapping[str, Review] = MappingProxyType({}),
+    preprocessed: str | None = None,
 ) -> Cohort:
     """Read the labels of a finished run and sort its scans.
 
@@ -131,6 +140,8 @@ def read_cohort(
         False takes the scans of every split alike, as a model does that learns from none of them.
     decisions : mapping
         ``t1w_path`` to what a person decided, which stands over quality control.
+    preprocessed : str or None
+        The ``preprocessing_id`` that scans are to have, where any has it; otherwise that of most.
 
     Raises
     ------
@@ -141,7 +152,7 @@ def read_cohort(
     ManifestError
         When a participant is in the training and in the test split.
     """
-    rows, preprocessing = read_finished_run(out_dir)
+    rows, preprocessing = read_finished_run(out_dir, preprocessed)
     labels = _labels(rows, label_column)
     chosen = _chosen_classes(sorted({label for label in labels if label}), classes, label_column)
     left_out: dict[str, list[str]] = defaultdict(list)
@@ -149,7 +160,7 @@ def read_cohort(
     resolution = RESOLUTION_LABELS[preprocessing["content"]["registration"]["resolution_mm"]]
     for row, label in zip(rows, labels, strict=True):
         files = files_of_row(row, out_dir, resolution)
-        reason = _objection(files, label, chosen, decisions.get(row.t1w_path))
+        reason = _objection(files, label, chosen, decisions.get(row.t1w_path), str(preprocessing["id"]))
         if reason is None and label is not None:
             kept.append(LabelledScan(row=row, files=files, label=label))
         elif reason is not None:
@@ -194,8 +205,18 @@ def reference_people(cohort: Cohort, label: str) -> list[ReferencePerson]:
     ]
 
 
-def read_finished_run(out_dir: Path) -> tuple[Sequence[ManifestRow], Mapping[str, Any]]:
-    """Return the scans of a finished run, and its ``id`` and ``content`` of the preprocessing.
+def read_finished_run(
+    out_dir: Path, preprocessed: str | None = None
+) -> tuple[Sequence[ManifestRow], Mapping[str, Any]]:
+    """Return the scans of a finished run, and ``id`` and ``content`` of their preprocessing.
+
+    Scans of one output directory may have been preprocessed in several ways: what counts is the record of each.
+
+    Parameters
+    ----------
+    out_dir : Path
+    preprocessed : str or None
+        The ``preprocessing_id`` that is asked for, where any scan has it; otherwise that of most scans.
 
     Raises
     ------
@@ -209,7 +230,25 @@ def read_finished_run(out_dir: Path) -> tuple[Sequence[ManifestRow], Mapping[str
             f"there is no directory {str(out_dir)!r}; it is the output directory of brainstage run"
         )
     rows = _require_run(out_dir / "data_manifest.csv", out_dir, read_manifest)
-    return rows, _require_run(out_dir / STATE_FOLDER / "preprocessing.json", out_dir, _read_preprocessing)
+    last = _require_run(out_dir / STATE_FOLDER / "preprocessing.json", out_dir, _read_preprocessing)
+    known = {
+        **read_json_or_empty(out_dir / STATE_FOLDER / PREPROCESSINGS_FILE),
+        str(last["id"]): last["content"],
+    }
+    found = Counter(_own_id(row, out_dir) for row in rows)
+    counts = {name: count for name, count in found.items() if name in known}
+    if preprocessed in counts:
+        return rows, {"id": preprocessed, "content": known[preprocessed]}
+    if not counts or counts.get(last["id"], 0) == max(counts.values()):
+        return rows, last
+    chosen = max(counts, key=lambda name: counts[name])
+    return rows, {"id": chosen, "content": known[chosen]}
+
+
+def _own_id(row: ManifestRow, out_dir: Path) -> str:
+    """Return the ``preprocessing_id`` of a finished scan; empty where there is none."""
+    files = finished_files(files_of_row(row, out_dir, next(iter(RESOLUTION_LABELS.values()))))
+    return (own_preprocessing_id(files) or "") if files.template_t1w.is_file() else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -269,8 +308,8 @@ def _chosen_classes(present: list[str], asked: Sequence[str] | None, column: str
     joined = [name for name in asked or present if ";" in name]
     if joined:
         raise UsageError(
-            f"the class {joined[0]!r} has a ; in its name, which stands between the classes of a prediction set: rename "
-            f"it in the column {column}, or choose others with --classes"
+            f"the class {joined[0]!r} has a ; in its name, which stands between the classes of a prediction set; "
+            f"rename it in the column {column}, or choose others with --classes"
         )
     if asked is None:
         clinical = tuple(name for name in CLINICAL_ORDER if name in present)
@@ -302,15 +341,22 @@ def files_of_row(row: ManifestRow, out_dir: Path, resolution: str) -> ScanFiles:
 
 
 def _objection(
-    files: ScanFiles, label: str | None, classes: Sequence[str], review: Review | None
+    files: ScanFiles, label: str | None, classes: Sequence[str], review: Review | None, preprocessed: str
 ) -> str | None:
     """Return why a scan is not learnt from, or None."""
     if not label:
         return NO_LABEL
     if label not in classes:
         return OTHER_LABEL
-    if not (files.template_t1w.is_file() and files.template_mask.is_file() and files.qc_json.is_file()):
+    finished = finished_files(files)
+    if not (
+        finished.template_t1w.is_file() and finished.template_mask.is_file() and finished.qc_json.is_file()
+    ):
         return NO_OUTPUT
+    if (files.state / f"{FAILURE_MARKER}.json").is_file():
+        return FAILED  # its images are those of an earlier file or of other options
+    if finished != files or own_preprocessing_id(files) not in (None, preprocessed):
+        return OTHER_PREPROCESSING
     try:
         status = read_json(files.qc_json).get("qc_status")
     except (OSError, ValueError, AttributeError):

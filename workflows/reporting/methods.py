@@ -123,6 +123,7 @@ def render_methods(
     n_failed: int = 0,
     model_id: str | None = None,
     account: Sequence[str] = (),
+    otherwise: Mapping[str, tuple[int, Sequence[tuple[str, str, str]]]] | None = None,
 ) -> str:
     """Return ``methods.md``.
 
@@ -137,6 +138,9 @@ def render_methods(
     model_id : str, optional
     account : sequence of str
         What became of the dataset's participants, files and labels.
+    otherwise : mapping, optional
+        Other ``preprocessing_id`` among the scans to their number, and to key, value there and value here of what
+        differs.
     """
     steps = method_steps(config, versions, model_id=model_id)
     return page_environment().get_template("methods.md.j2").render(
@@ -148,6 +152,7 @@ def render_methods(
         n_scans=n_scans,
         n_failed=n_failed,
         account=account,
+        otherwise=otherwise or {},
     )  # fmt: skip
 
 

@@ -1,0 +1,175 @@
+"""An output directory belongs to one dataset, keeps every finished scan, and says how each was made."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainstage.pipeline.errors import ExitCode, ManifestError, OutputError
+from brainstage.workflows.learning.labelled_cohort import OTHER_PREPROCESSING, read_cohort
+from brainstage.workflows.output_directory import dataset_of, require_ours
+from brainstage.workflows.progress import Progress
+from brainstage.workflows.run import RunOptions, run
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from stand_in import stand_in_stages
+
+ONE, TWO, THREE = (f"sub-0{n}/anat/sub-0{n}_T1w.nii.gz" for n in (1, 2, 3))
+
+
+def done(bids: Path, out: Path, **options) -> tuple[ExitCode, str]:
+    said = io.StringIO()
+    asked = {"overrides": {}, "processes": 1} | options
+    return run(
+        RunOptions(bids_dir=bids, out_dir=out, **asked), Progress(said), stand_in_stages
+    ), said.getvalue()
+
+
+def rows(out: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
+    with (out / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def bids(bids_tree) -> Path:
+    table = "participant_id\tdiagnosis\n01\tCN\n02\tAD\n03\tAD\n"
+    return bids_tree(ONE, TWO, THREE, tables={"participants.tsv": table})
+
+
+@pytest.mark.parametrize("name", ["dataset_description.json", "sub-01.html", "notes.txt"])
+def test_a_directory_of_somebody_else_is_refused_and_left_alone(bids, out, name):
+    out.mkdir()
+    (out / name).write_text("{}")
+    with pytest.raises(OutputError, match=rf"something that brainstage did not make \({name}\)"):
+        done(bids, out)
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", [".git", ".datalad", "lost+found"])
+def test_a_directory_with_nothing_of_its_own_in_it_is_taken(out, name):
+    (out / name).mkdir(parents=True)
+    require_ours(out)
+
+
+def test_a_copy_of_our_outputs_without_their_state_is_ours(bids, out):
+    done(bids, out)
+    shutil.rmtree(out / ".brainstage")
+    assert done(bids, out)[0] is ExitCode.DONE
+
+
+def test_another_dataset_is_refused_unless_it_is_meant(bids, out, bids_tree, save_nifti):
+    done(bids, out)
+    other = bids_tree(folder="other")
+    save_nifti(other / ONE, np.ones((2, 2, 2), dtype=np.uint8))
+    with pytest.raises(ManifestError, match=r"belongs to the dataset 'toy'.*--accept-dataset"):
+        done(other, out)
+    assert len(rows(out)) == 3
+    code, said = done(other, out, accept_dataset=True)
+    assert code is ExitCode.DONE
+    assert "2 finished scan(s) of earlier runs are not in the dataset" in said
+    assert [row["participant_id"] for row in rows(out)] == ["sub-01", "sub-02", "sub-03"]
+    assert [row["diagnosis"] for row in rows(out, "data_manifest.csv")] == ["", "AD", "AD"]
+
+
+def test_a_dataset_without_a_scan_in_common_is_another_one(bids, out, bids_tree):
+    done(bids, out)
+    other = bids_tree(
+        "sub-09/anat/sub-09_T1w.nii", folder="other", description={"Name": "x", "BIDSVersion": "1"}
+    )
+    with pytest.raises(ManifestError, match="no scan of it is the same"):
+        done(other, out)
+
+
+def test_a_dataset_that_was_moved_or_described_anew_is_the_same(bids, out, tmp_path):
+    done(bids, out)
+    moved = tmp_path / "elsewhere" / "bids"
+    shutil.copytree(bids, moved)
+    assert done(moved, out)[0] is ExitCode.DONE
+    (moved / "dataset_description.json").write_text('{"Name": "a better name", "BIDSVersion": "1.10.0"}')
+    assert done(moved, out)[0] is ExitCode.DONE
+    content = (out / ".brainstage" / "output.json").read_text()
+    assert json.loads(content)["dataset"]["name"] == "a better name"
+    assert str(tmp_path) not in content
+
+
+def test_finished_scans_stay_in_the_tables_whatever_is_selected(bids, out):
+    done(bids, out)
+    (bids / TWO).unlink()
+    code, said = done(bids, out, participants=("01",))
+    assert code is ExitCode.DONE
+    assert [row["participant_id"] for row in rows(out)] == ["sub-01", "sub-02", "sub-03"]
+    assert (
+        "1 finished scan(s) of earlier runs are not in the dataset or manifest of this one, first sub-02"
+        in said
+    )
+
+
+def test_the_group_level_needs_no_raw_data(bids, out):
+    done(bids, out)
+    before = rows(out), rows(out, "data_manifest.csv"), (out / "dataset_description.json").read_bytes()
+    shutil.rmtree(bids)
+    assert done(bids, out, level="group")[0] is ExitCode.DONE
+    assert before == (
+        rows(out), rows(out, "data_manifest.csv"), (out / "dataset_description.json").read_bytes()
+    )  # fmt: skip
+    assert "the dataset is not there" in (out / "methods.md").read_text()
+
+
+def test_every_row_has_the_preprocessing_of_its_own_scan(bids, out):
+    done(bids, out)
+    [first] = {row["preprocessing_id"] for row in rows(out)}
+    done(bids, out, participants=("01",), overrides={"bias_field": {"method": "none"}})
+    ids = [row["preprocessing_id"] for row in rows(out)]
+    assert ids[1:] == [first, first]
+    assert ids[0] != first
+    assert all(name[0] == "p" for name in ids)
+    methods = (out / "methods.md").read_text()
+    assert f"2 of them were preprocessed otherwise, under the identifier `{first}`" in methods
+    assert "`bias_field.method` was `'fast'` instead of `'none'`".replace("'", '"') in methods
+    done(bids, out, level="group")
+    assert [row["preprocessing_id"] for row in rows(out)] == ids
+
+
+def test_another_resolution_hides_no_finished_scan(bids, out):
+    done(bids, out)
+    _, said = done(bids, out, level="group", overrides={"registration": {"resolution_mm": 2.0}})
+    assert "has not been processed" not in said
+    assert len(rows(out)) == 3
+
+
+def test_scans_that_were_preprocessed_otherwise_are_not_learnt_from(bids, out):
+    done(bids, out)
+    done(bids, out, participants=("02",), overrides={"bias_field": {"method": "none"}})
+    cohort = read_cohort(out, "diagnosis", None)
+    assert cohort.left_out == {OTHER_PREPROCESSING: ("sub-02",)}
+    other = rows(out)[1]["preprocessing_id"]
+    assert cohort.preprocessing_id == rows(out)[0]["preprocessing_id"] != other
+    asked = read_cohort(out, "diagnosis", None, preprocessed=other)
+    assert [scan.files.key for scan in asked.scans] == ["sub-02"]
+
+
+def test_what_is_known_of_a_directory_is_read_back_as_it_was(bids, out):
+    done(bids, out)
+    kept = dataset_of(out)
+    assert kept is not None
+    assert [(scan.key, scan.label) for scan in kept.scans] == [
+        ("sub-01", "CN"),
+        ("sub-02", "AD"),
+        ("sub-03", "AD"),
+    ]
+    (out / ".brainstage" / "scans.json").write_text(
+        '{"scans": ["sub-01"], "descriptions": {"sub-01": {"t1w_path": 3}}}'
+    )
+    assert dataset_of(out) is None
