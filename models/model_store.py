@@ -291,6 +291,7 @@ class StoredModel:
             tier=self._described.tiers.tier(float(probabilities.max())),
             baseline_label=self.classes[int(baseline.argmax())],
             model_id=self.model_id,
+            set_level=self.description.conformal.level,
             seen_in_training=len(folds) < len(self.models),
             covariates_missing=any(expert.misses(known) for expert in self._described.covariate_experts),
         )

@@ -412,6 +412,8 @@ class Prediction:
         Class to calibrated probability; the values sum to 1.
     prediction_set : tuple of str
         The conformal set.
+    set_level : float
+        With which probability such sets hold the true class.
     ood_score : float
         Novelty; above `ood_threshold` the scan is unlike the training scans.
     tier : str
@@ -434,6 +436,7 @@ class Prediction:
     tier: str
     baseline_label: str | None
     model_id: str
+    set_level: float = 0.9
     seen_in_training: bool = False
     covariates_missing: bool = False
     reference: tuple[ReferenceFinding, ...] = ()
@@ -515,6 +518,8 @@ class Failure:
         One sentence without absolute paths.
     defect : bool
         The error was not foreseen: a defect of the program, its traceback is in the log.
+    remembered : bool
+        It is the failure of an earlier run, of the same stage with the same key: nothing is left to compute.
     """
 
     scan: T1wScan
@@ -522,6 +527,7 @@ class Failure:
     error: str
     message: str
     defect: bool = False
+    remembered: bool = field(default=False, compare=False)
     preprocessing_id: str = ""
     provenance: tuple[Provenance, ...] = field(default=())
 

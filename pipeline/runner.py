@@ -125,7 +125,7 @@ def run_chain(
             inputs |= {f"stage {name}": markers[name].key} | markers[name].sha256_by_path
         key = content_key(stage, inputs)
         if earlier is not None and earlier[1:] == (stage.name, key):
-            return replace(earlier[0], provenance=tuple(provenance))
+            return replace(earlier[0], provenance=tuple(provenance), remembered=True)
         try:
             with attributed(scan.key, stage.name), _memory_told(stage.name):
                 state, marker, reused = _advance(stage, state, key, inputs, files, options)

@@ -60,6 +60,13 @@ SYN_STEP: Final = 0.3
 METRIC_BINS: Final = 32
 
 
+def ants_version() -> str:
+    """Return the version of ANTs, after making sure that it can be loaded."""
+    import ants
+
+    return str(ants.__version__)
+
+
 def to_ants(volume: Volume) -> Any:  # noqa: ANN401 - antspyx has no types
     """Return an ANTsImage of the same voxels and place, float32."""
     import ants

@@ -110,9 +110,9 @@ def _deepbet() -> str:
 
 
 def _ants() -> str:
-    import ants
+    from brainstage.preprocessing.ants_tools import ants_version
 
-    return f"antspyx {ants.__version__}"
+    return f"antspyx {ants_version()}"
 
 
 def _torch() -> str:

@@ -165,8 +165,7 @@ def finished_outcome(task: ScanTask) -> SubjectOutcome | None:
         return None
     result = _run_stages(task, source, files, only=frozenset())
     if isinstance(result, Failure):
-        recorded = read_failure(files, task.scan)
-        if recorded is None or (recorded.stage, recorded.message) != (result.stage, result.message):
+        if not result.remembered:
             return None
         outcome: SubjectOutcome = replace(result, preprocessing_id=task.context.preprocessing_id)
     else:

@@ -132,8 +132,6 @@ class ScanReport:
     remedy : str
         What to do about a failure, beyond its message.
     methods : tuple of MethodStep
-    coverage : float
-        Of the conformal set.
     tiers : PredictionConfig
     evidence : tuple of Evidence
         What explains the prediction; shown only with it.
@@ -154,7 +152,6 @@ class ScanReport:
     prediction_reasons: tuple[Reason, ...] = ()
     remedy: str = ""
     methods: tuple[MethodStep, ...] = ()
-    coverage: float = 0.9
     tiers: PredictionConfig = field(default_factory=PredictionConfig)
     evidence: tuple[Evidence, ...] = ()
     cohort_page: str = "cohort.html"
@@ -205,7 +202,6 @@ def render_scan_report(report: ScanReport) -> str:
             report.prediction_status,
             reasons=report.qc_reasons,
             remedy=report.remedy,
-            coverage=report.coverage,
             tiers=report.tiers,
         ),
         figures=figures,

@@ -25,7 +25,6 @@ STAGE_TITLES: Final[Mapping[str, str]] = {
     "intensity": "normalising the intensities",
     "registration": "registering to the template",
     "quality": "quality control",
-    "network_grid": "preparing the network's image",
     "prediction": "predicting",
 }
 
@@ -59,7 +58,6 @@ def verdict_of(
     *,
     reasons: Sequence[Reason] = (),
     remedy: str = "",
-    coverage: float = 0.9,
     tiers: PredictionConfig | None = None,
 ) -> Verdict:
     """Say in words what came out: prediction, certainty, quality control, what is withheld and why.
@@ -72,8 +70,6 @@ def verdict_of(
         Of quality control.
     remedy : str
         What to do about a failure, beyond its message.
-    coverage : float
-        Of the conformal set.
     tiers : PredictionConfig, optional
         Where the tiers of confidence begin; the built-in ones when absent.
     """
@@ -101,7 +97,7 @@ def verdict_of(
     headline = f"Predicted {prediction.predicted_label}, {percent(prediction.confidence)}"
     said = (
         _certainty_sentence(prediction, tiers or PredictionConfig()),
-        _set_sentence(prediction, coverage),
+        _set_sentence(prediction),
         quality,
     )
     if status is PredictionStatus.FLAGGED:
@@ -132,8 +128,8 @@ def _certainty_sentence(prediction: Prediction, tiers: PredictionConfig) -> str:
     )
 
 
-def _set_sentence(prediction: Prediction, coverage: float) -> str:
-    members, level = prediction.prediction_set, percent(coverage)
+def _set_sentence(prediction: Prediction) -> str:
+    members, level = prediction.prediction_set, percent(prediction.set_level)
     if not members:
         return f"The {level} prediction set is empty: the scan is unlike every class of the training data."
     if len(members) == 1:
