@@ -159,7 +159,7 @@ def read_filter_file(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputMissingError(f"filter file {path.name} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"filter file {path.name} is not valid JSON: {error}") from error
     by_suffix = (
         {str(key).casefold(): value for key, value in content.items()} if isinstance(content, dict) else {}
@@ -207,7 +207,7 @@ def _read_description(root: Path, *, validate: bool) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if not validate:
             return {}
         raise BidsError(f"dataset_description.json is not readable JSON ({error}); mend it") from error
@@ -302,4 +302,9 @@ def _described(
         site=row.get("site") or None,
         extra=extra,
     )
-    return replace(scan, covariates=covariates, label=row.get(label_column) or None), extra
+    # What a broken table says of the visits is not known, and a wrong label is worse than a failed row.
+    fault = people.refused.get(subject) if session else None
+    return (
+        replace(scan, covariates=covariates, label=row.get(label_column) or None, fault=scan.fault or fault),
+        extra,
+    )

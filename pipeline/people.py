@@ -67,6 +67,8 @@ class People:
     unread : tuple of Unread
     remarks : tuple of str
         What was not taken over, and tables that could not be read.
+    refused : mapping
+        Participant to why the table of their sessions cannot be believed.
     """
 
     columns: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class People:
     of_visit: Mapping[tuple[str, str], Cells] = field(default_factory=dict)
     unread: tuple[Unread, ...] = ()
     remarks: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def participants(self) -> frozenset[str]:
@@ -120,12 +123,13 @@ def read_people(
         Names of the participants' folders, ``sub-01``.
     label_column : str
     strict : bool
-        Refuse what cannot be read. Otherwise it becomes a remark: a manifest says what the tables would.
+        Refuse a table of participants that cannot be read, and the sessions of those whose own table cannot.
+        Otherwise that becomes a remark: a manifest says what the tables would.
 
     Raises
     ------
     ManifestError
-        A table has rows of another length than its header, a participant or a visit twice, no key, a column twice.
+        ``participants.tsv`` has rows of another length than its header, a participant twice, no key, a column twice.
     """
     found = _Found(known=(*_KNOWN, label_column))
     sources = [(root / PARTICIPANTS_FILE, "")]
@@ -139,8 +143,10 @@ def read_people(
             else:
                 found.take_participants(path)
         except (ManifestError, InputMissingError) as error:
-            if strict:
+            if strict and not participant:
                 raise
+            if strict:
+                found.refused[participant] = error.message
             found.remarks.append(f"not read: {error.message}")
         except OSError:
             continue  # a folder that may not be read; the account of the files names it
@@ -157,6 +163,7 @@ class _Found:
         self._of_visit: dict[tuple[str, str], Cells] = {}
         self._unread: list[Unread] = []
         self.remarks: list[str] = []
+        self.refused: dict[str, str] = {}
 
     def people(self) -> People:
         return People(
@@ -165,6 +172,7 @@ class _Found:
             of_visit=self._of_visit,
             unread=tuple(self._unread),
             remarks=tuple(self.remarks),
+            refused=self.refused,
         )
 
     def take_participants(self, path: Path) -> None:

@@ -274,6 +274,12 @@ def _prepare(options: RunOptions) -> None:
         raise UsageError(
             "OUT_DIR must not be BIDS_DIR; choose another directory, such as BIDS_DIR/derivatives/brainstage"
         )
+    bids_dir, out_dir = options.bids_dir.resolve(), options.out_dir.resolve()
+    if out_dir.is_relative_to(bids_dir) and not out_dir.is_relative_to(bids_dir / "derivatives"):
+        raise UsageError(
+            "OUT_DIR lies in BIDS_DIR, where only derivatives/ may be written to; choose another directory, such as "
+            "BIDS_DIR/derivatives/brainstage"
+        )
     require_ours(options.out_dir)
     state = options.out_dir / STATE_FOLDER
     for folder in (options.out_dir, state, options.work_dir):

@@ -208,6 +208,17 @@ def test_a_table_that_cannot_be_believed_is_refused(bids_tree, table, says):
     assert "not read: table participants.tsv" in lines_of(root, strict_tables=False)
 
 
+@pytest.mark.parametrize("table", ["session_id\tage\nses-M00\n", "session\tage\nses-M00\t7\n", b"\xff"])
+def test_a_sessions_table_that_cannot_be_believed_costs_its_participant_alone(bids_tree, table):
+    root = bids_tree(*VISITS[:1], TWO, tables={"participants.tsv": "participant_id\tage\n01\t70\n02\t71\n"})
+    (root / "sub-01/sub-01_sessions.tsv").write_bytes(table if isinstance(table, bytes) else table.encode())
+    first, second = read_dataset(root).scans
+    assert "table sub-01_sessions.tsv" in (first.fault or "")
+    assert (second.fault, second.covariates.age) == (None, 71.0)
+    assert "not read: table sub-01_sessions.tsv" in lines_of(root)
+    assert read_dataset(root, strict_tables=False).scans[0].fault is None
+
+
 def test_sessions_in_tables_only_are_named(bids_tree):
     tables = {"sub-01/sub-01_sessions.tsv": "session_id\tage\nses-M0\t70\nses-M06\t71\n"}
     account = read_dataset(bids_tree(*VISITS[:2], tables=tables)).account

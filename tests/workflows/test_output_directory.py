@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brainstage.pipeline.errors import ExitCode, ManifestError, OutputError
+from brainstage.pipeline.errors import ExitCode, ManifestError, OutputError, UsageError
 from brainstage.workflows.learning.labelled_cohort import OTHER_PREPROCESSING, read_cohort
 from brainstage.workflows.output_directory import dataset_of, require_ours
 from brainstage.workflows.progress import Progress
@@ -55,6 +55,15 @@ def test_a_directory_of_somebody_else_is_refused_and_left_alone(bids, out, name)
     with pytest.raises(OutputError, match=rf"something that brainstage did not make \({name}\)"):
         done(bids, out)
     assert [path.name for path in out.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("place", ["sub-01", "code/out", "."])
+def test_nothing_is_written_among_the_raw_data(bids, place):
+    before = sorted(bids.rglob("*"))
+    with pytest.raises(UsageError, match="OUT_DIR"):
+        done(bids, bids / place)
+    assert sorted(bids.rglob("*")) == before
+    assert done(bids, bids / "derivatives" / "brainstage")[0] is ExitCode.DONE
 
 
 @pytest.mark.parametrize("name", [".git", ".datalad", "lost+found"])
