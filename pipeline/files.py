@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from brainstage.pipeline.errors import InputMissingError, output_error
 
 TEMPORARY_PREFIX = ".tmp-"
 """Every unfinished file begins with this; what a killed process left behind can be told and removed."""
+_NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 
 
 def temporary_name(final_name: str = "") -> str:
@@ -100,16 +103,30 @@ def sha256_of_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sha256_of_file(path: Path) -> str:
+def sha256_of_file(path: Path, at_most_bytes: int | None = None) -> str:
     """Return the SHA-256 of a file, hexadecimal.
+
+    Parameters
+    ----------
+    path : Path
+    at_most_bytes : int, optional
+        A larger file is refused before it is read: a sparse one can hold terabytes of nothing.
 
     Raises
     ------
     InputMissingError
-        When the file cannot be read.
+        When the file cannot be read, is too large, or is none: a pipe would be waited for without end.
     """
     try:
-        with path.open("rb") as stream:
+        # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK)) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputMissingError(f"cannot read {path.name}: it is no regular file")
+            if at_most_bytes is not None and status.st_size > at_most_bytes:
+                raise InputMissingError(
+                    f"cannot read {path.name}: it has {status.st_size} bytes, and at most {at_most_bytes} are read"
+                )
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputMissingError(f"cannot read {path.name}: {error.strerror}") from error
@@ -128,6 +145,8 @@ def _fill(path: Path, content: bytes) -> None:
 
 LEFTOVER_AGE_S = 24 * 3600.0
 """An unfinished file of this age belongs to no running process."""
+_OUR_TEMPORARY: Final = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{8}-.*")
+"""What :func:`temporary_name` makes; whatever else begins like that is somebody's."""
 
 
 def remove_leftovers(folder: Path, older_than_s: float = LEFTOVER_AGE_S) -> int:
@@ -137,11 +156,26 @@ def remove_leftovers(folder: Path, older_than_s: float = LEFTOVER_AGE_S) -> int:
     can be 0.
     """
     removed = 0
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+    unfinished = [path for path in folder.glob(f"{TEMPORARY_PREFIX}*") if _OUR_TEMPORARY.fullmatch(path.name)]
+    now = _now_in(folder) if unfinished else 0.0
+    for path in unfinished:
         try:
-            if time.time() - path.stat().st_mtime >= older_than_s:
+            if now - path.stat().st_mtime >= older_than_s:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 removed += 1
         except OSError:
             continue  # gone meanwhile, or not ours to remove
     return removed
+
+
+def _now_in(folder: Path) -> float:
+    """Return the time by the clock of a folder's file system, which may be another machine's."""
+    probe = folder / temporary_name()
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:  # a folder that may only be read
+        return time.time()
+    finally:
+        with suppress(OSError):
+            probe.unlink()

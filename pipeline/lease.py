@@ -91,9 +91,22 @@ class Lease:
             self.path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        while not self._released.wait(HEARTBEAT_S) and self.still_held():
+        while not self._released.wait(HEARTBEAT_S) and not self._taken_over():
             with suppress(OSError):
                 os.utime(self.path)
+
+    def _taken_over(self) -> bool:
+        """Tell whether the lease is another's or gone; a file that cannot be read for once says neither."""
+        holder = _read(self.path)
+        if holder is not None:
+            return holder.token != self.token
+        try:
+            self.path.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass
+        return False
 
 
 def acquire(path: Path) -> Lease | None:

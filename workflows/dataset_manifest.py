@@ -10,6 +10,7 @@ from brainstage.pipeline.bids import read_dataset
 from brainstage.pipeline.errors import BrainstageError, OutputError
 from brainstage.pipeline.files import sha256_of_file
 from brainstage.pipeline.manifest import rows_of, write_manifest
+from brainstage.pipeline.nifti import MAX_FILE_BYTES
 
 
 def make_manifest(
@@ -28,7 +29,7 @@ def make_manifest(
     hashes = {}
     for scan in dataset.scans:
         try:
-            hashes[scan.key] = sha256_of_file(scan.path)
+            hashes[scan.key] = sha256_of_file(scan.path, MAX_FILE_BYTES)
         except OutputError:
             raise
         except BrainstageError:

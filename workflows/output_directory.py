@@ -25,6 +25,7 @@ from brainstage.pipeline.files import (
     sha256_of_json,
     write_json,
 )
+from brainstage.pipeline.nifti import MAX_FILE_BYTES
 from brainstage.pipeline.records import Covariates, T1wScan
 
 OUTPUT_FILE: Final = "output.json"
@@ -211,7 +212,7 @@ def _same_bytes(out_dir: Path, dataset: Dataset) -> bool | None:
         if expected is None or scan.fault:
             continue
         try:
-            if sha256_of_file(scan.path) != expected:
+            if sha256_of_file(scan.path, MAX_FILE_BYTES) != expected:
                 return False
         except BrainstageError:
             continue  # a file that cannot be read says nothing

@@ -13,6 +13,7 @@ from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import BrainstageError, LeaseLostError, OutputError
 from brainstage.pipeline.files import read_json_or_empty, remove_leftovers, sha256_of_file, write_json
 from brainstage.pipeline.lease import Lease, held
+from brainstage.pipeline.nifti import MAX_FILE_BYTES
 from brainstage.pipeline.records import Completed, Failure, SubjectOutcome, T1wScan
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
 from brainstage.workflows.output_directory import (
@@ -207,11 +208,11 @@ def sha256_of_source(scan: T1wScan, files: ScanFiles) -> str:
     try:
         status = scan.path.stat()
     except OSError:
-        return sha256_of_file(scan.path)
+        return sha256_of_file(scan.path, MAX_FILE_BYTES)
     stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
     if {name: known.get(name) for name in stamp} == stamp:
         return str(known["sha256"])
-    sha256 = sha256_of_file(scan.path)
+    sha256 = sha256_of_file(scan.path, MAX_FILE_BYTES)
     write_json(marker, stamp | {"sha256": sha256})
     return sha256
 

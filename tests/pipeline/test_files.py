@@ -147,22 +147,55 @@ def test_a_file_that_cannot_be_hashed_is_missing(tmp_path):
 def test_only_old_leftovers_are_removed(tmp_path):
     folder = tmp_path / "sub-01"
     folder.mkdir()
-    old, young, kept = folder / ".tmp-aa-x.nii.gz", folder / ".tmp-bb-x.nii.gz", folder / "x.nii.gz"
+    old, young, kept = (
+        folder / ".tmp-aaaaaaaa-x.nii.gz",
+        folder / ".tmp-bbbbbbbb-x.nii.gz",
+        folder / "x.nii.gz",
+    )
     for path in (old, young, kept):
         path.touch()
     os.utime(old, (1, 1))
     os.utime(kept, (1, 1))
-    (folder / ".tmp-cc").mkdir()
-    (folder / ".tmp-cc" / "half.nii.gz").touch()
-    os.utime(folder / ".tmp-cc", (1, 1))
+    (folder / ".tmp-cccccccc-").mkdir()
+    (folder / ".tmp-cccccccc-" / "half.nii.gz").touch()
+    os.utime(folder / ".tmp-cccccccc-", (1, 1))
     assert remove_leftovers(tmp_path) == 0, "folders below are for whoever holds their lease"
     assert remove_leftovers(folder) == 2
-    assert names(folder) == [".tmp-bb-x.nii.gz", "x.nii.gz"]
+    assert names(folder) == [".tmp-bbbbbbbb-x.nii.gz", "x.nii.gz"]
+
+
+@pytest.mark.parametrize("name", [".tmp-my-thesis", ".tmp-", ".tmp-cafe-notes", ".tmp-0123456789-x"])
+def test_what_somebody_else_calls_unfinished_is_left(tmp_path, name):
+    (tmp_path / name).mkdir()
+    os.utime(tmp_path / name, (1, 1))
+    assert remove_leftovers(tmp_path) == 0
+    assert (tmp_path / name).is_dir()
+
+
+def test_age_is_taken_by_the_clock_of_the_file_system(tmp_path, monkeypatch):
+    (tmp_path / ".tmp-aaaaaaaa-x").touch()
+    monkeypatch.setattr(
+        "brainstage.pipeline.files.time.time", lambda: 4e9
+    )  # this machine's clock is decades ahead
+    assert remove_leftovers(tmp_path) == 0
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.nii.gz")
+    with pytest.raises(InputMissingError, match=r"x\.nii\.gz: it is no regular file"):
+        sha256_of_file(tmp_path / "x.nii.gz")
+
+
+def test_a_file_of_terabytes_of_nothing_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "x.nii").open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(InputMissingError, match="at most 1000 are read"):
+        sha256_of_file(tmp_path / "x.nii", 1000)
 
 
 def test_a_leftover_that_cannot_be_removed_is_left(tmp_path, monkeypatch):
-    (tmp_path / ".tmp-aa").touch()
-    os.utime(tmp_path / ".tmp-aa", (1, 1))
+    (tmp_path / ".tmp-aaaaaaaa-").touch()
+    os.utime(tmp_path / ".tmp-aaaaaaaa-", (1, 1))
 
     def refuse(_: Path) -> None:
         raise PermissionError(13, "no")
@@ -175,6 +208,6 @@ def test_a_link_that_calls_itself_unfinished_is_not_followed(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "x").touch()
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".tmp-aa").symlink_to(tmp_path / "kept")
+    (tmp_path / "out" / ".tmp-aaaaaaaa-").symlink_to(tmp_path / "kept")
     remove_leftovers(tmp_path / "out", older_than_s=0.0)
     assert (tmp_path / "kept" / "x").exists()

@@ -163,6 +163,28 @@ def test_the_holder_gives_signs_of_life(path, monkeypatch):
     lease.release()
 
 
+def test_a_read_that_fails_once_ends_no_signs_of_life(path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    read, failed = module._read, threading.Event()
+
+    def failing_once(where):
+        if not failed.is_set():
+            failed.set()
+            return None  # as after an input/output error of a network file system
+        return read(where)
+
+    lease = acquire(path)
+    assert lease is not None
+    monkeypatch.setattr(module, "_read", failing_once)
+    assert failed.wait(10)
+    os.utime(path, (1, 1))
+    deadline = time.monotonic() + 10
+    while path.stat().st_mtime < 100 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert path.stat().st_mtime > 100
+    lease.release()
+
+
 def test_one_waits_for_another(path, monkeypatch):
     monkeypatch.setattr(module, "WAIT_S", 0.01)
     first = acquire(path)
