@@ -269,8 +269,16 @@ def _network_mask(head: Volume) -> BrainMask:
     except (AssertionError, ValueError, RuntimeError) as error:
         if isinstance(error, BrainExtractionError):
             raise
+        if _is_lack_of_memory(error):
+            raise MemoryError(str(error)) from error  # says nothing about the scan
         raise BrainExtractionError("deepbet found no brain. Is it a T1w scan of a whole head?") from error
     return BrainMask(data=mask > 0, voxel_to_ras=head.voxel_to_ras)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Tell whether torch could not get memory, which it says with a RuntimeError as of anything else."""
+    said = str(error).lower()
+    return any(words in said for words in ("allocate memory", "not enough memory", "out of memory"))
 
 
 @cache

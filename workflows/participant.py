@@ -95,11 +95,11 @@ def keep_features_of(tasks: Sequence[ScanTask], _: OnStage = lambda *_: None) ->
     from brainstage.workflows.learning.features import keep_features  # heavy: torch
 
     context = tasks[0].context
-    if context.model_dir is None:
+    if context.model_dir is None or context.model_id is None:
         return False
     if context.umask is not None:
         os.umask(context.umask)
-    model = model_of(context.model_dir, "auto")
+    model = model_of(context.model_dir, context.model_id, "auto")
     try:
         keep_features(model.extractor, [context.files(task.scan) for task in tasks], model.network_grid)
     except OutputError:
@@ -187,9 +187,19 @@ def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
     prediction = read_prediction(files) if context.model_id else None
     if prediction is not None and prediction.model_id != context.model_id:
         prediction = None
+    try:
+        qc = read_qc(files.qc_json)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Failure(
+            scan=scan,
+            stage="quality",
+            error="ManifestError",
+            message=f"{files.qc_json.name} is damaged; run the participant level again",
+            preprocessing_id=identifier,
+        )
     return Completed(
         scan=scan,
-        qc=read_qc(files.qc_json),
+        qc=qc,
         prediction=prediction,
         preprocessing_id=identifier,
     )
@@ -285,6 +295,8 @@ def _run_stages(
 
 def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: ChainResult) -> Completed:
     prediction = read_prediction(files) if context.model_id else None
+    if prediction is not None and prediction.model_id != context.model_id:
+        prediction = None
     keep_preprocessing_id(files, context.preprocessing_id)
     return Completed(
         scan=scan,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from brainstage.pipeline.config import NetworkGridConfig, PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
+from brainstage.pipeline.errors import ModelError
 from brainstage.pipeline.files import read_json, write_json
 from brainstage.pipeline.records import AssessedBrain, Prediction, ReferenceFinding
 from brainstage.pipeline.stage import Stage
@@ -24,13 +25,24 @@ STAGE_VERSION: Final = "2"
 
 
 @cache
-def model_of(model_dir: Path, device: str = "cpu") -> StoredModel:
-    """Return the model of a directory; read once per process."""
+def model_of(model_dir: Path, model_id: str, device: str = "cpu") -> StoredModel:
+    """Return the model of a directory; read once per process and `model_id`.
+
+    Raises
+    ------
+    ModelError
+        When another model lies there now: the worker of a cluster may live longer than a model.
+    """
     # Heavy: torch.
     from brainstage.models.features import choose_device
     from brainstage.models.model_store import load_model
 
-    return load_model(model_dir, str(choose_device(device)))
+    model = load_model(model_dir, str(choose_device(device)))
+    if model.model_id != model_id:
+        raise ModelError(
+            f"{model_dir.name} holds model {model.model_id} now, and {model_id} when the run began; run it again"
+        )
+    return model
 
 
 def prediction_stage(
@@ -72,7 +84,7 @@ def prediction_stage(
         | ({"covariates": dict(covariates)} if covariates else {}),
         reads=("registration", "quality") if has_reference else ("registration",),
         run=lambda assessed: _predicted(
-            assessed, model_of(model_dir), tiers, files, source_sha256, covariates
+            assessed, model_of(model_dir, model_id), tiers, files, source_sha256, covariates
         ),
         save=_save,
         load=lambda assessed, files: replace(assessed, prediction=read_prediction(files)),
@@ -91,17 +103,18 @@ def tier_of(confidence: float, tiers: PredictionConfig) -> str:
 
 
 def read_prediction(files: ScanFiles) -> Prediction | None:
-    """Return the prediction kept for a scan, None when there is none."""
+    """Return the prediction kept for a scan, None when there is none, or one that cannot be understood."""
     try:
         content = read_json(files.state / "prediction_result.json")
-    except (OSError, ValueError):
+        reference = tuple(
+            ReferenceFinding(**finding | {"by": tuple(finding["by"])})
+            for finding in content.get("reference", ())
+        )
+        return Prediction(
+            **content | {"prediction_set": tuple(content["prediction_set"]), "reference": reference}
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    reference = tuple(
-        ReferenceFinding(**finding | {"by": tuple(finding["by"])}) for finding in content.get("reference", ())
-    )
-    return Prediction(
-        **content | {"prediction_set": tuple(content["prediction_set"]), "reference": reference}
-    )
 
 
 def _predicted(

@@ -92,6 +92,23 @@ def test_a_mask_of_the_wrong_size_is_refused_with_its_volume_and_the_bounds(
         )
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+    ],
+)
+def test_a_lack_of_memory_is_not_taken_for_a_scan_without_brain(monkeypatch, said) -> None:
+    class Starved:
+        def run_model(self, _: np.ndarray) -> np.ndarray:
+            raise RuntimeError(said)
+
+    monkeypatch.setattr(brain_extraction, "_deepbet", Starved)
+    with pytest.raises(MemoryError, match="allocate"):
+        extract_brain(ingested(ball(110)), BrainExtractionConfig())
+
+
 @pytest.mark.slow
 def test_deepbet_finds_nothing_in_an_empty_room() -> None:
     noise = np.abs(np.random.default_rng(0).normal(0, 3, (64, 64, 64))).astype(np.float32)

@@ -136,6 +136,16 @@ def test_the_group_level_needs_no_raw_data(bids, out):
     assert "the dataset is not there" in (out / "methods.md").read_text()
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"qc_status": "pa', '{"qc_status": "maybe"}'])
+def test_a_damaged_measurement_is_a_failed_row_and_stops_nothing(bids, out, text):
+    done(bids, out)
+    next(out.glob("sub-02/anat/*_desc-qc.json")).write_text(text)
+    assert done(bids, out, level="group")[0] is ExitCode.SOME_SCAN_FAILED
+    assert [row["prediction_status"] for row in rows(out)] == ["no_model", "failed", "no_model"]
+    assert "is damaged; run the participant level again" in rows(out)[1]["error"]
+    assert done(bids, out)[0] is ExitCode.DONE
+
+
 def test_every_row_has_the_preprocessing_of_its_own_scan(bids, out):
     done(bids, out)
     [first] = {row["preprocessing_id"] for row in rows(out)}
