@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -186,9 +186,20 @@ def read_filter_file(path: Path) -> dict[str, Any]:
     return {attribute_of[name]: wanted for name, wanted in demands.items() if name in attribute_of}
 
 
+_QUERIES: Final[Mapping[str, Callable[[str | None], bool]]] = {
+    "Query.NONE": lambda label: label is None,
+    "Query.ANY": lambda label: label is not None,
+    "Query.REQUIRED": lambda label: label is not None,
+    "Query.OPTIONAL": lambda _: True,
+}
+"""How filter files of other BIDS Apps ask for an entity that is absent, or there."""
+
+
 def _satisfies(label: str | None, wanted: object, key: str) -> bool:
     if isinstance(wanted, list):
         return any(_satisfies(label, item, key) for item in wanted)
+    if isinstance(wanted, str) and wanted in _QUERIES:
+        return _QUERIES[wanted](label)
     if wanted is None or label is None:
         return wanted is None and label is None
     if isinstance(wanted, int) and label.isdecimal():  # JSON knows no 01

@@ -19,8 +19,11 @@ from typing import Final
 from brainstage.pipeline.errors import InputMissingError, ManifestError
 
 ABSENT: Final = frozenset(
-    {"", "-", "--", "---", ".", "?", "n/a", "#n/a", "na", "<na>", "nan", "none", "null", "#null!", "unknown"}
-)
+    {
+        "", "-", "--", "---", ".", "?", "n/a", "n.a.", "n.a", "na", "<na>", "#n/a", "nan", "nil", "none", "null",
+        "#null!", "unknown", "missing", "<missing>", "not available",
+    }
+)  # fmt: skip
 """What tables write for an unknown value, in lower case."""
 YEARS_IN: Final = {"year": 1.0, "month": 1.0 / 12.0, "week": 7.0 / 365.25, "day": 1.0 / 365.25}
 _UNIT_LETTERS: Final = {"y": "year", "m": "month", "w": "week", "d": "day"}

@@ -69,7 +69,8 @@ def require_ours(out_dir: Path) -> None:
 def require_same_dataset(out_dir: Path, dataset: Dataset, *, other_is_meant: bool) -> None:
     """Refuse a dataset that is not the one an output directory belongs to.
 
-    A dataset is the same where place and description are, or else where the scans that both have hold the same bytes.
+    A dataset is the same where place and description are, or else where the scans that both have hold the same bytes;
+    a directory that has no scan in common with it belongs to another one.
 
     Parameters
     ----------
@@ -89,8 +90,8 @@ def require_same_dataset(out_dir: Path, dataset: Dataset, *, other_is_meant: boo
     if known.get("place") == here["place"] and known.get("description_sha256") == here["description_sha256"]:
         return
     compared = _same_bytes(out_dir, dataset)
-    if compared is None and known.get("description_sha256") == here["description_sha256"]:
-        return
+    if compared is None and not _has_sources(out_dir):
+        return  # nothing was made yet that could be taken for this dataset's
     if not compared:
         why = (
             "a scan of the same name has another content"
@@ -220,6 +221,11 @@ def _same_bytes(out_dir: Path, dataset: Dataset) -> bool | None:
         if compared == COMPARED:
             break
     return True if compared else None
+
+
+def _has_sources(out_dir: Path) -> bool:
+    """Tell whether any scan of the directory was read, so that its content is known."""
+    return next((out_dir / STATE_FOLDER).glob("sub-*/source.json"), None) is not None
 
 
 def _description(scan: T1wScan) -> dict[str, Any]:

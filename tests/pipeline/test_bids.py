@@ -214,11 +214,30 @@ SCAN = BidsEntities(subject="01", session="M00", acquisition="mprage")
         (ScanFilter(entities={"acquisition": None}), False),
         (ScanFilter(entities={"run": None}), True),
         (ScanFilter(entities={"run": 1}), False),
+        (ScanFilter(entities={"session": "ses-M00"}), True),
+        (ScanFilter(entities={"run": "Query.NONE"}), True),
+        (ScanFilter(entities={"acquisition": "Query.NONE"}), False),
+        (ScanFilter(entities={"acquisition": "Query.ANY", "run": "Query.OPTIONAL"}), True),
         (ScanFilter(participants=("01",), sessions=("M12",)), False),
     ],
 )
 def test_a_filter_selects_what_it_says(chosen, selected):
     assert chosen.selects(SCAN) is selected
+
+
+@pytest.mark.parametrize("text", ['{"T1w": {"run": 1}}', '{"T1W": {"run": 1}, "bold": {"task": "rest"}}'])
+def test_a_filter_file_of_another_program_is_understood(tmp_path, text):
+    path = tmp_path / "filter.json"
+    path.write_text(text)
+    chosen = ScanFilter(entities=read_filter_file(path))
+    assert chosen.selects(BidsEntities(subject="01", run="01"))
+    assert not chosen.selects(BidsEntities(subject="01", run="2"))
+
+
+def test_a_filter_file_about_other_images_alone_demands_nothing(tmp_path):
+    path = tmp_path / "filter.json"
+    path.write_text('{"bold": {"task": "rest"}, "T2w": {"run": 1}}')
+    assert read_filter_file(path) == {}
 
 
 def test_a_filter_file_may_use_keys_or_names(tmp_path):
@@ -237,8 +256,11 @@ def test_a_filter_file_may_use_keys_or_names(tmp_path):
         ("[]", ConfigError, "must hold an object"),
         ('{"t1w": 3}', ConfigError, "must hold an object"),
         ('{"t1w": {"sesion": "M00"}}', ConfigError, "unknown entity 'sesion'"),
+        ('{"session": "M00"}', ConfigError, "it has session"),
+        ('{"t1w": {}, "sesion": "M00"}', ConfigError, "'sesion' is no kind of image"),
+        ("{}", ConfigError, "it has none"),
     ],
-    ids=["absent", "torn", "list", "number", "misspelt"],
+    ids=["absent", "torn", "list", "number", "misspelt", "no_image", "other_key", "empty"],
 )
 def test_a_filter_file_that_cannot_be_used_is_refused(tmp_path, text, error, says):
     path = tmp_path / "filter.json"
