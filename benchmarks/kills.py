@@ -38,8 +38,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of
 sys.path.insert(0, {benchmarks!r})
 from stand_in import stand_in_stages
 from brainstage.pipeline.errors import BrainstageError
+from brainstage.workflows.cli import terminate
 from brainstage.workflows.progress import Progress
 from brainstage.workflows.run import RunOptions, run
+signal.signal(signal.SIGTERM, terminate)
 options = json.loads(sys.argv[1])
 paths = {{name: Path(options.pop(name)) for name in ("bids_dir", "out_dir")}}
 try:
@@ -47,6 +49,8 @@ try:
 except BrainstageError as error:
     print(error.message, file=sys.stderr)
     code = error.exit_code
+except KeyboardInterrupt as stop:
+    code = {{"Terminated": 143}}.get(type(stop).__name__, 130)
 sys.exit(int(code))
 """
 

@@ -58,6 +58,7 @@ class ExitCode(IntEnum):
     TEMPORARY = 75
     DEFECT = 70
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class BrainstageError(Exception):

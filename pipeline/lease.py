@@ -153,6 +153,13 @@ def waited_for(path: Path) -> Iterator[Lease]:
         lease.release()
 
 
+def clear_if_abandoned(path: Path) -> None:
+    """Remove a lease whose holder is gone, such as a worker that was stopped."""
+    with suppress(OSError):
+        if path.exists():
+            _cleared(path)
+
+
 def is_held(path: Path) -> bool:
     """Tell whether a live process holds a lease."""
     holder = _read(path)

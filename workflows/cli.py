@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -15,6 +17,16 @@ from typing import Any, Final
 
 from brainstage.pipeline.errors import BrainstageError, ExitCode
 from brainstage.workflows.arguments import PRIVATE_UMASK, build_parser
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as from a scheduler whose time is up: the command ends as after Ctrl-C."""
+
+
+def terminate(number: int, frame: object) -> None:  # noqa: ARG001 - as signal handlers are called
+    """End the command like Ctrl-C; a second signal ends it at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Without the program's name; those of the process when absent.
     """
     arguments = [_hyphenated(token) for token in (sys.argv[1:] if argv is None else argv)]
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
     try:
         options = build_parser().parse_args(arguments)
         os.umask(getattr(options, "umask", int(PRIVATE_UMASK, 8)))
@@ -36,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(error.exit_code)
     except SystemExit as stop:  # argparse: --help and --version
         return int(stop.code or 0) if isinstance(stop.code, int | None) else int(ExitCode.WRONG_USAGE)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         sys.stderr.write("brainstage: interrupted; run the same command again to go on where it stopped\n")
-        return int(ExitCode.INTERRUPTED)
+        return int(ExitCode.TERMINATED if isinstance(stop, Terminated) else ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

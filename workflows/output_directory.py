@@ -59,7 +59,8 @@ def require_ours(out_dir: Path) -> None:
     }:
         return  # a copy without its state
     inside = sorted(set(inside) - HARMLESS)
-    if inside:
+    # Looked at again: another run may have begun the directory between the first look and the second.
+    if inside and not (out_dir / STATE_FOLDER).is_dir():
         raise OutputError(
             f"{out_dir.name or out_dir} holds something that brainstage did not make ({inside[0]}), and would be "
             "written over; choose an empty or a new directory, such as BIDS_DIR/derivatives/brainstage"

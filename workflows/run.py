@@ -37,7 +37,7 @@ from brainstage.pipeline.errors import (
     output_error,
 )
 from brainstage.pipeline.files import remove_leftovers, temporary_name
-from brainstage.pipeline.lease import waited_for
+from brainstage.pipeline.lease import clear_if_abandoned, waited_for
 from brainstage.pipeline.manifest import apply_manifest, read_manifest
 from brainstage.pipeline.records import Failure, SubjectOutcome
 from brainstage.pipeline.review import read_decisions, reviewed
@@ -57,6 +57,7 @@ from brainstage.workflows.participant import (
     ScanTask,
     finished_outcome,
     keep_features_of,
+    lease_path,
     outcome_of_death,
     process_scan,
     read_outcome,
@@ -153,6 +154,8 @@ def run(
     ------
     BrainstageError
         For anything that concerns the whole run rather than one scan.
+    KeyboardInterrupt
+        After Ctrl-C or a signal to end, when the tables over what is finished are written.
     """
     # Workers may stand in another folder.
     options = replace(
@@ -173,35 +176,54 @@ def run(
     _prepare(options)
     if everything.root != options.out_dir:
         require_same_dataset(options.out_dir, everything, other_is_meant=options.accept_dataset)
-        note_dataset(options.out_dir, chosen)
+        with waited_for(options.out_dir / STATE_FOLDER / "scans-lease.json"):
+            note_dataset(options.out_dir, chosen)
     note_preprocessing(options.out_dir, context.preprocessing_id, preprocessing_content(config))
     account = account_lines(everything.account, everything.scans, config.label_column)
     for line in account:
         progress.note(line)
     outcomes: dict[str, SubjectOutcome] = {}
+    interrupted: KeyboardInterrupt | None = None
     if options.level != "group":
         tasks = [
             ScanTask(scan=scan, context=context, expected_sha256=expected.get(scan.key))
             for scan in chosen.scans
         ]
-        with RunLog(options.out_dir, context.started) as log:
-            log.account(account)
+        outcomes, interrupted = _processed(tasks, account, options, progress)
+    if options.level != "participant" and (outcomes or interrupted is None):
+        # Another run may have finished scans of its own meanwhile: whoever comes last writes about all of them.
+        with waited_for(options.out_dir / STATE_FOLDER / "tables-lease.json"):
+            classes = model.classes if model else ()
+            outcomes = _write_tables(everything, outcomes, context, classes, options, progress)
+    if interrupted is not None:
+        raise interrupted
+    # The tables may hold scans of earlier runs; the exit code is about the scans of this one.
+    mine = [outcomes[scan.key] for scan in chosen.scans if scan.key in outcomes]
+    failed = [outcome for outcome in mine if isinstance(outcome, Failure)]
+    progress.summary(mine)
+    return ExitCode.SOME_SCAN_FAILED if failed else ExitCode.DONE
+
+
+def _processed(
+    tasks: list[ScanTask], account: Sequence[str], options: RunOptions, progress: Progress
+) -> tuple[dict[str, SubjectOutcome], KeyboardInterrupt | None]:
+    """Return what became of the scans, and what ended the run before its end."""
+    outcomes: dict[str, SubjectOutcome] = {}
+    started = tasks[0].context.started
+    with RunLog(options.out_dir, started) as log:
+        log.account(account)
+        try:
             for outcome in _outcomes(tasks, options, progress):
                 outcomes[outcome.scan.key] = outcome
                 log.outcome(outcome)
                 if options.stop_on_first_crash and isinstance(outcome, Failure):
                     progress.note(f"stopped at the first failure: {outcome.scan.key}")
                     break
-    if options.level != "participant":
-        # Another run may have finished scans of its own meanwhile: whoever comes last writes about all of them.
-        with waited_for(options.out_dir / STATE_FOLDER / "tables-lease.json"):
-            classes = model.classes if model else ()
-            outcomes = _write_tables(everything, outcomes, context, classes, options, progress)
-    # The tables may hold scans of earlier runs; the exit code is about the scans of this one.
-    mine = [outcomes[scan.key] for scan in chosen.scans if scan.key in outcomes]
-    failed = [outcome for outcome in mine if isinstance(outcome, Failure)]
-    progress.summary(mine)
-    return ExitCode.SOME_SCAN_FAILED if failed else ExitCode.DONE
+        except KeyboardInterrupt as stop:
+            for task in tasks:  # the workers are gone, and could not give their leases back
+                clear_if_abandoned(lease_path(task.context.files(task.scan)))
+            return outcomes, stop
+    return outcomes, None
 
 
 def _dataset(options: RunOptions, config: Config, progress: Progress) -> tuple[Dataset, dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 
 import psutil
@@ -91,6 +92,23 @@ def test_after_the_driver_is_killed_only_what_was_in_flight_is_done_again(cohort
     assert len(cohort.computed()) == len(cohort.keys) * len(STAGES) - done
     assert digests(cohort.out) == reference
     assert not list(cohort.out.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"]
+)
+def test_a_run_that_is_told_to_end_writes_its_tables_and_gives_its_leases_back(
+    cohort, reference, number, code
+):
+    process = cohort.start(orders={"pace": 0.15})
+    wait_until(lambda: cohort.markers() >= 3 * len(STAGES))
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert 2 <= len(cohort.rows()) < len(cohort.keys)
+    assert not list(cohort.out.rglob("*lease.json"))
+    assert cohort.run()[0] == DONE
+    assert digests(cohort.out) == reference
 
 
 def test_two_runs_on_one_directory_share_the_work(cohort, reference):
