@@ -299,7 +299,9 @@ def _scaled(raw: NDArray[Any], header: nib.Nifti1Header) -> NDArray[np.float32]:
         if slope == 1 and inter == 0:
             return raw.astype(np.float32)
         scaled = np.empty(raw.shape, dtype=np.float32, order="F")
-        for k in range(raw.shape[-1]):  # slice by slice: all of it in float64 would hold twice the volume once more
+        for k in range(
+            raw.shape[-1]
+        ):  # slice by slice: all of it in float64 would hold twice the volume once more
             scaled[..., k] = raw[..., k].astype(np.float64) * slope + inter
         return scaled
 

@@ -205,8 +205,17 @@ def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
     )
 
 
-def sha256_of_source(scan: T1wScan, files: ScanFiles) -> str:
-    """Return the hash of a scan's file; computed again only when its size or time has changed.
+def sha256_of_source(scan: T1wScan, files: ScanFiles, *, believe_stamp: bool = True) -> str:
+    """Return the hash of a scan's file; computed again only when its size or one of its times has changed.
+
+    The time of the last change of state cannot be set by copying programs, as that of the last change of content can.
+
+    Parameters
+    ----------
+    scan : T1wScan
+    files : ScanFiles
+    believe_stamp : bool
+        False computes the hash anew: a manifest demands the bytes, not a time.
 
     Raises
     ------
@@ -219,8 +228,8 @@ def sha256_of_source(scan: T1wScan, files: ScanFiles) -> str:
         status = scan.path.stat()
     except OSError:
         return sha256_of_file(scan.path, MAX_FILE_BYTES)
-    stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    if {name: known.get(name) for name in stamp} == stamp:
+    stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+    if believe_stamp and {name: known.get(name) for name in stamp} == stamp:
         return str(known["sha256"])
     sha256 = sha256_of_file(scan.path, MAX_FILE_BYTES)
     write_json(marker, stamp | {"sha256": sha256})
@@ -241,7 +250,7 @@ def _fit_source(task: ScanTask, files: ScanFiles) -> str | Failure:
             f"{len(files.key) - files.longest_name + LONGEST_NAME}, for names of outputs are longer; shorten a label",
         )
     try:
-        sha256 = sha256_of_source(scan, files)
+        sha256 = sha256_of_source(scan, files, believe_stamp=not task.expected_sha256)
     except OutputError:
         raise
     except BrainstageError as error:

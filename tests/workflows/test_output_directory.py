@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_finished_scans_stay_in_the_tables_whatever_is_selected(bids, out):
         "1 finished scan(s) of earlier runs are not in the dataset or manifest of this one, first sub-02"
         in said
     )
+
+
+def test_a_file_that_was_replaced_under_its_old_time_is_seen(bids, out):
+    done(bids, out)
+    before = rows(out, "data_manifest.csv")[0]["sha256"]
+    path = bids / ONE
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    done(bids, out)
+    assert rows(out, "data_manifest.csv")[0]["sha256"] != before
 
 
 def test_the_group_level_needs_no_raw_data(bids, out):
