@@ -27,7 +27,7 @@ _MAX_DIFFERENCES_SHOWN: Final = 5
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneDescription(_Part):

@@ -23,7 +23,7 @@ Bounds = tuple[float, float]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class IngestConfig(_Section):
@@ -120,6 +120,10 @@ class RegistrationConfig(_Section):
         return self
 
 
+MOST_VOXELS: Final = 256
+"""Along an axis of the network's image: 0.75 mm over the whole template."""
+
+
 class NetworkGridConfig(_Section):
     """What the network sees.
 
@@ -143,8 +147,10 @@ class NetworkGridConfig(_Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> NetworkGridConfig:
-        if any(n < 32 or n % 8 for n in self.shape):
-            raise ValueError(f"shape {self.shape}: each axis needs at least 32 voxels and a multiple of 8")
+        if any(n < 32 or n > MOST_VOXELS or n % 8 for n in self.shape):
+            raise ValueError(
+                f"shape {self.shape}: each axis needs 32 to {MOST_VOXELS} voxels, and a multiple of 8"
+            )
         return self
 
 
@@ -185,6 +191,8 @@ class PredictionConfig(_Section):
     high_confidence, review_confidence : float
         ``high`` above the first, ``review`` down to the second, ``low`` below.
     """
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     high_confidence: float = Field(default=0.85, gt=0.0, le=1.0)
     review_confidence: float = Field(default=0.60, gt=0.0, le=1.0)

@@ -64,6 +64,8 @@ def test_an_unknown_key_comes_with_a_suggestion(tmp_path, text, says):
         ('[intensity]\nmethod = "z"', r"intensity\.method = 'z': .*'zscore'"),
         ("[bias_field]\nlevels = 0", r"bias_field\.levels = 0: .*greater than or equal to 1"),
         ("[bias_field]\ngrid_mm = nan", r"bias_field\.grid_mm = nan"),
+        ("[ingest]\nspacing_bounds_mm = [nan, nan]", r"ingest\.spacing_bounds_mm"),
+        ("[network_grid]\nshape = [8000, 96, 80]", "32 to 256 voxels"),
         ("[registration]\nresolution_mm = 3", "allowed are 1, 1.5 and 2"),
         ("[network_grid]\nshape = [80, 96, 81]", "multiple of 8"),
         ("[network_grid]\nshape = [80, 96]", r"network_grid\.shape"),
