@@ -368,7 +368,7 @@ def test_a_broken_link_is_a_failed_row_and_a_misnamed_file_a_note(bids, out, cap
 
 def test_what_a_killed_run_left_behind_is_swept(finished, bids):
     state = finished / ".brainstage"
-    of_nobody, of_a_scan = state / ".tmp-aa-x.json", state / "sub-01" / ".tmp-bb"
+    of_nobody, of_a_scan = state / ".tmp-aaaaaaaa-x.json", state / "sub-01" / ".tmp-bbbbbbbb-x"
     of_nobody.touch()
     os.utime(of_nobody, (1, 1))
     of_a_scan.mkdir()
