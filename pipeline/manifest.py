@@ -114,7 +114,8 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
     """Write a manifest, the extra columns after the fixed ones, in one rename."""
     extra = tuple(dict.fromkeys(name for row in rows for name in row.extra))
     records = [
-        {name: row.value(name) or "" for name in COLUMNS} | {name: row.extra.get(name, "") for name in extra}
+        {name: _kept(row.value(name) or "") for name in COLUMNS}
+        | {name: _kept(row.extra.get(name, "")) for name in extra}
         for row in rows
     ]
     write_text(path, csv_text((*COLUMNS, *extra), records))
@@ -202,7 +203,7 @@ def _overlaid(scan: T1wScan, row: ManifestRow) -> T1wScan:
         scan,
         covariates=Covariates(
             age=row.age if row.age is not None or "age" in row.given else known.age,
-            sex=row.sex if row.sex or "sex" in row.given else known.sex,
+            sex=_sex(row) if row.sex or "sex" in row.given else known.sex,
             site=row.site if row.site or "site" in row.given else known.site,
             extra={**known.extra, **row.extra},
         ),
@@ -211,8 +212,12 @@ def _overlaid(scan: T1wScan, row: ManifestRow) -> T1wScan:
     )
 
 
+def _sex(row: ManifestRow) -> str | None:
+    return sex_of(row.sex, {})[0] if row.sex else None
+
+
 def _faults_of(cells: Mapping[str, str], seen: dict[str, int], number: int) -> list[str]:
-    value = {name: "" if is_absent(cells.get(name)) else _unquoted(cells[name]) for name in COLUMNS}
+    value = {name: "" if is_absent(cells.get(name)) else _value_of(cells[name]) for name in COLUMNS}
     faults = []
     if not _LABEL.fullmatch(value["participant_id"]):
         faults.append(f"participant_id {cells['participant_id']!r} is not letters and digits")
@@ -249,7 +254,7 @@ def _contradictions(row: ManifestRow) -> list[str]:
 
 
 def _row(cells: Mapping[str, str], given: frozenset[str]) -> ManifestRow:
-    known = {name: _unquoted(text) for name, text in cells.items() if not is_absent(text)}
+    known = {name: _value_of(text) for name, text in cells.items() if not is_absent(text)}
     return ManifestRow(
         participant_id=prefixed_label(known["participant_id"], "sub"),
         session_id=prefixed_label(known.get("session_id", ""), "ses"),
@@ -257,7 +262,7 @@ def _row(cells: Mapping[str, str], given: frozenset[str]) -> ManifestRow:
         t1w_path=known["t1w_path"],
         sha256=known.get("sha256"),
         age=years_or_none(known.get("age")),
-        sex=sex_of(known["sex"], {})[0] if "sex" in known else None,
+        sex=known.get("sex"),
         site=known.get("site"),
         diagnosis=known.get("diagnosis"),
         split=known.get("split", ""),
@@ -290,6 +295,22 @@ def _is_plain_number(text: str) -> bool:
 def _unquoted(text: str) -> str:
     """Return what :func:`_cell` was given."""
     return text[1:] if text.startswith("'") and _like_formula(text) else text
+
+
+def _kept(text: str) -> str:
+    """Return a value as it is written to a manifest: a label ``NONE`` is not the mark of an unknown one."""
+    return f"'{text}" if _like_absent(text) else text
+
+
+def _value_of(cell: str) -> str:
+    """Return the value that was written as a cell."""
+    return cell[1:] if cell.startswith("'") and _like_absent(cell) else _unquoted(cell)
+
+
+def _like_absent(text: str) -> bool:
+    plain = text.lstrip("'")
+    # One that begins like a formula is kept from being one, and by that from being absent.
+    return bool(plain) and is_absent(plain) and not _like_formula(plain)
 
 
 def _enclosed(text: str) -> str:

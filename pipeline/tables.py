@@ -1,18 +1,19 @@
 """Tables that people write by hand, or with a spreadsheet: every line is a row, or is named.
 
 Tab-separated tables are those of BIDS, which know no quotes: one line is one row, whatever a note begins with.
-Comma-separated tables follow RFC 4180, but for cells of several lines: a quote that is not closed would swallow the
-rows after it.
+Comma-separated tables follow RFC 4180; a cell of several lines that could hold rows is named, for a quote that is not
+closed swallows them.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -105,22 +106,35 @@ def read_csv(path: Path, what: str, known: Collection[str]) -> Table:
     ------
     InputMissingError
     ManifestError
-        Also for a quote that is not closed on its line.
+        Also for a quote that is not closed. A cell of several lines one of which could be a row is among the faults.
     """
     text = read_table_text(path, what)
-    split, faults = [], []
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
-        try:
-            cells = next(csv.reader([line], strict=True), [])
-        except csv.Error as error:
-            faults.append(f"line {number}: {error}; is a quote not closed?")
-            continue
-        split.append((number, [cell.strip() for cell in cells]))
-    if faults:
+    # A lone carriage return ends a line, too, but not within quotes.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    split: list[tuple[int, list[str]]] = []
+    begins = 1
+    try:
+        for cells in reader:
+            split.append((begins, [cell.strip() for cell in cells]))
+            begins = reader.line_num + 1
+    except csv.Error as error:
         raise ManifestError(
-            f"{what} {path.name} cannot be read as a table: {'; '.join(faults[:_MAX_FAULTS_SHOWN])}"
-        )
-    return _table(path.name, split, known, separator="comma")
+            f"{what} {path.name} cannot be read as a table: line {begins}: {error}; is a quote not closed?"
+        ) from error
+    table = _table(path.name, split, known, separator="comma")
+    swallowed = [
+        f"line {row.line}: a cell of {column} goes on over other rows; is a quote not closed?"
+        for row in table.rows
+        for column, cell in row.cells.items()
+        if _holds_a_row(cell, len(table.columns))
+    ]
+    return replace(table, faults=(*table.faults, *swallowed))
+
+
+def _holds_a_row(cell: str, columns: int) -> bool:
+    """Tell whether a line of a cell could be a row of its own."""
+    lines = re.split(r"\r\n|\r|\n", cell)[1:]
+    return columns > 1 and any(line.count(",") >= columns - 1 for line in lines)
 
 
 def read_table_text(path: Path, what: str) -> str:

@@ -89,9 +89,23 @@ def test_a_table_that_is_not_there_is_missing(tmp_path):
         read_tsv(tmp_path / "none.tsv", "table", KNOWN)
 
 
-def test_a_quote_that_is_not_closed_in_a_comma_separated_table_is_named(tmp_path):
+@pytest.mark.parametrize("end", ['sub-02,"ok"\n', "sub-02,ok\n"])
+def test_a_quote_that_is_not_closed_in_a_comma_separated_table_is_named(tmp_path, end):
     with pytest.raises(ManifestError, match=r"cannot be read as a table: line 2"):
-        table(tmp_path, 'participant_id,notes\nsub-01,"moved\nsub-02,ok"\n', read_csv)
+        table(tmp_path, 'participant_id,notes\nsub-01,"moved\n' + end, read_csv)
+
+
+def test_rows_between_two_stray_quotes_are_not_swallowed(tmp_path):
+    found = table(tmp_path, 'participant_id,notes\nsub-01,"moved\nsub-02,ok\nsub-03,again"\n', read_csv)
+    assert found.faults == ("line 2: a cell of notes goes on over other rows; is a quote not closed?",)
+
+
+def test_a_cell_may_have_several_lines(tmp_path):
+    found = table(
+        tmp_path, 'participant_id,age,notes\nsub-01,7,"one\ntwo, or\rthree"\nsub-02,8,x\n', read_csv
+    )
+    assert found.faults == ()
+    assert [(row.line, row.cells["notes"]) for row in found.rows] == [(2, "one\ntwo, or\rthree"), (5, "x")]
 
 
 @pytest.mark.parametrize(
