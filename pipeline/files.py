@@ -157,7 +157,7 @@ def remove_leftovers(folder: Path, older_than_s: float = LEFTOVER_AGE_S) -> int:
     """
     removed = 0
     unfinished = [path for path in folder.glob(f"{TEMPORARY_PREFIX}*") if _OUR_TEMPORARY.fullmatch(path.name)]
-    now = _now_in(folder) if unfinished else 0.0
+    now = time_in(folder) if unfinished else 0.0
     for path in unfinished:
         try:
             if now - path.stat().st_mtime >= older_than_s:
@@ -168,8 +168,8 @@ def remove_leftovers(folder: Path, older_than_s: float = LEFTOVER_AGE_S) -> int:
     return removed
 
 
-def _now_in(folder: Path) -> float:
-    """Return the time by the clock of a folder's file system, which may be another machine's."""
+def time_in(folder: Path) -> float:
+    """Return the time by the clock of a folder's file system, which other machines write their times with, too."""
     probe = folder / temporary_name()
     try:
         probe.touch()

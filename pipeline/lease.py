@@ -24,7 +24,7 @@ from typing import Any, Final
 import psutil
 
 from brainstage.pipeline.errors import LeaseLostError, output_error
-from brainstage.pipeline.files import make_folder_of, read_json, sha256_of_bytes, temporary_name
+from brainstage.pipeline.files import make_folder_of, read_json, sha256_of_bytes, temporary_name, time_in
 
 HEARTBEAT_S: Final = 10.0
 ABANDONED_S: Final = 300.0
@@ -208,22 +208,9 @@ def _is_gone(path: Path, holder: Holder | None) -> bool:
         started = _started(holder.pid)
         return started is None or abs(started - holder.process_started) > SAME_START_S
     try:
-        return _now_at(path) - path.stat().st_mtime > ABANDONED_S
+        return time_in(path.parent) - path.stat().st_mtime > ABANDONED_S
     except FileNotFoundError:
         return True
-
-
-def _now_at(path: Path) -> float:
-    """Return the time by the clock of the file system, which other machines write their signs of life with."""
-    probe = path.with_name(temporary_name())
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    except OSError:  # a folder that may only be read
-        return time.time()
-    finally:
-        with suppress(OSError):
-            probe.unlink()
 
 
 def _read(path: Path) -> Holder | None:

@@ -97,9 +97,9 @@ class People:
         person = self.of_participant.get(participant, {})
         visit = self.of_visit.get((participant, session or ""), {})
         of_visits = self._filled_for_visits.get(participant, frozenset()) if session else frozenset()
-        holds = {column: column not in of_visits or (first and not visit) for column in self.columns}
+        not_of_person = frozenset() if first and not visit else of_visits
         return {
-            column: visit.get(column, "") or (person.get(column, "") if holds[column] else "")
+            column: visit.get(column, "") or ("" if column in not_of_person else person.get(column, ""))
             for column in self.columns
         }
 
@@ -166,6 +166,7 @@ class _Found:
         self.refused: dict[str, str] = {}
 
     def people(self) -> People:
+        """Return what all tables said."""
         return People(
             columns=tuple(self._columns),
             of_participant=self._of_participant,
@@ -176,6 +177,7 @@ class _Found:
         )
 
     def take_participants(self, path: Path) -> None:
+        """Read ``participants.tsv``: people, or their visits where participants stand in several rows."""
         table = read_tsv(path, "table", self._known)
         _require_column(table, "participant_id")
         by_visit = "session_id" in table.columns and _some_stand_twice(table)
@@ -219,6 +221,7 @@ class _Found:
             raise faults_error("table", path.name, faults)
 
     def take_sessions(self, path: Path, participant: str, root: Path) -> None:
+        """Read the visits of one participant; their values hold over those of ``participants.tsv``."""
         table = read_tsv(path, "table", self._known)
         _require_column(table, "session_id")
         about = _Sidecar.beside([path.with_suffix(".json"), root / "sessions.json"])
@@ -264,6 +267,7 @@ class _Sidecar:
 
     @classmethod
     def beside(cls, paths: Sequence[Path]) -> _Sidecar:
+        """Read the first of some JSON files that says something of a column."""
         columns: dict[str, Any] = {}
         for path in paths:
             try:

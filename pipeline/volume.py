@@ -42,7 +42,7 @@ def _can_change(array: NDArray[Any]) -> bool:
         if owner.flags.writeable:
             return True
         owner = owner.base
-    return owner is not None  # a file or a buffer, whoever else has it
+    return owner is not None  # a file or a buffer, which something else may write
 
 
 def checked_affine(voxel_to_ras: ArrayLike) -> Affine:

@@ -23,7 +23,7 @@ from brainstage.preprocessing.motion import band_misregistration, gradient_entro
 from brainstage.preprocessing.orientation import centre_mm, correlation_inside, rotation_degrees_of
 from brainstage.preprocessing.regions import brain_without_ventricles
 from brainstage.preprocessing.registration import dice, scale_of
-from brainstage.preprocessing.resampling import interpolated, resampled, resampled_mask
+from brainstage.preprocessing.resampling import SDS_IN_FWHM, interpolated, resampled, resampled_mask
 from brainstage.preprocessing.second_opinion import mask_agreement
 from brainstage.preprocessing.template import Template, load_template
 from brainstage.preprocessing.ventricles import ventricle_share
@@ -34,7 +34,6 @@ MeasureValue = float | bool | str | None
 MEASURED_AT_MM: Final = 2.0
 COMPARED_FWHM_MM: Final = 4.0
 """Brain and template are smoothed alike before they are compared: anatomy counts, not voxel size or noise."""
-SDS_IN_FWHM: Final = 2.0 * float(np.sqrt(2.0 * np.log(2.0)))
 TISSUE_PROBABILITY: Final = 0.9
 MIXTURE_QUANTILES: Final = 4000
 MIXTURE_TAIL_PERCENT: Final = 0.5

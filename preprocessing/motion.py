@@ -89,11 +89,10 @@ def band_shifts(head: Volume, brain_mask: BrainMask) -> Values | None:
         For each axis of the bands and each of :data:`PAIRS`, shifts along the three axes of the image in mm, then
         turns about them in degrees.
     """
-    if max(head.spacing_mm) > THICKEST_MM or not brain_mask.data.any():
+    measurable = _measurable_brain(head, brain_mask)
+    if measurable is None:
         return None
-    brain, inside, spacing_mm = _brain_at_2mm(head, brain_mask)
-    if int(inside.sum()) < LEAST_VOXELS:
-        return None
+    brain, inside, spacing_mm = measurable
     place_mm = np.argwhere(inside) * spacing_mm
     place_mm -= place_mm.mean(axis=0)
     return np.stack([_shifts_along(brain, inside, place_mm, spacing_mm, axis) for axis in range(3)])
@@ -119,11 +118,10 @@ def gradient_entropy(head: Volume, brain_mask: BrainMask) -> float | None:
     -----
     Loktyushin, Nickisch, Pohmann and Schoelkopf 2013, 10.1002/mrm.24615, who correct motion by it.
     """
-    if max(head.spacing_mm) > THICKEST_MM or not brain_mask.data.any():
+    measurable = _measurable_brain(head, brain_mask)
+    if measurable is None:
         return None
-    brain, inside, spacing_mm = _brain_at_2mm(head, brain_mask)
-    if int(inside.sum()) < LEAST_VOXELS:
-        return None
+    brain, inside, spacing_mm = measurable
     slopes = (np.diff(brain, axis=axis, append=0.0) / spacing_mm[axis] for axis in range(3))
     size = np.sqrt(sum(np.square(slope[inside]) for slope in slopes), dtype=np.float64)
     share = size[size > 0] / size.sum()
@@ -171,6 +169,14 @@ def _envelope(brain: Image, axis: int, centre: float) -> Image:
     )
     root: Image = np.cbrt(ndimage.gaussian_filter(amplitude, SMOOTHING_SD_VOXELS))
     return root
+
+
+def _measurable_brain(head: Volume, brain_mask: BrainMask) -> tuple[Image, NDArray[np.bool_], Values] | None:
+    """Return the brain of :func:`_brain_at_2mm`; None where voxels are too thick or the mask is too small."""
+    if max(head.spacing_mm) > THICKEST_MM or not brain_mask.data.any():
+        return None
+    found = _brain_at_2mm(head, brain_mask)
+    return found if int(found[1].sum()) >= LEAST_VOXELS else None
 
 
 def _brain_at_2mm(head: Volume, brain_mask: BrainMask) -> tuple[Image, NDArray[np.bool_], Values]:

@@ -10,7 +10,9 @@ from scipy import ndimage
 
 from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume
 
-_FWHM_TO_SIGMA: Final = 1.0 / (2.0 * np.sqrt(2.0 * np.log(2.0)))
+SDS_IN_FWHM: Final = 2.0 * float(np.sqrt(2.0 * np.log(2.0)))
+"""Standard deviations of a Gaussian in its full width at half maximum."""
+_FWHM_TO_SIGMA: Final = 1.0 / SDS_IN_FWHM
 
 
 def resampled(volume: Volume, grid: Grid, grid_to_volume: Affine | None = None) -> Volume:

@@ -7,7 +7,6 @@ the raw data, and finished scans stay in them whichever scans a later command se
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from brainstage.pipeline.entities import entities_of, parse_name, validate_name
 from brainstage.pipeline.errors import BrainstageError, ManifestError, OutputError
 from brainstage.pipeline.files import (
     read_json_or_empty,
+    sha256_of_bytes,
     sha256_of_file,
     sha256_of_json,
     write_json,
@@ -201,7 +201,7 @@ def _identity(dataset: Dataset) -> dict[str, str]:
     return {
         "name": str(dataset.description.get("Name") or ""),
         "description_sha256": sha256_of_json(dataset.description),
-        "place": hashlib.sha256(str(dataset.root.resolve()).encode()).hexdigest(),
+        "place": sha256_of_bytes(str(dataset.root.resolve()).encode()),
     }
 
 

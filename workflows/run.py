@@ -291,12 +291,11 @@ def _labels_there(dataset: Dataset, chosen: ScanFilter) -> str:
 
 def _prepare(options: RunOptions) -> None:
     """Make the output and scratch directories, and remove what a killed run left half-written."""
-    inside = options.out_dir.resolve() == options.bids_dir.resolve()
-    if inside:
+    bids_dir, out_dir = options.bids_dir.resolve(), options.out_dir.resolve()
+    if out_dir == bids_dir:
         raise UsageError(
             "OUT_DIR must not be BIDS_DIR; choose another directory, such as BIDS_DIR/derivatives/brainstage"
         )
-    bids_dir, out_dir = options.bids_dir.resolve(), options.out_dir.resolve()
     if out_dir.is_relative_to(bids_dir) and not out_dir.is_relative_to(bids_dir / "derivatives"):
         raise UsageError(
             "OUT_DIR lies in BIDS_DIR, where only derivatives/ may be written to; choose another directory, such as "

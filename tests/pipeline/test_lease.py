@@ -151,15 +151,19 @@ def test_who_was_thought_gone_learns_it_and_leaves_the_new_lease_alone(path):
     assert second.still_held()
 
 
-def test_the_holder_gives_signs_of_life(path, monkeypatch):
-    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
-    lease = acquire(path)
-    assert lease is not None
+def gives_a_sign_of_life(path) -> bool:
     os.utime(path, (1, 1))
     deadline = time.monotonic() + 10
     while path.stat().st_mtime < 100 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert path.stat().st_mtime > 100
+    return path.stat().st_mtime > 100
+
+
+def test_the_holder_gives_signs_of_life(path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    lease = acquire(path)
+    assert lease is not None
+    assert gives_a_sign_of_life(path)
     lease.release()
 
 
@@ -177,11 +181,7 @@ def test_a_read_that_fails_once_ends_no_signs_of_life(path, monkeypatch):
     assert lease is not None
     monkeypatch.setattr(module, "_read", failing_once)
     assert failed.wait(10)
-    os.utime(path, (1, 1))
-    deadline = time.monotonic() + 10
-    while path.stat().st_mtime < 100 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert path.stat().st_mtime > 100
+    assert gives_a_sign_of_life(path)
     lease.release()
 
 
