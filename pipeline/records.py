@@ -258,8 +258,7 @@ class RegisteredBrain:
     native_to_template : ndarray, (4, 4) float64
         The affine part: native RAS+ mm to template RAS+ mm.
     deformation : Deformation or None
-        What SyN adds; None for an affine registration, and for one read back from its files, where the
-        transform in them has it.
+        What SyN adds; None for an affine registration.
     """
 
     brain: Volume

@@ -119,8 +119,11 @@ def read_affine(path: Path) -> Affine:
     return inverse_of(_RAS_LPS @ matrix @ _RAS_LPS)
 
 
-def read_deformation(path: Path) -> DisplacementField | None:
-    """Return what a ``from-T1w_to-<template>`` file adds to a template point before its affine; None where nothing.
+def read_field(path: Path) -> DisplacementField | None:
+    """Return the displacements in a file of :func:`write_transform`, in either direction; None where it has none.
+
+    Those of ``from-T1w_to-<template>`` are added to a template point before its affine, those of the way back to a
+    native point after it.
 
     Raises
     ------
@@ -130,7 +133,9 @@ def read_deformation(path: Path) -> DisplacementField | None:
     transform = read_transform(path)
     if transform.GetName() != "CompositeTransform":
         return None
-    part = sitk.CompositeTransform(transform).GetNthTransform(1)
+    composite = sitk.CompositeTransform(transform)
+    parts = [composite.GetNthTransform(n) for n in range(composite.GetNumberOfTransforms())]
+    [part] = [part for part in parts if part.GetName() == "DisplacementFieldTransform"]
     field = sitk.DisplacementFieldTransform(part).GetDisplacementField()
     lps = sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3)
     matrix = np.eye(4)

@@ -17,6 +17,7 @@ from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_
 from brainstage.pipeline.records import (
     AssessedBrain,
     CorrectedBrain,
+    Deformation,
     IngestedHead,
     Normalisation,
     NormalisedBrain,
@@ -282,7 +283,17 @@ def _load_registered(normalised: NormalisedBrain, files: ScanFiles) -> Registere
         brain_mask=read_mask(files.template_mask),
         native_to_template=read_json(sidecar_of(files.template_t1w))["NativeToTemplate_ras_mm"],
         normalised=normalised,
+        deformation=_deformation_in(files),
     )
+
+
+def _deformation_in(files: ScanFiles) -> Deformation | None:
+    if not files.template_to_native.is_file():
+        return None
+    forward, inverse = (
+        transforms.read_field(path) for path in (files.native_to_template, files.template_to_native)
+    )
+    return Deformation(forward=forward, inverse=inverse) if forward and inverse else None
 
 
 def _assessed(registered: RegisteredBrain, config: Config) -> AssessedBrain:

@@ -27,7 +27,7 @@ from brainstage.preprocessing.transforms import (
     apply_transform,
     labels_to_native,
     read_affine,
-    read_deformation,
+    read_field,
     read_transform,
     to_native_transform,
     to_template_transform,
@@ -305,9 +305,9 @@ def test_a_deformation_is_read_as_it_was_written_and_an_affine_has_none(
 ) -> None:
     path = tmp_path / "xfm.h5"
     write_transform(path, to_template_transform(np.eye(4), Deformation(forward=bump, inverse=bump)))
-    found = read_deformation(path)
+    found = read_field(path)
     assert found is not None
     assert np.allclose(found.data, bump.data, atol=1e-5)
     assert np.allclose(found.voxel_to_ras, bump.voxel_to_ras)
     write_transform(path, to_template_transform(np.eye(4)))
-    assert read_deformation(path) is None
+    assert read_field(path) is None

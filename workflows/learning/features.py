@@ -25,7 +25,7 @@ from brainstage.pipeline.records import NetworkInput
 from brainstage.pipeline.volume import DisplacementField
 from brainstage.preprocessing.network_grid import STAGE_VERSION as GRID_VERSION
 from brainstage.preprocessing.network_grid import network_input
-from brainstage.preprocessing.transforms import read_deformation
+from brainstage.preprocessing.transforms import read_field
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +84,7 @@ def read_network_input(files: ScanFiles, network_grid: Mapping[str, Any]) -> Net
 
 def deformation_of(files: ScanFiles) -> DisplacementField | None:
     """Return what a scan's registration did beyond an affine; only ``syn`` does, and writes the inverse direction."""
-    return read_deformation(files.native_to_template) if files.template_to_native.is_file() else None
+    return read_field(files.native_to_template) if files.template_to_native.is_file() else None
 
 
 def cached_features(
