@@ -33,10 +33,10 @@ from brainstage.pipeline.engine import MEMORY_VARIABLES, limit_threads
 from brainstage.pipeline.records import Completed
 from brainstage.pipeline.volume import Grid
 
-BOUNDS_GB: Final = {1.0: 2.5, 0.7: 5.0}
+BOUNDS_GB: Final = {1.0: 2.5, 0.7: 5.0, 0.45: 6.0}
 """Voxel size in mm to what a worker may take."""
-FIELDS_MM: Final = {1.0: (176.0, 256.0, 256.0), 0.7: (180.0, 240.0, 240.0)}
-"""Usual fields of view: 176 x 256 x 256 and 257 x 343 x 343 voxels."""
+FIELDS_MM: Final = {1.0: (176.0, 256.0, 256.0), 0.7: (180.0, 240.0, 240.0), 0.45: (180.0, 240.0, 240.0)}
+"""Usual fields of view: 176 x 256 x 256, 257 x 343 x 343 and 400 x 533 x 533 voxels."""
 REGISTRATIONS: Final = ("affine", "syn")
 REPEATS: Final = 3
 

@@ -21,6 +21,7 @@ from brainstage.pipeline.entities import (
 from brainstage.pipeline.errors import BidsError, ConfigError, InputMissingError
 from brainstage.pipeline.people import People, read_people
 from brainstage.pipeline.records import Covariates, T1wScan
+from brainstage.pipeline.source import followed_places, link_fault
 from brainstage.pipeline.t1w_files import find_t1w_files
 from brainstage.pipeline.tables import number_or_none
 
@@ -232,7 +233,7 @@ def _read_description(root: Path, *, validate: bool) -> dict[str, Any]:
 def _scans(root: Path, paths: Sequence[Path]) -> tuple[list[T1wScan], list[tuple[str, str]]]:
     found: dict[BidsEntities, T1wScan] = {}
     set_aside: list[tuple[str, str]] = []
-    followed = [root.resolve(), *_annexes_around(root.resolve())]
+    followed = followed_places(root)
     for path in paths:
         relative = path.relative_to(root).as_posix()
         parsed = parse_name(path.name)
@@ -248,7 +249,7 @@ def _scans(root: Path, paths: Sequence[Path]) -> tuple[list[T1wScan], list[tuple
             set_aside.append((relative, f"the same scan as {found[entities].t1w_path}"))
         else:
             found[entities] = T1wScan(
-                entities=entities, path=path, t1w_path=relative, fault=_link_fault(path, followed)
+                entities=entities, path=path, t1w_path=relative, fault=link_fault(path, followed)
             )
     return sorted(found.values(), key=lambda scan: scan.entities.sort_key), set_aside
 
@@ -257,35 +258,6 @@ def _misplaced(entities: BidsEntities, path: Path, root: Path) -> str | None:
     folders = path.relative_to(root).parts[:-2]
     expected = (f"sub-{entities.subject}",) + ((f"ses-{entities.session}",) if entities.session else ())
     return None if folders == expected else f"the name belongs into {'/'.join(expected)}/anat"
-
-
-def _annexes_around(root: Path) -> list[Path]:
-    """Return where git-annex keeps the content of the repositories that a dataset lies in."""
-    found = []
-    for folder in (root, *root.parents):
-        git = folder / ".git"
-        try:
-            if git.is_file():  # of a submodule or a linked worktree: a line that says where it is
-                git = folder / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
-            objects = (git / "annex" / "objects").resolve()
-            if objects.is_dir():
-                found.append(objects)
-        except (OSError, ValueError):
-            continue  # may not be read: nothing in it can be followed
-    return found
-
-
-def _link_fault(path: Path, followed: Sequence[Path]) -> str | None:
-    """Say why a path cannot be followed: a link out of the dataset, or one that leads nowhere."""
-    try:
-        if not path.exists():
-            return "the file is a link to content that is not here; with git-annex or DataLad, get it first"
-        resolved = path.resolve()
-    except OSError as error:
-        return f"the file cannot be reached: {error.strerror}"
-    if not any(resolved.is_relative_to(place) for place in followed):
-        return "the file is a link that leads out of the dataset, which is not followed; copy the file into the dataset"
-    return None
 
 
 _FIXED_COLUMNS: Final = ("age", "sex", "site", "diagnosis")

@@ -13,7 +13,8 @@
     |  |- ModelError                 a model directory that cannot be used, or not for these scans
     |  `- ImageError                 one image file
     |     |- GeometryError           where its voxels lie
-    |     `- IntensityError          what its voxels hold
+    |     |- IntensityError          what its voxels hold
+    |     `- SourceChangedError      it is not the file any more that it was
     |- ToolError (RuntimeError)      the installation
     |  |- ToolNotFoundError
     |  |- WeightsError               pretrained weights: altered, of another network
@@ -143,6 +144,10 @@ class GeometryError(ImageError):
 
 class IntensityError(ImageError):
     """The voxels of an image hold values that no T1w scan has."""
+
+
+class SourceChangedError(ImageError):
+    """An image file was written to or replaced while it was at work; trying again is the remedy."""
 
 
 class ToolError(BrainstageError, RuntimeError):

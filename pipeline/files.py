@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,8 +11,9 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,6 +81,38 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+class NotRegularError(OSError):
+    """What was opened is a pipe, a device or a folder: reading it could wait for ever, or change something."""
+
+
+@contextmanager
+def opened_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a file for reading without waiting for anybody.
+
+    Raises
+    ------
+    OSError
+        As the operating system gives it.
+    NotRegularError
+        For what is no regular file, links followed.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
+    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotRegularError(errno.EINVAL, "it is no regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            yield stream
+    finally:
+        os.close(descriptor)
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a file; raises as :func:`opened_regular` does."""
+    with opened_regular(path) as stream:
+        return stream.read()
+
+
 def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
     """Return what a JSON file in UTF-8 holds; as bytes, for opening it as text takes as long as parsing it.
 
@@ -86,7 +120,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
     ------
     OSError, ValueError
     """
-    return json.loads(path.read_bytes())
+    return json.loads(read_regular(path))
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
@@ -103,33 +137,19 @@ def sha256_of_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sha256_of_file(path: Path, at_most_bytes: int | None = None) -> str:
+def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file, hexadecimal.
-
-    Parameters
-    ----------
-    path : Path
-    at_most_bytes : int, optional
-        A larger file is refused before it is read: a sparse one can hold terabytes of nothing.
 
     Raises
     ------
     InputMissingError
-        When the file cannot be read, is too large, or is none: a pipe would be waited for without end.
+        When the file cannot be read, or is none.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK)) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputMissingError(f"cannot read {path.name}: it is no regular file")
-            if at_most_bytes is not None and status.st_size > at_most_bytes:
-                raise InputMissingError(
-                    f"cannot read {path.name}: it has {status.st_size} bytes, and at most {at_most_bytes} are read"
-                )
+        with opened_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise InputMissingError(f"cannot read {path.name}: {error.strerror}") from error
+        raise InputMissingError(f"cannot read {path.name}: {error.strerror or error}") from error
 
 
 def sha256_of_json(content: Mapping[str, Any]) -> str:

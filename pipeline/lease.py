@@ -169,7 +169,7 @@ def is_held(path: Path) -> bool:
 def _created(path: Path) -> Lease | None:
     holder = Holder(
         token=secrets.token_hex(8),
-        machine=_machine(),
+        machine=this_machine(),
         pid=os.getpid(),
         process_started=_started(os.getpid()) or 0.0,
     )
@@ -204,7 +204,7 @@ def _cleared(path: Path) -> bool:
 
 
 def _is_gone(path: Path, holder: Holder | None) -> bool:
-    if holder is not None and holder.machine == _machine():
+    if holder is not None and holder.machine == this_machine():
         started = _started(holder.pid)
         return started is None or abs(started - holder.process_started) > SAME_START_S
     try:
@@ -231,7 +231,8 @@ def _started(pid: int) -> float | None:
 
 
 @cache
-def _machine() -> str:
+def this_machine() -> str:
+    """Return a hash of host, boot and process namespace."""
     parts = [platform.node()]
     with suppress(OSError):  # only where there is /proc
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()]

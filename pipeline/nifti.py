@@ -7,8 +7,7 @@ first and bounded, then the whole stream to its checksum. ITK only ever sees our
 from __future__ import annotations
 
 import gzip
-import io
-import stat
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from brainstage.pipeline.errors import GeometryError, ImageError, InputMissingError, IntensityError
+from brainstage.pipeline.errors import GeometryError, ImageError, IntensityError, SourceChangedError
 from brainstage.pipeline.files import write_bytes
+from brainstage.pipeline.source import HashingStream, opened_source
 from brainstage.pipeline.volume import Affine, BrainMask, Volume
 
-MAX_FILE_BYTES: Final = 2 * 1024**3
 MAX_DATA_BYTES: Final = 1024**3
 MAX_VOXELS: Final = 128 * 1024**2
 """A whole head at 0.4 mm has 100 million voxels; as float32 the limit is 0.5 GB."""
@@ -31,10 +30,11 @@ MAX_DIMENSION: Final = 1024
 _SLACK_BYTES: Final = 1024**2
 _HEADER_BYTES: Final = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _EXTENSION_FLAG_BYTES: Final = 4
-_READ_CHUNK: Final = 8 * 1024**2
+_READ_VOXELS: Final = 256 * 1024
 _UNIT_TO_MM: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _REAL_KINDS: Final = "iuf"
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+_DAMAGED: Final = (EOFError, gzip.BadGzipFile, zlib.error)
 _GZIP_LEVEL: Final = 1
 """Level 1 writes a 6-million-voxel float32 volume in 0.3 s; level 6 takes 2 s and saves 5 %."""
 
@@ -69,8 +69,18 @@ class RawNifti:
     wraps_at: float | None = None
 
 
-def read_raw(path: Path) -> RawNifti:
+def read_raw(path: Path, *, sha256: str | None = None, root: Path | None = None) -> RawNifti:
     """Read a NIfTI-1 or NIfTI-2 single file, trusting nothing.
+
+    Takes no more memory than the voxels need as float32, and a few megabytes.
+
+    Parameters
+    ----------
+    path : Path
+    sha256 : str, optional
+        What the hash of the file was; other bytes are refused.
+    root : Path, optional
+        A dataset that links must not lead out of.
 
     Raises
     ------
@@ -78,28 +88,56 @@ def read_raw(path: Path) -> RawNifti:
         No such file.
     ImageError, GeometryError, IntensityError
         No regular file, too large, damaged, truncated, not NIfTI, or with a header that cannot be.
+    SourceChangedError
+        The file has another hash.
     """
-    _require_regular(path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(2)
-            file.seek(0)
-            compressed = magic == _GZIP_MAGIC
-            warnings = _extension_warnings(path, compressed)
+    with opened_source(path, root) as file:
+        return _read_opened(file, path.name, sha256)
+
+
+def read_voxel_count(path: Path, *, root: Path | None = None) -> int | None:
+    """Return how many voxels the header of a NIfTI file promises; None where it cannot be believed.
+
+    Raises
+    ------
+    InputMissingError, ImageError
+        The file cannot be opened.
+    """
+    with opened_source(path, root) as file:
+        try:
+            compressed = _is_compressed(file)
             stream = cast("IO[bytes]", gzip.GzipFile(fileobj=file, mode="rb") if compressed else file)
-            header = _read_header(stream)
-            shape, warnings_shape = _checked_shape(header)
-            offset, warnings_offset = _checked_offset(header)
-            _skip(stream, offset - int(header["sizeof_hdr"]))
-            raw = _read_data(stream, header, shape)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            shape, _ = _checked_shape(_read_header(stream))
+        except (*_DAMAGED, OSError, ImageError):
+            return None
+    return math.prod(shape)
+
+
+def _read_opened(file: IO[bytes], name: str, sha256: str | None) -> RawNifti:
+    try:
+        compressed = _is_compressed(file)
+        hashing = HashingStream(file)
+        source = cast("IO[bytes]", hashing)
+        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=source, mode="rb")) if compressed else source
+        header = _read_header(stream)
+        shape, warnings_shape = _checked_shape(header)
+        offset, warnings_offset = _checked_offset(header)
+        _skip(stream, offset - int(header["sizeof_hdr"]))
+        dtype = _checked_dtype(header)
+        data = _read_data(stream, dtype, shape, _scaling(header))
+        found = hashing.sha256_to_the_end() if sha256 is not None else None
+    except _DAMAGED as error:
         raise ImageError(
             "the gzip stream is truncated or damaged "
             f"({str(error) or type(error).__name__}): copy or download the file again"
         ) from error
     except OSError as error:
         raise ImageError(f"the file cannot be read: {error.strerror or error}") from error
-    data = _scaled(raw, header)
+    if found != sha256:
+        raise SourceChangedError(
+            f"{name} holds other bytes than when it was hashed: it was written to or replaced meanwhile; run the same "
+            "command again"
+        )
     sform, qform, fallback, pixdim_mm = _checked_geometry(header)
     return RawNifti(
         data=data,
@@ -109,8 +147,8 @@ def read_raw(path: Path) -> RawNifti:
         qform_code=int(header["qform_code"]),
         pixdim_mm=pixdim_mm,
         fallback=fallback,
-        warnings=(*warnings, *warnings_shape, *warnings_offset),
-        wraps_at=_span_of(raw.dtype, header),
+        warnings=(*_extension_warnings(name, compressed), *warnings_shape, *warnings_offset),
+        wraps_at=_span_of(dtype, header),
     )
 
 
@@ -161,23 +199,14 @@ def _own_affine(raw: RawNifti) -> Affine:
     return raw.sform
 
 
-def _require_regular(path: Path) -> None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputMissingError(
-            f"{path.name} cannot be opened ({error.strerror}); with git-annex or DataLad, get its content first"
-        ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{path.name} is no regular file")
-    if status.st_size == 0:
-        raise ImageError(f"{path.name} is empty: a failed download or copy")
-    if status.st_size > MAX_FILE_BYTES:
-        raise ImageError(f"{path.name} has {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+def _is_compressed(file: IO[bytes]) -> bool:
+    magic = file.read(len(_GZIP_MAGIC))
+    file.seek(0)
+    return magic == _GZIP_MAGIC
 
 
-def _extension_warnings(path: Path, compressed: bool) -> tuple[str, ...]:
-    named_compressed = path.name.endswith(".gz")
+def _extension_warnings(name: str, compressed: bool) -> tuple[str, ...]:
+    named_compressed = name.endswith(".gz")
     if compressed == named_compressed:
         return ()
     found, named = ("gzip", "uncompressed") if compressed else ("uncompressed", "gzip")
@@ -241,10 +270,44 @@ def _checked_offset(header: nib.Nifti1Header) -> tuple[int, tuple[str, ...]]:
     return int(offset), ()
 
 
-def _read_data(stream: IO[bytes], header: nib.Nifti1Header, shape: tuple[int, int, int]) -> NDArray[Any]:
-    dtype = _checked_dtype(header)
-    content = _read_bounded(stream, int(np.prod(shape)) * dtype.itemsize)
-    return np.frombuffer(content, dtype=dtype).reshape(shape, order="F")
+def _read_data(
+    stream: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, int, int], scaling: _Scaling | None
+) -> NDArray[np.float32]:
+    """Read the voxels piece by piece into float32, then on to the end so that the stream's checksum is verified."""
+    count = math.prod(shape)
+    if count * dtype.itemsize > MAX_DATA_BYTES:
+        raise ImageError(
+            f"the header promises {count * dtype.itemsize} bytes of voxels; at most {MAX_DATA_BYTES} are read"
+        )
+    values = np.empty(count, dtype=np.float32)
+    done, left = 0, b""
+    with np.errstate(over="ignore", invalid="ignore"):
+        while done < count:
+            chunk = stream.read(min(_READ_VOXELS, count - done) * dtype.itemsize - len(left))
+            if not chunk:
+                raise ImageError(
+                    f"the file is truncated: {count * dtype.itemsize} bytes of voxels were promised, "
+                    f"{done * dtype.itemsize + len(left)} are there. Copy or download it again"
+                )
+            content = left + chunk if left else chunk
+            whole = len(content) // dtype.itemsize
+            stored = np.frombuffer(content, dtype=dtype, count=whole)
+            values[done : done + whole] = stored if scaling is None else scaling.applied(stored)
+            left = content[whole * dtype.itemsize :]
+            done += whole
+    _read_to_the_end(stream)
+    values.flags.writeable = False  # so that nobody copies it for fear of the reader
+    return values.reshape(shape, order="F")
+
+
+def _read_to_the_end(stream: IO[bytes]) -> None:
+    surplus = 0
+    while chunk := stream.read(_SLACK_BYTES):
+        surplus += len(chunk)
+        if surplus > _SLACK_BYTES:
+            raise ImageError(
+                "the file holds far more data than its header says; it is damaged or no T1w scan"
+            )
 
 
 def _skip(stream: IO[bytes], count: int) -> None:
@@ -266,44 +329,28 @@ def _checked_dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
     return dtype
 
 
-def _read_bounded(stream: IO[bytes], wanted: int) -> bytes:
-    """Read `wanted` bytes, then on to the end of the stream so that its checksum is verified."""
-    if wanted > MAX_DATA_BYTES:
-        raise ImageError(f"the header promises {wanted} bytes of voxels; at most {MAX_DATA_BYTES} are read")
-    buffer = io.BytesIO()
-    while buffer.tell() < wanted:
-        chunk = stream.read(min(_READ_CHUNK, wanted - buffer.tell()))
-        if not chunk:
-            raise ImageError(
-                f"the file is truncated: {wanted} bytes of voxels were promised, {buffer.tell()} are there. "
-                "Copy or download it again"
-            )
-        buffer.write(chunk)
-    surplus = 0
-    while chunk := stream.read(_SLACK_BYTES):
-        surplus += len(chunk)
-        if surplus > _SLACK_BYTES:
-            raise ImageError(
-                "the file holds far more data than its header says; it is damaged or no T1w scan"
-            )
-    return buffer.getvalue()
+@dataclass(frozen=True, kw_only=True)
+class _Scaling:
+    """How stored values become intensities."""
 
+    slope: float
+    intercept: float
 
-def _scaled(raw: NDArray[Any], header: nib.Nifti1Header) -> NDArray[np.float32]:
-    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    with np.errstate(over="ignore", invalid="ignore"):
-        if not np.isfinite(slope) or slope == 0:
-            return raw.astype(np.float32)
-        if not np.isfinite(inter):
-            raise IntensityError(f"the header scales intensities by {slope} and adds {inter}")
-        if slope == 1 and inter == 0:
-            return raw.astype(np.float32)
-        scaled = np.empty(raw.shape, dtype=np.float32, order="F")
-        for k in range(
-            raw.shape[-1]
-        ):  # slice by slice: all of it in float64 would hold twice the volume once more
-            scaled[..., k] = raw[..., k].astype(np.float64) * slope + inter
+    def applied(self, stored: NDArray[Any]) -> NDArray[np.float64]:
+        scaled = stored.astype(np.float64)
+        scaled *= self.slope
+        scaled += self.intercept
         return scaled
+
+
+def _scaling(header: nib.Nifti1Header) -> _Scaling | None:
+    """Return the scaling that a header asks for; None where it leaves the values as they are stored."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope) or slope == 0:
+        return None
+    if not np.isfinite(intercept):
+        raise IntensityError(f"the header scales intensities by {slope} and adds {intercept}")
+    return None if (slope, intercept) == (1, 0) else _Scaling(slope=slope, intercept=intercept)
 
 
 def _span_of(dtype: np.dtype[Any], header: nib.Nifti1Header) -> float | None:

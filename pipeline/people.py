@@ -8,6 +8,7 @@ where the sessions table does not mention that. Of any other visit it is unknown
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any, Final
 
 from brainstage.pipeline.entities import bare_label
 from brainstage.pipeline.errors import InputMissingError, ManifestError
+from brainstage.pipeline.files import read_regular
+from brainstage.pipeline.source import followed_places, link_fault
 from brainstage.pipeline.tables import (
     Table,
     TableRow,
@@ -131,13 +134,15 @@ def read_people(
     ManifestError
         ``participants.tsv`` has rows of another length than its header, a participant twice, no key, a column twice.
     """
+    places = followed_places(root)
     found = _Found(known=(*_KNOWN, label_column))
     sources = [(root / PARTICIPANTS_FILE, "")]
     sources += [(root / name / f"{name}_sessions.tsv", bare_label(name, "sub")) for name in subjects]
     for path, participant in sources:
         try:
-            if not path.is_file():
+            if not os.path.lexists(path):
                 continue
+            _require_ordinary(path, places)
             if participant:
                 found.take_sessions(path, participant, root)
             else:
@@ -151,6 +156,15 @@ def read_people(
         except OSError:
             continue  # a folder that may not be read; the account of the files names it
     return found.people()
+
+
+def _require_ordinary(path: Path, places: Sequence[Path]) -> None:
+    """Refuse a table that is there and cannot be one: nobody would miss what is passed over without a word."""
+    fault = link_fault(path, places)
+    if fault is None and not path.is_file():
+        fault = "it is no regular file"
+    if fault is not None:
+        raise InputMissingError(f"{path.name} cannot be read: {fault}")
 
 
 class _Found:
@@ -271,7 +285,7 @@ class _Sidecar:
         columns: dict[str, Any] = {}
         for path in paths:
             try:
-                content = json.loads(path.read_text(encoding="utf-8-sig"))
+                content = json.loads(read_regular(path).decode("utf-8-sig"))
             except (OSError, ValueError):
                 continue  # no table needs one
             if isinstance(content, dict):

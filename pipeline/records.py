@@ -112,6 +112,8 @@ class T1wScan:
         Why the file cannot even be tried, such as a link that leads out of the dataset.
     review : Review or None
         What a person decided who looked at it.
+    sha256 : str or None
+        Of the file's bytes as they went into the keys of the stages; None where nobody has read them yet.
     """
 
     entities: BidsEntities
@@ -122,11 +124,17 @@ class T1wScan:
     split: str = ""
     fault: str | None = None
     review: Review | None = None
+    sha256: str | None = None
 
     @property
     def key(self) -> str:
         """The scan's name, such as ``sub-01_ses-M12_run-1``."""
         return self.entities.key
+
+    @property
+    def root(self) -> Path:
+        """The BIDS directory."""
+        return self.path.parents[self.t1w_path.count("/")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from brainstage.pipeline.errors import (
     BrainstageError,
     LeaseLostError,
     OutputError,
+    SourceChangedError,
     StageError,
     ToolError,
     attributed,
@@ -134,9 +135,11 @@ def run_chain(
         except BrainstageError as error:
             options.require_lease()  # a failure is a result too, and so may no longer be ours to publish
             failure = replace(_known_failure(error, scan, stage.name), provenance=tuple(provenance))
-            # What the installation lacks is no property of the scan: once mended, the scan is simply tried again.
+            # What the installation lacks, or what happened to the file meanwhile, is no property of the scan: it is
+            # simply tried again.
+            passing = isinstance(error, (ToolError, SourceChangedError))
             if options.only is None:
-                record_failure(failure, files, "" if isinstance(error, ToolError) else key)
+                record_failure(failure, files, "" if passing else key)
             return failure
         except Exception as error:  # noqa: BLE001 - the one place that meets the unexpected: a row, not a crash
             options.require_lease()

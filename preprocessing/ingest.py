@@ -37,7 +37,9 @@ EXPECTED_MAXIMUM: Final = (1.0, 1e6)
 RESCALED_MAXIMUM: Final = 1000.0
 
 
-def ingest(path: Path, config: IngestConfig) -> IngestedHead:
+def ingest(
+    path: Path, config: IngestConfig, *, sha256: str | None = None, root: Path | None = None
+) -> IngestedHead:
     """Read a T1w file whole and bring it to RAS.
 
     Parameters
@@ -45,6 +47,10 @@ def ingest(path: Path, config: IngestConfig) -> IngestedHead:
     path : Path
         A NIfTI file.
     config : IngestConfig
+    sha256 : str, optional
+        What the hash of the file was; other bytes are refused.
+    root : Path, optional
+        The file's dataset, which links must not lead out of.
 
     Returns
     -------
@@ -54,9 +60,9 @@ def ingest(path: Path, config: IngestConfig) -> IngestedHead:
 
     Raises
     ------
-    ImageError, GeometryError, IntensityError
+    ImageError, GeometryError, IntensityError, SourceChangedError
     """
-    raw = read_raw(path)
+    raw = read_raw(path, sha256=sha256, root=root)
     warnings = list(raw.warnings)
     voxel_to_ras, source = _believed_affine(raw, config, warnings)
     _check_extent(raw.data.shape, voxel_to_ras, config)

@@ -8,9 +8,8 @@ from pathlib import Path
 from brainstage.pipeline.account import account_lines
 from brainstage.pipeline.bids import read_dataset
 from brainstage.pipeline.errors import BrainstageError, OutputError
-from brainstage.pipeline.files import sha256_of_file
 from brainstage.pipeline.manifest import rows_of, write_manifest
-from brainstage.pipeline.nifti import MAX_FILE_BYTES
+from brainstage.pipeline.source import sha256_of_source
 
 
 def make_manifest(
@@ -29,7 +28,7 @@ def make_manifest(
     hashes = {}
     for scan in dataset.scans:
         try:
-            hashes[scan.key] = sha256_of_file(scan.path, MAX_FILE_BYTES)
+            hashes[scan.key] = sha256_of_source(scan.path, scan.root)
         except OutputError:
             raise
         except BrainstageError:

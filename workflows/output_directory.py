@@ -21,12 +21,11 @@ from brainstage.pipeline.errors import BrainstageError, ManifestError, OutputErr
 from brainstage.pipeline.files import (
     read_json_or_empty,
     sha256_of_bytes,
-    sha256_of_file,
     sha256_of_json,
     write_json,
 )
-from brainstage.pipeline.nifti import MAX_FILE_BYTES
 from brainstage.pipeline.records import Covariates, T1wScan
+from brainstage.pipeline.source import sha256_of_source
 
 OUTPUT_FILE: Final = "output.json"
 SCANS_FILE: Final = "scans.json"
@@ -214,7 +213,7 @@ def _same_bytes(out_dir: Path, dataset: Dataset) -> bool | None:
         if expected is None or scan.fault:
             continue
         try:
-            if sha256_of_file(scan.path, MAX_FILE_BYTES) != expected:
+            if sha256_of_source(scan.path, scan.root) != expected:
                 return False
         except BrainstageError:
             continue  # a file that cannot be read says nothing

@@ -8,20 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from brainstage.pipeline.attempt import begin_attempt, count_death, end_attempt, forget_deaths
+from brainstage.pipeline.attempt import begin_attempt, count_death, end_attempt, forget_deaths, time_limit
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import BrainstageError, LeaseLostError, OutputError
-from brainstage.pipeline.files import read_json_or_empty, remove_leftovers, sha256_of_file, write_json
+from brainstage.pipeline.files import remove_leftovers
 from brainstage.pipeline.lease import Lease, held
-from brainstage.pipeline.nifti import MAX_FILE_BYTES
+from brainstage.pipeline.nifti import read_voxel_count
 from brainstage.pipeline.records import Completed, Failure, SubjectOutcome, T1wScan
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
+from brainstage.pipeline.source import keep_sha256_of, known_sha256
 from brainstage.workflows.output_directory import (
     finished_files,
     keep_preprocessing_id,
     own_preprocessing_id,
 )
 from brainstage.workflows.prediction import model_of, prediction_stage, read_prediction
+from brainstage.workflows.resources import memory_needed_gb
 from brainstage.workflows.run_context import RunContext, tool_versions
 from brainstage.workflows.scan_report import write_report
 from brainstage.workflows.stages import read_qc
@@ -118,15 +120,17 @@ def _processed(
     task: ScanTask, files: ScanFiles, on_stage: OnStage, lease: Lease
 ) -> tuple[SubjectOutcome, bool]:
     """Return what became of a scan, and whether any of it is new."""
-    source = _fit_source(task, files)
-    if isinstance(source, Failure):
-        record_failure(source, files)
-        return source, True
-    result = _run_stages(task, source, files, on_stage=on_stage, require_lease=lease.require)
+    with time_limit(files, task.context.stage_timeout_s):
+        scan = _identified(task, files)
+    if isinstance(scan, Failure):
+        lease.require()
+        record_failure(scan, files)
+        return scan, True
+    result = _run_stages(task, scan, files, on_stage=on_stage, require_lease=lease.require)
     if isinstance(result, Failure):
         keep_preprocessing_id(files, task.context.preprocessing_id)
         return replace(result, preprocessing_id=task.context.preprocessing_id), True
-    return _completed(task.scan, task.context, files, result), result.changed
+    return _completed(scan, task.context, files, result), result.changed
 
 
 def outcome_of_death(task: ScanTask) -> Failure | None:
@@ -157,20 +161,24 @@ def outcome_of_death(task: ScanTask) -> Failure | None:
 
 
 def finished_outcome(task: ScanTask) -> SubjectOutcome | None:
-    """Return the outcome of a scan that needs no computing, with its report in place; None for any other."""
-    if task.context.reports_only:
+    """Return the outcome of a scan that needs no computing, with its report in place; None for any other.
+
+    No scan's file is read for it, not even to compute its hash: that is work for the workers, which have a time limit.
+    """
+    if task.context.reports_only or task.expected_sha256:
         return None
     files = task.context.files(task.scan)
-    source = _fit_source(task, files)
-    if isinstance(source, Failure):
+    sha256 = None if _fault_of(task.scan, files) else known_sha256(task.scan, files)
+    if sha256 is None:
         return None
-    result = _run_stages(task, source, files, only=frozenset())
+    scan = replace(task.scan, sha256=sha256)
+    result = _run_stages(task, scan, files, only=frozenset())
     if isinstance(result, Failure):
         if not result.remembered:
             return None
         outcome: SubjectOutcome = replace(result, preprocessing_id=task.context.preprocessing_id)
     else:
-        outcome = _completed(task.scan, task.context, files, result)
+        outcome = _completed(scan, task.context, files, result)
     write_report(outcome, task.context, changed=False)
     return outcome
 
@@ -205,52 +213,17 @@ def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
     )
 
 
-def sha256_of_source(scan: T1wScan, files: ScanFiles, *, believe_stamp: bool = True) -> str:
-    """Return the hash of a scan's file; computed again only when its size or one of its times has changed.
-
-    The time of the last change of state cannot be set by copying programs, as that of the last change of content can.
-
-    Parameters
-    ----------
-    scan : T1wScan
-    files : ScanFiles
-    believe_stamp : bool
-        False computes the hash anew: a manifest demands the bytes, not a time.
-
-    Raises
-    ------
-    InputMissingError
-        When the file cannot be read.
-    """
-    marker = files.state / "source.json"
-    known = read_json_or_empty(marker)
-    try:
-        status = scan.path.stat()
-    except OSError:
-        return sha256_of_file(scan.path, MAX_FILE_BYTES)
-    stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
-    if believe_stamp and {name: known.get(name) for name in stamp} == stamp:
-        return str(known["sha256"])
-    sha256 = sha256_of_file(scan.path, MAX_FILE_BYTES)
-    write_json(marker, stamp | {"sha256": sha256})
-    return sha256
-
-
-def _fit_source(task: ScanTask, files: ScanFiles) -> str | Failure:
-    """Return the hash of a scan's file, or why the scan cannot even be begun."""
+def _identified(task: ScanTask, files: ScanFiles) -> T1wScan | Failure:
+    """Return a scan with the hash of its file, or why it cannot even be begun; reads the whole file if it has to."""
     scan = task.scan
-    if scan.fault:
-        return Failure(scan=scan, stage="ingest", error="InputMissingError", message=scan.fault)
-    if files.longest_name > LONGEST_NAME:
-        return Failure(
-            scan=scan,
-            stage="ingest",
-            error="BidsError",
-            message=f"its name is too long: {len(files.key)} characters, at most "
-            f"{len(files.key) - files.longest_name + LONGEST_NAME}, for names of outputs are longer; shorten a label",
-        )
+    fault = _fault_of(scan, files)
+    if fault is not None:
+        return fault
     try:
-        sha256 = sha256_of_source(scan, files, believe_stamp=not task.expected_sha256)
+        # A manifest demands bytes, not times.
+        sha256 = None if task.expected_sha256 else known_sha256(scan, files)
+        sha256 = sha256 or keep_sha256_of(scan, files)
+        needed_gb = memory_needed_gb(read_voxel_count(scan.path, root=scan.root) or 0)
     except OutputError:
         raise
     except BrainstageError as error:
@@ -263,22 +236,46 @@ def _fit_source(task: ScanTask, files: ScanFiles) -> str | Failure:
             message=f"the file's sha256 begins with {sha256[:12]}, the manifest says {task.expected_sha256[:12]}: "
             "it was altered or replaced since the manifest was made",
         )
-    return sha256
+    share_gb = task.context.worker_memory_gb
+    if share_gb is not None and needed_gb > share_gb:
+        return Failure(
+            scan=scan,
+            stage="ingest",
+            error="StageError",
+            message=f"an image of its size needs about {needed_gb:.1f} GB of memory, and a worker has {share_gb:.1f}; "
+            "run again with fewer --nprocs or more --mem-gb",
+        )
+    return replace(scan, sha256=sha256)
+
+
+def _fault_of(scan: T1wScan, files: ScanFiles) -> Failure | None:
+    """Return what is known to be wrong with a scan before its file is opened."""
+    if scan.fault:
+        return Failure(scan=scan, stage="ingest", error="InputMissingError", message=scan.fault)
+    if files.longest_name > LONGEST_NAME:
+        return Failure(
+            scan=scan,
+            stage="ingest",
+            error="BidsError",
+            message=f"its name is too long: {len(files.key)} characters, at most "
+            f"{len(files.key) - files.longest_name + LONGEST_NAME}, for names of outputs are longer; shorten a label",
+        )
+    return None
 
 
 def _run_stages(
     task: ScanTask,
-    source_sha256: str,
+    scan: T1wScan,
     files: ScanFiles,
     *,
     only: frozenset[str] | None = None,
     on_stage: OnStage = lambda *_: None,
     require_lease: Callable[[], None] = lambda: None,
 ) -> ChainResult | Failure:
-    context = task.context
+    context, source_sha256 = task.context, scan.sha256 or ""
     stages = list(context.chain(context.config))
     if context.model_dir is not None and context.model_id is not None:
-        covariates = {name: task.scan.covariates.value(name) for name in context.model_covariates}
+        covariates = {name: scan.covariates.value(name) for name in context.model_covariates}
         stages.append(
             prediction_stage(
                 context.model_dir,
@@ -299,7 +296,7 @@ def _run_stages(
         require_lease=require_lease,
         stage_timeout_s=context.stage_timeout_s,
     )
-    return run_chain(stages, task.scan, source_sha256, files, options)
+    return run_chain(stages, scan, source_sha256, files, options)
 
 
 def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: ChainResult) -> Completed:

@@ -127,7 +127,7 @@ def _predicted(
 ) -> AssessedBrain:
     # Heavy: torch.
     from brainstage.preprocessing.network_grid import network_input
-    from brainstage.workflows.learning.features import cached_features, deformation_of, network_input_key
+    from brainstage.workflows.learning.features import cached_features, network_input_key
 
     registered = assessed.registered
     grid: dict[str, Any] = model.network_grid
@@ -135,7 +135,7 @@ def _predicted(
         registered.brain,
         registered.brain_mask,
         NetworkGridConfig.model_validate(grid),
-        deformation_of(files),  # not kept in memory where the stage was done earlier
+        registered.deformation.forward if registered.deformation else None,
     )
     features = cached_features(model.extractor, files, image, network_input_key(files, grid))
     prediction = model.predict(features, image, source_sha256, covariates)

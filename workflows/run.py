@@ -63,7 +63,7 @@ from brainstage.workflows.participant import (
     read_outcome,
 )
 from brainstage.workflows.progress import Progress, RunLog
-from brainstage.workflows.resources import check_space, choose_engine, folder_for_jobs
+from brainstage.workflows.resources import check_space, choose_engine, folder_for_jobs, known_share_gb
 from brainstage.workflows.run_context import RunContext
 from brainstage.workflows.stages import preprocessing_content, preprocessing_id, scan_stages
 
@@ -372,6 +372,10 @@ def _outcomes(tasks: list[ScanTask], options: RunOptions, progress: Progress) ->
     check_space(options.out_dir, len(pending), progress)
     with folder_for_jobs(options) as folder:
         engine, reason = choose_engine(options, len(pending), folder)
+        share_gb = known_share_gb(options, engine)
+        pending = [
+            replace(task, context=replace(task.context, worker_memory_gb=share_gb)) for task in pending
+        ]
         limit_threads(engine.threads, asked_for=options.deterministic or options.threads is not None)
         progress.note(f"{len(pending)} of {len(tasks)} scans to compute, {reason}")
         told = _Told(progress)

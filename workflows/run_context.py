@@ -53,6 +53,8 @@ class RunContext:
         The command line without paths, for the reports.
     stage_timeout_s : float or None
         A stage that takes longer ends its process.
+    worker_memory_gb : float or None
+        A process that takes more is ended; None where that is not known.
     umask : int or None
         Which permissions new files are denied; None leaves the process as it is.
     chain : callable
@@ -70,6 +72,7 @@ class RunContext:
     started: str = ""
     command: str = ""
     stage_timeout_s: float | None = None
+    worker_memory_gb: float | None = None
     umask: int | None = None
     chain: Callable[[Config], Sequence[Stage]] = scan_stages
 

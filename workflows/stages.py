@@ -84,9 +84,9 @@ def preprocessing_stages(config: Config) -> tuple[Stage, ...]:
             version=ingest.STAGE_VERSION,
             parameters=settings.ingest.model_dump(mode="json"),
             reads=(),
-            run=lambda scan: ingest.ingest(scan.path, settings.ingest),
+            run=lambda scan: _ingested(scan, settings),
             save=_save_ingested,
-            load=lambda scan, _: _ingested_again(scan, settings),
+            load=lambda scan, _: _ingested(scan, settings),
         ),
         Stage(
             name="brain_extraction",
@@ -195,8 +195,8 @@ def _save_ingested(ingested: IngestedHead, files: ScanFiles) -> Sequence[Path]:
     return [write_json(files.state / "header_findings.json", content)]
 
 
-def _ingested_again(scan: T1wScan, settings: PreprocessingConfig) -> IngestedHead:
-    return ingest.ingest(scan.path, settings.ingest)
+def _ingested(scan: T1wScan, settings: PreprocessingConfig) -> IngestedHead:
+    return ingest.ingest(scan.path, settings.ingest, sha256=scan.sha256, root=scan.root)
 
 
 def _save_stripped(stripped: StrippedBrain, files: ScanFiles) -> Sequence[Path]:

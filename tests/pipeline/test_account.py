@@ -229,3 +229,46 @@ def test_sessions_in_tables_only_are_named(bids_tree):
 @given(made=tables.datasets())
 def test_no_row_or_participant_of_a_table_is_lost_or_altered(tmp_path_factory, made):
     assert tables.judged(made, tmp_path_factory.mktemp("t") / "bids")
+
+
+def _pipe(path):
+    os.mkfifo(path)
+
+
+def _link_out(path):
+    outside = next(place for place in path.parents if place.name == "bids").parent / "elsewhere.tsv"
+    outside.write_text("participant_id\tage\nsub-01\t70\n")
+    path.symlink_to(outside)
+
+
+def _link_to_nothing(path):
+    path.symlink_to(path.parent / ".git" / "annex" / "objects" / "gone")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (_pipe, "no regular file"),
+        (_link_out, "leads out of the dataset"),
+        (_link_to_nothing, "get it first"),
+        (Path.mkdir, "no regular file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["participants.tsv", "sub-01/sub-01_sessions.tsv"])
+def test_a_table_that_cannot_be_read_is_not_taken_for_absent(bids_tree, name, make, why):
+    root = bids_tree("sub-01/ses-M00/anat/sub-01_ses-M00_T1w.nii.gz")
+    make(root / name)
+    if name == "participants.tsv":
+        with pytest.raises(InputMissingError, match=why):
+            read_dataset(root)
+    else:
+        (scan,) = read_dataset(root).scans
+        assert why in scan.fault
+
+
+def test_a_description_of_columns_that_is_a_pipe_is_not_waited_for(bids_tree):
+    root = bids_tree(
+        "sub-01/anat/sub-01_T1w.nii.gz", tables={"participants.tsv": "participant_id\tage\nsub-01\t70\n"}
+    )
+    os.mkfifo(root / "participants.json")
+    assert read_dataset(root).scans[0].covariates.age == 70

@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainstage.pipeline import nifti
 from brainstage.pipeline.errors import GeometryError, ImageError, InputMissingError, IntensityError
 from brainstage.pipeline.nifti import read_mask, read_raw, read_volume, write_mask, write_volume
+from brainstage.pipeline.source import MAX_FILE_BYTES
 from brainstage.pipeline.volume import BrainMask, Volume
 
 DATA = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
@@ -237,7 +237,7 @@ def test_a_directory_is_no_image(tmp_path):
 def test_a_file_of_many_gigabytes_is_not_opened(tmp_path):
     path = tmp_path / "x.nii"
     with path.open("wb") as stream:
-        stream.truncate(nifti.MAX_FILE_BYTES + 1)
+        stream.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(ImageError, match="at most 2147483648 are read"):
         read_raw(path)
 

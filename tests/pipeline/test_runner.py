@@ -10,7 +10,13 @@ import pytest
 
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
-from brainstage.pipeline.errors import ImageError, LeaseLostError, OutputError, StorageError
+from brainstage.pipeline.errors import (
+    ImageError,
+    LeaseLostError,
+    OutputError,
+    SourceChangedError,
+    StorageError,
+)
 from brainstage.pipeline.files import write_json
 from brainstage.pipeline.records import Failure, T1wScan
 from brainstage.pipeline.runner import ChainOptions, read_failure, record_failure, run_chain
@@ -331,6 +337,13 @@ def test_an_output_that_a_stage_no_longer_writes_is_removed(toy):
     toy()
     assert not stray.exists()
     assert toy.output("note").exists()
+
+
+def test_a_file_that_changed_meanwhile_is_tried_again_without_being_asked(toy):
+    toy.raises["add"] = SourceChangedError("scan.nii holds other bytes")
+    assert isinstance(toy(), Failure)
+    toy.raises.clear()
+    assert not isinstance(toy(), Failure)
 
 
 def test_memory_that_is_not_there_is_a_failure_with_a_remedy(toy):
