@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import output_error
@@ -72,9 +72,8 @@ def begin_attempt(files: ScanFiles, stage: str, key: str = "") -> None:
     path = _note(files)
     try:
         make_folder_of(path)
-        path.write_text(
-            json.dumps(asdict(Attempt(stage=stage, key=key, started=time.time()))), encoding="utf-8"
-        )
+        with _fresh(path) as stream:
+            stream.write(json.dumps(asdict(Attempt(stage=stage, key=key, started=time.time()))).encode())
     except OSError as error:
         raise output_error(path, error) from error
 
@@ -136,7 +135,7 @@ def time_limit(files: ScanFiles, seconds: float | None) -> Iterator[None]:
         return
     path = _last_words(files)
     try:
-        stream = path.open("wb")
+        stream = _fresh(path)
     except OSError as error:
         raise output_error(path, error) from error
     with stream:
@@ -146,6 +145,12 @@ def time_limit(files: ScanFiles, seconds: float | None) -> Iterator[None]:
         finally:
             faulthandler.cancel_dump_traceback_later()
     path.unlink(missing_ok=True)
+
+
+def _fresh(path: Path) -> BinaryIO:
+    """Open an empty file of this name; whatever stood there is removed, not followed or written into."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def _note(files: ScanFiles) -> Path:

@@ -171,7 +171,7 @@ def _created(path: Path) -> Lease | None:
         token=secrets.token_hex(8),
         machine=this_machine(),
         pid=os.getpid(),
-        process_started=_started(os.getpid()) or 0.0,
+        process_started=process_started(os.getpid()) or 0.0,
     )
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -205,8 +205,7 @@ def _cleared(path: Path) -> bool:
 
 def _is_gone(path: Path, holder: Holder | None) -> bool:
     if holder is not None and holder.machine == this_machine():
-        started = _started(holder.pid)
-        return started is None or abs(started - holder.process_started) > SAME_START_S
+        return not is_alive(holder.pid, holder.process_started)
     try:
         return time_in(path.parent) - path.stat().st_mtime > ABANDONED_S
     except FileNotFoundError:
@@ -221,7 +220,13 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
-def _started(pid: int) -> float | None:
+def is_alive(pid: int, since: float) -> bool:
+    """Tell whether the process of this machine that was started at a time, in seconds since the epoch, still lives."""
+    started = process_started(pid)
+    return started is not None and abs(started - since) <= SAME_START_S
+
+
+def process_started(pid: int) -> float | None:
     """Return when a living process of this machine was started; None when there is none, or only its remains."""
     try:
         process = psutil.Process(pid)

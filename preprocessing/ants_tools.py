@@ -7,7 +7,6 @@ it is first imported (see :func:`brainstage.pipeline.engine.limit_threads`), so 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from brainstage.pipeline.errors import RegistrationError
 from brainstage.pipeline.records import Deformation
+from brainstage.pipeline.scratch import scratch_folder
 from brainstage.pipeline.volume import Affine, BrainMask, DisplacementField, Volume, inverse_of
 
 RAS_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -128,8 +128,8 @@ def affine_registration(
     """
     import ants
 
-    with tempfile.TemporaryDirectory(prefix="brainstage-") as folder, seeded(seed):
-        initial = Path(folder) / "start.mat"
+    with scratch_folder() as folder, seeded(seed):
+        initial = folder / "start.mat"
         ants.write_transform(_itk_affine(inverse_of(start)), str(initial))
         try:
             result = ants.registration(
@@ -172,8 +172,8 @@ def syn_registration(fixed: Volume, moving: Volume, start: Affine, *, seed: int)
     """
     import ants
 
-    with tempfile.TemporaryDirectory(prefix="brainstage-") as folder, seeded(seed):
-        initial = Path(folder) / "start.mat"
+    with scratch_folder() as folder, seeded(seed):
+        initial = folder / "start.mat"
         ants.write_transform(_itk_affine(inverse_of(start)), str(initial))
         try:
             ants.registration(
@@ -189,8 +189,8 @@ def syn_registration(fixed: Volume, moving: Volume, start: Affine, *, seed: int)
             )
         except RuntimeError as error:
             raise RegistrationError(f"ANTs gave up: {error}") from error
-        (forward,) = Path(folder).glob("syn_*[0-9]Warp.nii.gz")
-        (inverse,) = Path(folder).glob("syn_*InverseWarp.nii.gz")
+        (forward,) = folder.glob("syn_*[0-9]Warp.nii.gz")
+        (inverse,) = folder.glob("syn_*InverseWarp.nii.gz")
         return Deformation(forward=_displacement(forward), inverse=_displacement(inverse))
 
 

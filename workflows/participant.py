@@ -16,6 +16,7 @@ from brainstage.pipeline.lease import Lease, held
 from brainstage.pipeline.nifti import read_voxel_count
 from brainstage.pipeline.records import Completed, Failure, SubjectOutcome, T1wScan
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
+from brainstage.pipeline.scratch import sweep_scratch_once
 from brainstage.pipeline.source import keep_sha256_of, known_sha256
 from brainstage.workflows.output_directory import (
     finished_files,
@@ -66,6 +67,7 @@ def process_scan(task: ScanTask, on_stage: OnStage = lambda *_: None) -> Subject
     context, files = task.context, task.context.files(task.scan)
     if context.umask is not None:
         os.umask(context.umask)
+    sweep_scratch_once()
     with held(lease_path(files)) as lease:
         if lease is None:
             return None

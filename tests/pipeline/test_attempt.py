@@ -102,3 +102,15 @@ def test_a_note_that_cannot_be_understood_counts_as_none(files, text):
     assert read_attempt(files) is None
     assert read_deaths(files) is None
     assert count_death(files).count == 1
+
+
+@pytest.mark.parametrize("name", ["running.json", "last_words.txt"])
+def test_a_planted_link_is_replaced_and_not_written_through(files, tmp_path, name):
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("two years")
+    files.state.mkdir(parents=True, exist_ok=True)
+    (files.state / name).symlink_to(precious)
+    begin_attempt(files, "ingest")
+    with time_limit(files, 60.0):
+        pass
+    assert precious.read_text() == "two years"
