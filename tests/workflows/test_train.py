@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from monai.bundle import ConfigParser, verify_net_in_out
 from scipy.ndimage import gaussian_filter
 
@@ -788,3 +791,40 @@ def test_too_few_people_of_the_class_give_no_reference_and_that_is_said(trained)
     assert read_description(result.model_dir).reference is None
     assert any("too few people of class CN" in line for line in said)
     assert "Class of reference" not in (result.model_dir / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("$print('run')", r"begins with \$, so that MONAI would run it"),
+        ("@_meta_", "begins with @"),
+        ("%x", "begins with %"),
+        ("A;D", "has a ; in it"),
+        ("A\nD", "holds a line break"),
+    ],
+)
+def test_a_class_that_programs_would_not_take_for_a_name_is_refused(own_run, tmp_path, name, says):
+    rewritten(own_run, lambda _, row: {"diagnosis": name if row.diagnosis == "AD" else row.diagnosis})
+    with pytest.raises(UsageError, match=f"the class .* {says}.*; rename it in the column diagnosis"):
+        train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
+    cohort = read_cohort(own_run, "diagnosis", ("CN", "MCI"))
+    assert cohort.classes == ("CN", "MCI")
+
+
+def test_words_of_the_tables_forge_nothing_in_the_card(own_run, tmp_path):
+    forged = "AD | 99 | 99 | <img src=x> **bold** `code` [a](http://b)"
+    rewritten(own_run, lambda _, row: {"diagnosis": forged if row.diagnosis == "AD" else row.diagnosis})
+    result = train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
+    card = (result.model_dir / "MODEL_CARD.md").read_text()
+    parser = MarkdownIt("commonmark").enable("table")
+    html = parser.render(card)
+    assert "<img src=x" not in html
+    assert "<strong>bold</strong>" not in html
+    assert '<a href="http://b"' not in html
+    rows = re.findall(r"<tr>\s*<td>AD.*?</tr>", html, flags=re.DOTALL)
+    assert len(rows) == 1
+    assert re.findall("<td>(.*?)</td>", rows[0])[0] == escape(forged, quote=False)
+    metadata = result.model_dir / "bundle" / "configs" / "metadata.json"
+    config = ConfigParser({"_meta_": json.loads(metadata.read_text())})
+    shown = config.get_parsed_content("_meta_")["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert set(shown.values()) == {"CN", "MCI", forged}

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final
 
+from brainstage.models.choices import class_fault
 from brainstage.models.covariates import Row, text_of
 from brainstage.models.norms import ReferencePerson
 from brainstage.models.splits import Person, people
@@ -317,12 +318,11 @@ def _labels(rows: Sequence[ManifestRow], column: str) -> list[str | None]:
 
 
 def _chosen_classes(present: list[str], asked: Sequence[str] | None, column: str) -> tuple[str, ...]:
-    joined = [name for name in asked or present if ";" in name]
-    if joined:
-        raise UsageError(
-            f"the class {joined[0]!r} has a ; in its name, which stands between the classes of a prediction set; "
-            f"rename it in the column {column}, or choose others with --classes"
-        )
+    for name in asked or present:
+        if fault := class_fault(name):
+            raise UsageError(
+                f"the class {name!r} {fault}; rename it in the column {column}, or choose others with --classes"
+            )
     if asked is None:
         clinical = tuple(name for name in CLINICAL_ORDER if name in present)
         return (*clinical, *(name for name in present if name not in clinical))
