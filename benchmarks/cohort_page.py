@@ -129,7 +129,9 @@ def main() -> None:
     program = shutil.which("chromium")
     scans = scans_of(options.run_dir, options.scans)
     started = time.perf_counter()
-    text = render_cohort(scans, run_info(RunContext(out_dir=options.run_dir, config=Config())))
+    text = render_cohort(
+        scans, run_info(RunContext(out_dir=options.run_dir, config=Config())), directory="benchmark"
+    )
     rows = [("rendered in", f"{time.perf_counter() - started:.1f} s")]
     pictures = np.array([len(scan.thumbnail or b"") for scan in scans])
     sizes = f"pictures of {pictures.min() / 1024:.1f} to {pictures.max() / 1024:.1f} kB"

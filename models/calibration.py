@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 BOUNDS: Final = (0.05, 20.0)
@@ -37,6 +36,8 @@ def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> 
     Guo et al. 2017, "On calibration of modern neural networks", arXiv 1706.04599. Platt 1999, "Probabilistic outputs
     for support vector machines".
     """
+    from scipy.optimize import minimize_scalar  # heavy, and predictions do without
+
     low, high = np.log(BOUNDS)
     softened = _softened(targets, logits.shape[1])
     found = minimize_scalar(

@@ -20,3 +20,20 @@ MED3D_ASSETS: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "me
 
 IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
 """What may be done about classes of different size."""
+
+
+def class_fault(name: str) -> str | None:
+    """Return why a class cannot have a name, as the rest of a sentence, or None where it can.
+
+    >>> class_fault("MCI"), class_fault("AD;MCI")
+    (None, 'has a ; in it, which stands between the classes of a prediction set')
+    """
+    if not name or name != name.strip():
+        return "is empty, or has a blank at an end"
+    if ";" in name:
+        return "has a ; in it, which stands between the classes of a prediction set"
+    if name[0] in "$@%":
+        return f"begins with {name[0]}, so that MONAI would run it as a program where it reads the model's bundle"
+    if not name.isprintable():
+        return "holds a line break or another character that cannot be seen"
+    return None

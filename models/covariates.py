@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import log_softmax
 
 from brainstage.pipeline.errors import UsageError
@@ -31,7 +31,7 @@ _INVERSE_PENALTY: Final = 1.0
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Column(_Part):
@@ -46,7 +46,7 @@ class NumberColumn(_Part):
 
     name: str
     mean: float
-    scale: float
+    scale: float = Field(gt=0)
 
     def design(self, rows: Sequence[Row]) -> NDArray[np.float64]:
         """Return the standardised value, 0 where it is unknown, and whether it is unknown: (N, 2)."""
@@ -61,6 +61,12 @@ class TextColumn(_Part):
     name: str
     levels: tuple[str, ...]
     parts: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _of_one_piece(self) -> TextColumn:
+        if len(self.levels) != len(self.parts):
+            raise ValueError(f"{len(self.levels)} levels have {len(self.parts)} parts")
+        return self
 
     def design(self, rows: Sequence[Row]) -> NDArray[np.float64]:
         """Return one column for each level, their parts where the value is unknown or new, and whether it is."""
@@ -88,6 +94,17 @@ class CovariateExpert(_Part):
     weight: tuple[tuple[float, ...], ...]
     bias: tuple[float, ...]
     log_prior: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _of_one_piece(self) -> CovariateExpert:
+        width = sum(
+            len(column.levels) + 1 if isinstance(column, TextColumn) else 2 for column in self.columns
+        )
+        if {len(self.weight), len(self.log_prior)} != {len(self.bias)} or {
+            len(row) for row in self.weight
+        } != {width}:
+            raise ValueError("weight, bias and log_prior do not fit each other and the columns")
+        return self
 
     def log_probabilities(self, rows: Sequence[Row]) -> NDArray[np.float64]:
         """Return log p(class | covariates), (N, C)."""

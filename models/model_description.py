@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from brainstage.models.baseline import BASELINE_VERSION
-from brainstage.models.choices import HeadKind, Regime, Strides
+from brainstage.models.calibration import BOUNDS
+from brainstage.models.choices import HeadKind, Regime, Strides, class_fault
 from brainstage.models.covariates import CovariateExpert
 from brainstage.models.norms import ReferenceClass
 from brainstage.models.pooling import feature_id
-from brainstage.pipeline.config import differences
+from brainstage.pipeline.config import NetworkGridConfig, differences
 from brainstage.pipeline.errors import ModelError
 from brainstage.pipeline.files import sha256_of_bytes
 
@@ -24,6 +25,8 @@ AGE_AND_SEX: Final = ("age", "sex")
 """What a class of reference goes by, and what the control without an image knows in any case."""
 _NO_PART_OF_ID: Final = frozenset({"model_id", "versions", "kernels"})
 _MAX_DIFFERENCES_SHOWN: Final = 5
+_ROUNDING: Final = 1e-9
+"""By which a probability may lie outside 0 to 1."""
 
 
 class _Part(BaseModel):
@@ -45,14 +48,20 @@ class ConformalDescription(_Part):
     """Class-conditional quantiles of the non-conformity; None stands for infinite, the class is in every set."""
 
     level: float = Field(gt=0, lt=1)
-    quantiles: dict[str, float | None]
+    quantiles: dict[str, Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)] | None]
 
 
 class TierBounds(_Part):
     """``high`` above the first bound, ``review`` down to the second, ``low`` below."""
 
-    high: float = 0.85
-    review: float = 0.60
+    high: float = Field(default=0.85, gt=0, le=1)
+    review: float = Field(default=0.60, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TierBounds:
+        if self.review > self.high:
+            raise ValueError(f"review, {self.review:g}, lies above high, {self.high:g}")
+        return self
 
     def tier(self, confidence: float) -> str:
         """Return the tier of a largest probability.
@@ -85,18 +94,59 @@ class ModelDescription(_Part):
     baseline_version: int = 1  # of those written before there was a second
     preprocessing_id: str
     preprocessing_content: dict[str, Any]
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=BOUNDS[0], le=BOUNDS[1])
     conformal: ConformalDescription
-    novelty_threshold: float
+    novelty_threshold: float = Field(ge=0)
     tiers: TierBounds = TierBounds()
     seed: int
     pretraining_cohorts: tuple[str, ...] = ()
-    fold_of_training_scan: dict[str, int] = Field(default_factory=dict)
+    fold_of_training_scan: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     covariate_experts: tuple[CovariateExpert, ...] = ()
     reference: ReferenceClass | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     kernels: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("classes")
+    @classmethod
+    def _usable_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if fault := class_fault(name):
+                raise ValueError(f"the class {name!r} {fault}")
+            if names.count(name) > 1:
+                raise ValueError(f"the class {name!r} stands there twice")
+        return names
+
+    @field_validator("network_grid")
+    @classmethod
+    def _usable_grid(cls, grid: dict[str, Any]) -> dict[str, Any]:
+        NetworkGridConfig.model_validate(grid)
+        return grid
+
+    @model_validator(mode="after")
+    def _of_one_piece(self) -> ModelDescription:
+        """Hold what is said of classes and folds against how many there are."""
+        if set(self.conformal.quantiles) != set(self.classes):
+            raise ValueError(
+                f"conformal.quantiles must name the classes {', '.join(self.classes)}, each once"
+            )
+        strange = {fold for fold in self.fold_of_training_scan.values() if fold >= self.folds}
+        if strange:
+            raise ValueError(
+                f"fold_of_training_scan names fold {min(strange)}, and there are {self.folds} from 0 on"
+            )
+        if len(self.covariate_experts) not in (0, self.folds):
+            raise ValueError(
+                f"{len(self.covariate_experts)} covariate_experts, where there are {self.folds} folds"
+            )
+        for expert in self.covariate_experts:
+            if len(expert.bias) != len(self.classes):
+                raise ValueError(
+                    f"a covariate_expert tells {len(expert.bias)} of {len(self.classes)} classes apart"
+                )
+        if self.reference is not None and self.reference.label not in self.classes:
+            raise ValueError(f"reference.label {self.reference.label!r} is none of the classes")
+        return self
 
     @property
     def covariate_columns(self) -> tuple[str, ...]:
@@ -125,11 +175,14 @@ class ModelDescription(_Part):
 def read_description(path: Path) -> ModelDescription:
     """Read and check ``model.json`` of a model directory.
 
+    That content and `model_id` agree finds accidents. It is no signature: whoever alters a model can compute its
+    hashes anew.
+
     Raises
     ------
     ModelError
-        When it is absent, not JSON, not what this version writes, or of a version with other features or another
-        baseline.
+        When it is absent, not JSON, not what this version writes, holds a number that is not finite or not in its
+        range, or is of a version with other features or another baseline.
     """
     file = path / DESCRIPTION_FILE
     try:
@@ -149,7 +202,8 @@ def read_description(path: Path) -> ModelDescription:
         )
     if description.model_id != description.own_id:
         raise ModelError(
-            f"{path.name}/{DESCRIPTION_FILE} was altered after training: its content gives another model_id"
+            f"{path.name}/{DESCRIPTION_FILE} was altered after training: its content gives another model_id; copy "
+            "or train the model again"
         )
     backbone = description.backbone
     if backbone.feature_id != feature_id(backbone.sha256, backbone.architecture, backbone.strides):

@@ -327,7 +327,12 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
             LinearBaseline(weight=weight, bias=bias)
             for weight, bias in zip(stacked["weight"], stacked["bias"], strict=True)
         ]
+        _require_finite(BACKBONE_FILE, {key: value.numpy() for key, value in network.state_dict().items()})
+        _require_finite(BASELINE_FILE, stacked)
+        for fold, arrays in enumerate(folds):
+            _require_finite(f"fold-{fold}.safetensors", arrays)
         models, novelty = zip(*map(_fold_models, folds), strict=True)
+        _require_lengths(description, [model.head for model in models], baselines)
         strange = {key for model in models for key in model.state} - set(network.state_dict())
         if strange:
             raise ModelError(f"{path.name}: a fold holds {min(strange)!r}, which the network has not")
@@ -338,6 +343,26 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
     source = WeightsSource(**description.backbone.model_dump(exclude={"feature_id"}))
     extractor = FeatureExtractor(network, source, torch.device(device))
     return StoredModel(description, extractor, models, novelty, baselines)
+
+
+def _require_finite(name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{key} in {name} holds numbers that are not finite")
+
+
+def _require_lengths(
+    description: ModelDescription, heads: Sequence[LinearHead], baselines: Sequence[LinearBaseline]
+) -> None:
+    classes = len(description.classes)
+    if len(baselines) != description.folds:
+        raise ValueError(
+            f"{BASELINE_FILE} holds {len(baselines)} baselines, and there are {description.folds} folds"
+        )
+    for what, found in (("head", heads), ("baseline", baselines)):
+        told = {size for one in found for size in (len(one.weight), len(one.bias))}
+        if told != {classes}:
+            raise ValueError(f"a {what} tells {min(told - {classes})} classes apart, and there are {classes}")
 
 
 _TRAINED: Final = "trained."

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import stdtr, stdtrit
 
 from brainstage.pipeline.records import ReferenceFinding
@@ -66,15 +66,28 @@ class Norm(BaseModel):
         The youngest and the oldest seen, where it depends on age.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     measure: str
     by: tuple[By, ...]
     people: int
     coefficients: tuple[float, ...]
     spread: tuple[tuple[float, ...], ...]
-    residual_sd: float
+    residual_sd: float = Field(ge=0)
     ages: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _of_one_piece(self) -> Norm:
+        size = 1 + len(self.by)
+        if {len(self.coefficients), len(self.spread), *map(len, self.spread)} != {
+            size
+        } or self.people <= size:
+            raise ValueError(f"coefficients, spread and people do not fit a norm by {len(self.by)} column(s)")
+        if (self.ages is None) is ("age" in self.by) or (self.ages and self.ages[0] > self.ages[1]):
+            raise ValueError(
+                "ages must be the youngest and the oldest where a norm is by age, and nothing elsewhere"
+            )
+        return self
 
 
 class ReferenceClass(BaseModel):
@@ -88,7 +101,7 @@ class ReferenceClass(BaseModel):
         Version of the measures; values of another version are compared with nothing.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     label: str
     norms: tuple[Norm, ...]

@@ -12,14 +12,31 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS
 from brainstage.pipeline.errors import ConfigError, InputMissingError
 
-Bounds = tuple[float, float]
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if not 0 < low < high:
+        raise ValueError("two numbers above 0 are needed, the lower one first")
+    return bounds
+
+
+Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
+"""The smallest and the largest of a length or a volume that are taken."""
 
 
 class _Section(BaseModel):
@@ -82,7 +99,7 @@ class BiasFieldConfig(_Section):
     grid_mm: float = Field(default=4.0, ge=1.0, le=8.0)
     levels: int = Field(default=4, ge=1, le=6)
     iterations: int = Field(default=80, ge=1, le=500)
-    tolerance: float = Field(default=1e-4, gt=0.0)
+    tolerance: float = Field(default=1e-4, gt=0.0, lt=1.0)
 
 
 class IntensityConfig(_Section):
@@ -168,6 +185,8 @@ class PreprocessingConfig(_Section):
 class QualityBounds(_Section):
     """Within `passing` a measure is fine, within `tolerated` it warns, outside it fails. None leaves a side open."""
 
+    model_config = ConfigDict(allow_inf_nan=True)  # said below what they mean
+
     passing: tuple[float | None, float | None]
     tolerated: tuple[float | None, float | None] = (None, None)
 
@@ -182,6 +201,17 @@ class QualityBounds(_Section):
             raise ValueError(f"the lower bound {low:g} lies above the upper {high:g}")
         return low, high
 
+    @model_validator(mode="after")
+    def _nested(self) -> QualityBounds:
+        (low, high), (least, most) = self.passing, self.tolerated
+        if (least is not None and (low is None or low < least)) or (
+            most is not None and (high is None or high > most)
+        ):
+            raise ValueError(
+                "tolerated does not hold all of passing; it is where a scan warns instead of failing"
+            )
+        return self
+
 
 class PredictionConfig(_Section):
     """How a prediction is worded.
@@ -191,8 +221,6 @@ class PredictionConfig(_Section):
     high_confidence, review_confidence : float
         ``high`` above the first, ``review`` down to the second, ``low`` below.
     """
-
-    model_config = ConfigDict(allow_inf_nan=True)
 
     high_confidence: float = Field(default=0.85, gt=0.0, le=1.0)
     review_confidence: float = Field(default=0.60, gt=0.0, le=1.0)
@@ -237,7 +265,7 @@ class Config(PreprocessingConfig):
     second_opinion: bool = False
     prediction: PredictionConfig = PredictionConfig()
     reports: ReportsConfig = ReportsConfig()
-    label_column: str = "diagnosis"
+    label_column: str = Field(default="diagnosis", min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @property

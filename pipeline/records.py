@@ -65,17 +65,52 @@ class ReviewDecision(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
-    """A person's decision about a scan.
+    """A person's decision about the picture of a scan.
 
     Attributes
     ----------
     decision : ReviewDecision
     note : str
         In the reviewer's words.
+    sha256, preprocessing_id : str
+        Of the scan's file, and of the chain that made the picture: what was looked at. Empty for any.
+    reviewer : str
+        Who decided; empty where that is not said.
+    decided_at : str
+        UTC, such as ``2025-01-31T12:00:00Z``; empty where that is not known.
     """
 
     decision: ReviewDecision
     note: str = ""
+    sha256: str = ""
+    preprocessing_id: str = ""
+    reviewer: str = ""
+    decided_at: str = ""
+
+    @property
+    def by(self) -> str:
+        """Who decided and when, as far as that is known.
+
+        >>> Review(decision=ReviewDecision.PASS, reviewer="KL", decided_at="2025-01-31T12:00:00Z").by
+        'KL, 2025-01-31'
+        """
+        return ", ".join(filter(None, (self.reviewer, self.decided_at.partition("T")[0])))
+
+    def objection(self, sha256: str, preprocessing_id: str) -> str | None:
+        """Return why this decision is not about a picture, or None where it is.
+
+        Parameters
+        ----------
+        sha256 : str
+            Of the file that the picture was made from; empty where that is not known.
+        preprocessing_id : str
+            Of the chain that made it.
+        """
+        if self.sha256 and not sha256:
+            return "its file is not known"
+        if self.sha256 not in ("", sha256):
+            return "another file"
+        return None if self.preprocessing_id in ("", preprocessing_id) else "preprocessed otherwise"
 
     @property
     def code(self) -> str:
@@ -111,7 +146,7 @@ class T1wScan:
     fault : str or None
         Why the file cannot even be tried, such as a link that leads out of the dataset.
     review : Review or None
-        What a person decided who looked at it.
+        What a person decided who looked at it; about the picture it is bound to, and no other.
     sha256 : str or None
         Of the file's bytes as they went into the keys of the stages; None where nobody has read them yet.
     """
@@ -487,8 +522,11 @@ class Completed:
     qc : QcReport
     prediction : Prediction or None
         None without a model.
+    preprocessing_id : str
     provenance : tuple of Provenance
         In the order of the stages.
+    source_sha256 : str
+        Of the file that the picture was made from; empty where that is not known.
     """
 
     scan: T1wScan
@@ -496,6 +534,18 @@ class Completed:
     prediction: Prediction | None
     preprocessing_id: str
     provenance: tuple[Provenance, ...] = ()
+    source_sha256: str = ""
+
+    @property
+    def review(self) -> Review | None:
+        """What a person decided about this picture; None where nobody did, or about another picture of the scan."""
+        return None if self.review_objection else self.scan.review
+
+    @property
+    def review_objection(self) -> str | None:
+        """Why the decision that there is does not count: it is about another picture. None where it does."""
+        review = self.scan.review
+        return review.objection(self.source_sha256, self.preprocessing_id) if review else None
 
     @property
     def verdict(self) -> QcVerdict:
@@ -503,7 +553,7 @@ class Completed:
 
         A person's pass or fail stands; unsure turns a pass into a warning. What was measured stays among the reasons.
         """
-        measured, review = self.qc.verdict, self.scan.review
+        measured, review = self.qc.verdict, self.review
         if review is None:
             return measured
         unsure_of_a_failure = review.status is QcStatus.WARN and measured.status is QcStatus.FAIL

@@ -83,6 +83,11 @@ class ChainResult:
     markers: Mapping[str, Marker]
 
     @property
+    def source_sha256(self) -> str:
+        """Hash of the scan's file, which the first stage read."""
+        return next((entry.input_sha256.get("source", "") for entry in self.provenance), "")
+
+    @property
     def changed(self) -> bool:
         """Tell whether any stage was computed in this run."""
         return any(not entry.reused for entry in self.provenance)

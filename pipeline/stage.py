@@ -170,6 +170,28 @@ def outputs_intact(marker: Marker, files: ScanFiles) -> bool:
     return True
 
 
+def source_sha256(files: ScanFiles, stage_name: str) -> str | None:
+    """Return the hash of the file that the outputs of a stage were made from.
+
+    None where that cannot be told: the stage has no marker, or one that it builds on has been run anew since.
+    """
+    found: dict[str, Marker] = {}
+    wanted: list[tuple[str, str | None]] = [(stage_name, None)]
+    while wanted:
+        name, key = wanted.pop()
+        marker = found.get(name) or read_marker(files, name)
+        if marker is None or key not in (None, marker.key):
+            return None
+        if name not in found:
+            found[name] = marker
+            wanted += [
+                (read.removeprefix("stage "), digest)
+                for read, digest in marker.inputs.items()
+                if read.startswith("stage ")
+            ]
+    return next((marker.inputs["source"] for marker in found.values() if "source" in marker.inputs), None)
+
+
 def _stored(path: Path, files: ScanFiles) -> StoredFile:
     status = path.stat()
     return StoredFile(

@@ -14,6 +14,7 @@ from brainstage.pipeline.entities import prefixed_label
 from brainstage.pipeline.files import read_json_or_empty, write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
 from brainstage.pipeline.records import Completed, Failure, QcStatus, SubjectOutcome
+from brainstage.pipeline.review import review_remarks
 from brainstage.preprocessing.quality import MEASURES
 from brainstage.workflows.data_dictionary import (
     predictions_dictionary,
@@ -21,7 +22,7 @@ from brainstage.workflows.data_dictionary import (
     trajectories_dictionary,
 )
 from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
-from brainstage.workflows.output_directory import PREPROCESSINGS_FILE
+from brainstage.workflows.output_directory import PREPROCESSINGS_FILE, own_name
 from brainstage.workflows.reported import renew_reports
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.distribution import distributions_of, keep_distributions
@@ -72,7 +73,7 @@ def write_group(
         write_json(out_dir / "trajectories.json", trajectories_dictionary(classes))
     account = account_lines(dataset.account, dataset.scans, context.config.label_column)
     write_json(out_dir / STATE_FOLDER / ACCOUNT_FILE, {"lines": account})
-    _write_pages(dataset, outcomes, context, account)
+    _write_pages(dataset, outcomes, context, [*account, *review_remarks(outcomes)])
     if keep_distributions(out_dir, distributions_of(outcomes)):
         renew_reports(outcomes, context)
 
@@ -201,6 +202,7 @@ def _write_pages(
     page = render_cohort(
         [_cohort_scan(outcome, context) for outcome in outcomes],
         run_info(context),
+        directory=own_name(context.out_dir),
         title=f"T1w scans of {dataset.description.get('Name') or 'a BIDS dataset'}",
         explanations=FLAG_EXPLANATIONS | REVIEW_EXPLANATIONS,
     )

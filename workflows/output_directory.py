@@ -7,6 +7,7 @@ the raw data, and finished scans stay in them whichever scans a later command se
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from brainstage.pipeline.files import (
 )
 from brainstage.pipeline.records import Covariates, T1wScan
 from brainstage.pipeline.source import sha256_of_source
+from brainstage.pipeline.stage import source_sha256
 
 OUTPUT_FILE: Final = "output.json"
 SCANS_FILE: Final = "scans.json"
@@ -33,6 +35,8 @@ PREPROCESSINGS_FILE: Final = "preprocessings.json"
 """Every ``preprocessing_id`` that was used in the directory, and what it stands for."""
 PREPROCESSING_FILE: Final = "preprocessing.json"
 """In the state folder of a scan: its own."""
+NAME_FILE: Final = "name.json"
+"""A random name: what a browser keeps for this directory shows in no other."""
 COMPARED: Final = 3
 """Files whose content is compared where a dataset has moved or its description has changed."""
 HARMLESS: Final = frozenset({"Thumbs.db", "lost+found"})
@@ -186,6 +190,22 @@ def own_preprocessing_id(files: ScanFiles) -> str | None:
     kept = read_json_or_empty(files.state / PREPROCESSING_FILE).get("id")
     found = kept or read_json_or_empty(sidecar_of(files.template_t1w)).get("PreprocessingId")
     return str(found) if found else None
+
+
+def own_name(out_dir: Path) -> str:
+    """Return a random name that no other output directory has, made when it is first asked for."""
+    path = out_dir / STATE_FOLDER / NAME_FILE
+    found = read_json_or_empty(path).get("name")
+    if isinstance(found, str) and found:
+        return found
+    name = secrets.token_hex(8)
+    write_json(path, {"name": name})
+    return name
+
+
+def own_source_sha256(files: ScanFiles) -> str | None:
+    """Return the hash of the file that the pictures of a scan show; None where they are not of one piece."""
+    return source_sha256(files, "figures")
 
 
 def keep_preprocessing_id(files: ScanFiles, identifier: str) -> None:

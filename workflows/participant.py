@@ -22,6 +22,7 @@ from brainstage.workflows.output_directory import (
     finished_files,
     keep_preprocessing_id,
     own_preprocessing_id,
+    own_source_sha256,
 )
 from brainstage.workflows.prediction import model_of, prediction_stage, read_prediction
 from brainstage.workflows.resources import memory_needed_gb
@@ -212,6 +213,7 @@ def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
         qc=qc,
         prediction=prediction,
         preprocessing_id=identifier,
+        source_sha256=own_source_sha256(files) or "",
     )
 
 
@@ -312,4 +314,5 @@ def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: Cha
         prediction=prediction,
         preprocessing_id=context.preprocessing_id,
         provenance=result.provenance,
+        source_sha256=result.source_sha256,
     )

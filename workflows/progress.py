@@ -6,13 +6,13 @@ import json
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from brainstage.pipeline.errors import output_error
-from brainstage.pipeline.records import Failure, SubjectOutcome
+from brainstage.pipeline.records import Completed, Failure, SubjectOutcome
 from brainstage.workflows.gate import decide
 
 STAGE_ORDER: Final = (
@@ -143,6 +143,20 @@ class RunLog:
     def account(self, lines: Sequence[str]) -> None:
         """Write what became of the dataset's participants, files and labels."""
         self._write(json.dumps({"event": "account", "lines": list(lines)}, ensure_ascii=False) + "\n")
+
+    def reviews(self, outcomes: Iterable[SubjectOutcome]) -> None:
+        """Write which decisions of a person about some scans are not applied, and why."""
+        decided = [outcome for outcome in outcomes if isinstance(outcome, Completed) and outcome.scan.review]
+        if decided:
+            event = {
+                "event": "reviews",
+                "applied": sum(outcome.review is not None for outcome in decided),
+                "not_applied": {one.scan.key: one.review_objection for one in decided if one.review is None},
+                "bound_to_path_alone": [
+                    one.scan.key for one in decided if one.review and not one.review.sha256
+                ],
+            }
+            self._write(json.dumps(event, ensure_ascii=False) + "\n")
 
     def outcome(self, outcome: SubjectOutcome) -> None:
         """Write the stages of a scan, then the scan itself."""

@@ -52,9 +52,7 @@ def read_reported(
             t1w_path=t1w_path,
             covariates=Covariates(**shown["covariates"]),
             label=shown["label"],
-            review=Review(decision=ReviewDecision(review["decision"]), note=review["note"])
-            if review
-            else None,
+            review=Review(**review | {"decision": ReviewDecision(review["decision"])}) if review else None,
         )
         config = Config.model_validate(shown["config"])
         reported = replace(context, config=config, model_id=shown["model"], command=str(known["command"]))

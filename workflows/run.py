@@ -40,7 +40,7 @@ from brainstage.pipeline.files import remove_leftovers, temporary_name
 from brainstage.pipeline.lease import clear_if_abandoned, waited_for
 from brainstage.pipeline.manifest import apply_manifest, read_manifest
 from brainstage.pipeline.records import Failure, SubjectOutcome
-from brainstage.pipeline.review import read_decisions, reviewed
+from brainstage.pipeline.review import read_decisions, review_remarks, reviewed
 from brainstage.pipeline.stage import Stage
 from brainstage.preprocessing.quality import require_known_measures
 from brainstage.workflows.group import write_group
@@ -200,6 +200,8 @@ def run(
     # The tables may hold scans of earlier runs; the exit code is about the scans of this one.
     mine = [outcomes[scan.key] for scan in chosen.scans if scan.key in outcomes]
     failed = [outcome for outcome in mine if isinstance(outcome, Failure)]
+    for line in review_remarks(outcomes.values()):
+        progress.note(line)
     progress.summary(mine)
     return ExitCode.SOME_SCAN_FAILED if failed else ExitCode.DONE
 
@@ -223,6 +225,7 @@ def _processed(
             for task in tasks:  # the workers are gone, and could not give their leases back
                 clear_if_abandoned(lease_path(task.context.files(task.scan)))
             return outcomes, stop
+        log.reviews(outcomes.values())
     return outcomes, None
 
 

@@ -49,7 +49,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "model": context.model_id,
         "label": outcome.scan.label,
         "covariates": {name: vars(outcome.scan.covariates)[name] for name in ("age", "sex", "site")},
-        "review": vars(outcome.scan.review) if outcome.scan.review else None,
+        "review": vars(outcome.review) if isinstance(outcome, Completed) and outcome.review else None,
         "config": context.config.model_dump(mode="json"),
         "failure": outcome.message if isinstance(outcome, Failure) else None,
         "evidence": [one.key for one in _evidence(outcome, files)],
@@ -103,11 +103,12 @@ def _evidence(outcome: SubjectOutcome, files: ScanFiles) -> tuple[Evidence, ...]
 
 
 def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
-    review = outcome.scan.review
+    review = outcome.review
     if review is None:
         return ()
     explanation = REVIEW_EXPLANATIONS[review.code]
-    return (Reason(code=review.code, explanation=explanation, summary=review.note, status=review.status),)
+    summary = " ".join(filter(None, (review.note, f"({review.by})" if review.by else "")))
+    return (Reason(code=review.code, explanation=explanation, summary=summary, status=review.status),)
 
 
 def _volumes(files: ScanFiles, evidence: Sequence[Evidence]) -> dict[str, bytes]:

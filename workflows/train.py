@@ -223,6 +223,8 @@ def _all_arrays(
 def _say_cohort(cohort: Cohort, say: Callable[[str], None]) -> None:
     counts = ", ".join(f"{cohort.labels.count(name)} {name}" for name in cohort.classes)
     say(f"{len(cohort.scans)} scans of {len(set(cohort.participants))} participants: {counts}")
+    for remark in cohort.remarks:
+        say(remark)
     for reason, keys in cohort.left_out.items():
         shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
         say(f"left out, {reason}: {len(keys)} ({shown})")

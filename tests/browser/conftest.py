@@ -241,8 +241,9 @@ def outcome_of(scan: T1wScan, number: int) -> SubjectOutcome:
         scan=scan,
         qc=QcReport(measures=measures, verdict=QcVerdict(status=status, reasons=reasons)),
         prediction=prediction,
-        preprocessing_id="3f7a90c12b44aa01",
+        preprocessing_id="p3f7a90c12b44aa0",
         provenance=provenance,
+        source_sha256=f"{number:064x}",
     )
 
 

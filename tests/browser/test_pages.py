@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from datetime import UTC, datetime, timedelta
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainstage.pipeline.records import Review, ReviewDecision
 from brainstage.pipeline.review import read_decisions
 
 SIZES = {"phone": (390, 844), "laptop": (1366, 900), "wide": (1920, 1080)}
@@ -289,11 +289,10 @@ def test_pictures_only_keeps_every_scan_and_its_verdict(open_page, screenshot, o
 
 def test_scans_are_reviewed_by_keyboard_kept_and_exported(open_page, screenshot, output, tmp_path):
     page = open_page(output / "cohort.html", accept_downloads=True)
-    keys = page.evaluate(
-        "Array.from(document.querySelectorAll('#scans tbody tr')).map((r) => r.dataset.path)"
-    )
     page.get_by_role("button", name="Review scans").focus()
     page.keyboard.press("Enter")
+    page.locator("#reviewer").fill("K. L.")
+    page.locator("#review-who").focus()
     for key in ("p", "f"):
         page.keyboard.press(key)
     page.keyboard.press("n")
@@ -307,18 +306,27 @@ def test_scans_are_reviewed_by_keyboard_kept_and_exported(open_page, screenshot,
     page.keyboard.press("Escape")
     assert not page.locator("#review").is_visible()
     page.reload()
-    assert page.locator("td.decision").all_text_contents()[:4] == ["pass", "fail", "unsure", ""]
+    # The third scan has failed: without a picture there is nothing to decide about.
+    assert page.locator("td.decision").all_text_contents()[:5] == ["pass", "fail", "", "unsure", ""]
     page.locator("#filter-review").select_option("none")
-    assert page.locator("#scans tbody tr:visible").count() == len(keys) - 3
+    assert page.locator("#scans tbody tr:visible").count() == 5
     with page.expect_download() as download:
         page.get_by_role("button", name="Export").click()
     assert download.value.suggested_filename == "qc_decisions.tsv"
     download.value.save_as(tmp_path / "qc_decisions.tsv")
-    assert read_decisions(tmp_path / "qc_decisions.tsv") == {
-        keys[0]: Review(decision=ReviewDecision.PASS),
-        keys[1]: Review(decision=ReviewDecision.FAIL),
-        keys[2]: Review(decision=ReviewDecision.UNSURE, note="=cut off, p f u"),
-    }
+    found = read_decisions(tmp_path / "qc_decisions.tsv")
+    rows = page.evaluate(
+        "Array.from(document.querySelectorAll('#scans tbody tr')).map((r) => [r.dataset.path, r.dataset.sha256])"
+    )
+    expected = ((0, "pass", ""), (1, "fail", ""), (3, "unsure", "=cut off, p f u"))
+    assert [(path, str(review.decision), review.note) for path, review in found.items()] == [
+        (rows[number][0], decision, note) for number, decision, note in expected
+    ]
+    assert [review.sha256 for review in found.values()] == [rows[number][1] for number, *_ in expected]
+    assert {review.preprocessing_id for review in found.values()} == {"p3f7a90c12b44aa0"}
+    assert {review.reviewer for review in found.values()} == {"K. L."}
+    age = [datetime.now(UTC) - datetime.fromisoformat(review.decided_at) for review in found.values()]
+    assert all(abs(value) < timedelta(minutes=5) for value in age)
 
 
 def test_a_review_that_the_browser_cannot_keep_is_said(open_page, output):
@@ -430,5 +438,5 @@ def test_rows_that_are_laid_out_otherwise_are_still_a_table(open_page, output):
     assert page.locator("#scans").get_by_role("row").count() == 9
     assert table.get_by_role("columnheader").count() > 10
     first = page.locator("#scans").get_by_role("row").nth(1)
-    assert first.get_by_role("rowheader").inner_text() == "sub-01"
+    assert first.get_by_role("rowheader").text_content() == "sub-01"
     assert first.get_by_role("cell").count() == page.locator("#scans").get_by_role("columnheader").count() - 1

@@ -65,6 +65,34 @@ def test_an_unknown_key_comes_with_a_suggestion(tmp_path, text, says):
         ("[bias_field]\nlevels = 0", r"bias_field\.levels = 0: .*greater than or equal to 1"),
         ("[bias_field]\ngrid_mm = nan", r"bias_field\.grid_mm = nan"),
         ("[ingest]\nspacing_bounds_mm = [nan, nan]", r"ingest\.spacing_bounds_mm"),
+        ("[ingest]\nspacing_bounds_mm = [0.2, inf]", r"ingest\.spacing_bounds_mm\.1 = inf: .*finite"),
+        (
+            "[ingest]\nspacing_bounds_mm = [6.0, 0.2]",
+            r"ingest\.spacing_bounds_mm = .*above 0 .*the lower one first",
+        ),
+        (
+            "[ingest]\nfield_of_view_bounds_mm = [-1.0, 512.0]",
+            r"field_of_view_bounds_mm = .*two numbers above 0",
+        ),
+        ("[ingest]\nfield_of_view_bounds_mm = [80, 80]", r"field_of_view_bounds_mm = .*the lower one first"),
+        ("[brain_extraction]\nvolume_bounds_ml = [0.0, 2300.0]", r"volume_bounds_ml = .*two numbers above 0"),
+        ("[bias_field]\ntolerance = inf", r"bias_field\.tolerance = inf"),
+        ("[bias_field]\ntolerance = 1.0", r"bias_field\.tolerance = 1\.0: .*less than 1"),
+        ("[network_grid]\nspacing_mm = nan", r"network_grid\.spacing_mm = nan"),
+        ("[registration]\nresolution_mm = nan", r"registration\.resolution_mm = nan"),
+        ("[prediction]\nhigh_confidence = nan", r"prediction\.high_confidence = nan"),
+        ("[prediction]\nreview_confidence = 1.5", r"prediction\.review_confidence = 1\.5"),
+        ("[quality.snr]\npassing = [nan, 1.0]", r"quality\.snr\.passing = .*nan is no bound"),
+        ("[quality.snr]\npassing = [5.0, 1.0]", r"quality\.snr\.passing = .*lies above the upper"),
+        (
+            "[quality.snr]\npassing = [5.0, inf]\ntolerated = [6.0, inf]",
+            r"quality\.snr = .*does not hold all",
+        ),
+        (
+            "[quality.snr]\npassing = [5.0, inf]\ntolerated = [1.0, 9.0]",
+            r"quality\.snr = .*does not hold all",
+        ),
+        ('label_column = ""', r"label_column = ''"),
         ("[network_grid]\nshape = [8000, 96, 80]", "32 to 256 voxels"),
         ("[registration]\nresolution_mm = 3", "allowed are 1, 1.5 and 2"),
         ("[network_grid]\nshape = [80, 96, 81]", "multiple of 8"),
@@ -123,6 +151,12 @@ def test_bounds_of_a_measure_may_leave_a_side_open():
     content = tomllib.loads("quality.snr = { passing = [5.0, 100.0] }")
     bounds = Config.model_validate(content).quality["snr"]
     assert (bounds.passing, bounds.tolerated) == ((5.0, 100.0), (None, None))
+
+
+def test_an_infinite_bound_of_a_measure_is_an_open_side(tmp_path):
+    text = "[quality.snr]\npassing = [5.0, inf]\ntolerated = [-inf, inf]\n"
+    bounds = read(tmp_path, text).quality["snr"]
+    assert (bounds.passing, bounds.tolerated) == ((5.0, None), (None, None))
 
 
 @pytest.mark.parametrize(("section", "name"), OPTIONS, ids=[f"{s.__name__}.{n}" for s, n in OPTIONS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ from brainstage.pipeline.stage import (
     marker_path,
     outputs_intact,
     read_marker,
+    source_sha256,
     write_marker,
 )
 
@@ -134,3 +136,17 @@ def test_an_output_that_became_a_folder_is_not_intact(files, marker):
     (files.anat / "x.txt").unlink()
     (files.anat / "x.txt").mkdir()
     assert not outputs_intact(marker, files)
+
+
+def test_the_source_of_a_stage_is_known_where_all_that_it_builds_on_is_as_it_was(files, marker):
+    first = replace(marker, stage="ingest", key="k1", inputs={"source": "abc"})
+    second = replace(marker, stage="mask", key="k2", inputs={"stage ingest": "k1", "x.txt": "1"})
+    third = replace(marker, stage="figures", key="k3", inputs={"stage mask": "k2", "stage ingest": "k1"})
+    for one in (first, second, third):
+        assert source_sha256(files, "figures") is None
+        write_marker(files, one)
+    assert source_sha256(files, "figures") == source_sha256(files, "ingest") == "abc"
+    write_marker(files, replace(first, key="k9", inputs={"source": "def"}))
+    assert source_sha256(files, "ingest") == "def"
+    assert source_sha256(files, "mask") is None
+    assert source_sha256(files, "figures") is None

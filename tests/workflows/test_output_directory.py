@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from brainstage.pipeline.errors import ExitCode, ManifestError, OutputError, UsageError
-from brainstage.workflows.learning.labelled_cohort import OTHER_PREPROCESSING, read_cohort
+from brainstage.pipeline.review import read_decisions
+from brainstage.workflows.learning.labelled_cohort import OTHER_PREPROCESSING, REVIEW_FAILED, read_cohort
 from brainstage.workflows.output_directory import dataset_of, require_ours
 from brainstage.workflows.progress import Progress
 from brainstage.workflows.run import RunOptions, run
@@ -205,3 +207,94 @@ def test_what_is_known_of_a_directory_is_read_back_as_it_was(bids, out):
         '{"scans": ["sub-01"], "descriptions": {"sub-01": {"t1w_path": 3}}}'
     )
     assert dataset_of(out) is None
+
+
+def decisions_of(out: Path, decision: str) -> Path:
+    """Write a decision about the picture that the page shows of each scan."""
+    page = (out / "cohort.html").read_text()
+    shown = re.findall(r'data-path="([^"]+)" data-sha256="([^"]+)" data-preprocessing="([^"]+)"', page)
+    lines = ["\t".join([path, decision, *identity]) for path, *identity in shown]
+    path = out.parent / "qc_decisions.tsv"
+    path.write_text("\n".join(["t1w_path\tdecision\tsha256\tpreprocessing_id", *lines]) + "\n")
+    return path
+
+
+def reviews_of(out: Path) -> list[str]:
+    assert [row["qc_reasons"] for row in rows(out)] == [row["qc_reasons"] for row in rows(out, "qc.csv")]
+    return [row["qc_reasons"] for row in rows(out)]
+
+
+def test_a_decision_is_about_the_picture_that_was_looked_at_and_no_other(bids, out, save_nifti):
+    done(bids, out)
+    decisions = decisions_of(out, "fail")
+    assert [line.split("\t")[2] for line in decisions.read_text().splitlines()[1:]] == [
+        row["sha256"] for row in rows(out, "data_manifest.csv")
+    ]
+    _, said = done(bids, out, qc_decisions=decisions)
+    assert reviews_of(out) == ["reviewed_fail"] * 3
+    assert "decision(s)" not in said
+    save_nifti(bids / TWO, np.ones((2, 2, 2), dtype=np.uint8))
+    other = {"bias_field": {"method": "none"}}
+    done(bids, out, participants=("03",), overrides=other)
+    _, said = done(bids, out, participants=("01", "02"), qc_decisions=decisions)
+    told = "2 decision(s) are about another picture of the scan than there is now, and are not applied: "
+    which = "sub-02 (another file), sub-03 (preprocessed otherwise)"
+    assert told + which in said
+    assert told + which in (out / "methods.md").read_text()
+    assert reviews_of(out) == ["reviewed_fail", "", ""]
+    assert [row["qc_status"] for row in rows(out)] == ["fail", "pass", "pass"]
+    assert "reviewed_fail" not in (out / "sub-02.html").read_text()
+    assert "reviewed_fail" in (out / "sub-01.html").read_text()
+    [event] = [
+        json.loads(line)
+        for path in (out / "logs").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+        if '"reviews"' in line and "another" in line
+    ]
+    assert event["not_applied"] == {"sub-02": "another file"}
+    done(bids, out, level="group", qc_decisions=decisions)
+    assert reviews_of(out) == ["reviewed_fail", "", ""]
+
+
+def test_a_decision_by_hand_is_bound_to_the_path_and_said_to_be(bids, out, save_nifti):
+    decisions = out.parent / "by_hand.tsv"
+    decisions.write_text(f"t1w_path\tdecision\n{ONE}\tfail\n")
+    for value in (0, 1):
+        save_nifti(bids / ONE, np.full((2, 2, 2), value, dtype=np.uint8))
+        _, said = done(bids, out, qc_decisions=decisions)
+        assert reviews_of(out) == ["reviewed_fail", "", ""]
+        assert "1 decision(s) name no sha256, so they are bound to t1w_path alone" in said
+        assert "lies there: sub-01\n" in said
+
+
+def test_training_takes_no_decision_about_another_picture(bids, out, save_nifti):
+    done(bids, out)
+    decisions = decisions_of(out, "fail")
+    save_nifti(bids / TWO, np.ones((2, 2, 2), dtype=np.uint8))
+    done(bids, out)
+    cohort = read_cohort(out, "diagnosis", ("CN", "AD"), decisions=read_decisions(decisions))
+    assert [scan.files.key for scan in cohort.scans] == ["sub-02"]
+    assert cohort.left_out == {REVIEW_FAILED: ("sub-01", "sub-03")}
+    [remark] = cohort.remarks
+    assert remark.startswith("1 decision(s) are about another picture")
+    assert "sub-02 (another file)" in remark
+
+
+def test_pictures_that_are_not_of_one_piece_are_not_decided_about(bids, out):
+    done(bids, out)
+    decisions = decisions_of(out, "pass")
+    marker = out / ".brainstage" / "sub-01" / "registration.json"
+    content = json.loads(marker.read_text())
+    marker.write_text(json.dumps(content | {"key": "of a run that was killed after it"}))
+    done(bids, out, level="group", qc_decisions=decisions)
+    assert reviews_of(out) == ["", "reviewed_pass", "reviewed_pass"]
+    assert 'data-sha256=""' in (out / "cohort.html").read_text()
+
+
+def test_each_directory_has_a_name_of_its_own_and_keeps_it(bids, out):
+    done(bids, out)
+    first = re.findall('data-directory="([0-9a-f]{16})"', (out / "cohort.html").read_text())
+    done(bids, out, participants=("01",))
+    assert re.findall('data-directory="([0-9a-f]{16})"', (out / "cohort.html").read_text()) == first
+    done(bids, out.parent / "other")
+    assert first[0] not in (out.parent / "other" / "cohort.html").read_text()

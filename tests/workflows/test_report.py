@@ -27,6 +27,8 @@ from brainstage.pipeline.records import (
     QcStatus,
     QcVerdict,
     ReferenceFinding,
+    Review,
+    ReviewDecision,
     T1wScan,
 )
 from brainstage.preprocessing.regions import RegionShare
@@ -232,7 +234,7 @@ def evidence(**changes) -> Evidence:
 
 
 def cohort(*scans: CohortScan) -> str:
-    return render_cohort(scans, RUN, explanations={"cnr": "Low contrast."})
+    return render_cohort(scans, RUN, directory="d1", explanations={"cnr": "Low contrast."})
 
 
 def cohort_scan(outcome, status, **changes) -> CohortScan:
@@ -382,9 +384,18 @@ def test_the_cohort_page_allows_only_its_own_script():
 
 
 def hostile_scan(**changes) -> T1wScan:
+    review = Review(
+        decision=ReviewDecision.PASS,
+        note=HOSTILE,
+        preprocessing_id=HOSTILE,
+        reviewer=HOSTILE,
+        decided_at=HOSTILE,
+    )
     entities = BidsEntities(subject=HOSTILE, session=HOSTILE, run=HOSTILE)
     covariates = Covariates(sex=HOSTILE, site=HOSTILE)
-    return scan(entities=entities, t1w_path=HOSTILE, covariates=covariates, label=HOSTILE, **changes)
+    return scan(
+        entities=entities, t1w_path=HOSTILE, covariates=covariates, label=HOSTILE, review=review, **changes
+    )
 
 
 def hostile_pages() -> dict[str, str]:
@@ -408,7 +419,9 @@ def hostile_pages() -> dict[str, str]:
         seconds=1.0,
     )
     qc = QcReport(measures={"cnr": 1.0}, verdict=QcVerdict(status=QcStatus.WARN, reasons=(HOSTILE,)))
-    done = completed(scan=hostile_scan(), prediction=said, provenance=(entry,), qc=qc)
+    done = completed(
+        scan=hostile_scan(), prediction=said, provenance=(entry,), qc=qc, preprocessing_id=HOSTILE
+    )
     broken = failure(scan=hostile_scan(), stage=HOSTILE, error=HOSTILE, message=HOSTILE)
     findings = HeaderFindings(
         shape=(1, 2, 3),
@@ -433,7 +446,9 @@ def hostile_pages() -> dict[str, str]:
     return {
         "flagged": render_scan_report(report(done, STATUS.FLAGGED, cohort_page=HOSTILE, **words)),
         "failed": render_scan_report(report(broken, STATUS.FAILED, remedy=HOSTILE, **words)),
-        "cohort": render_cohort(scans, run, title=HOSTILE, explanations={HOSTILE: HOSTILE}),
+        "cohort": render_cohort(
+            scans, run, directory=HOSTILE, title=HOSTILE, explanations={HOSTILE: HOSTILE}
+        ),
     }
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import re
 import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from monai.bundle import ConfigParser, verify_net_in_out
+from safetensors.numpy import load, save
 from scipy.ndimage import gaussian_filter
 
 from brainstage.models.features import FeatureExtractor
@@ -317,6 +322,98 @@ def test_altered_description_is_refused(trained, tmp_path):
         load_model(copy)
     (copy / "model.json").write_text("{")
     with pytest.raises(ModelError, match="not usable"):
+        load_model(copy)
+
+
+NAN = float("nan")
+QUANTILES = {"CN": 0.5, "MCI": 0.5, "AD": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param({"temperature": NAN}, "temperature: .*finite", id="temperature nan"),
+        pytest.param({"temperature": float("inf")}, "temperature: .*finite", id="temperature infinite"),
+        pytest.param({"temperature": 1e-300}, "temperature: .*0.05", id="temperature tiny"),
+        pytest.param({"novelty_threshold": NAN}, "novelty_threshold: .*finite", id="novelty nan"),
+        pytest.param({"novelty_threshold": -1.0}, "novelty_threshold", id="novelty negative"),
+        pytest.param({"classes": ["CN", "AD", "CN"]}, "'CN' stands there twice", id="class twice"),
+        pytest.param({"classes": ["CN", "MCI"]}, "quantiles must name the classes CN, MCI", id="class gone"),
+        pytest.param({"classes": ["CN", "$x"]}, "begins with \\$", id="class a program"),
+        pytest.param(
+            {"conformal": {"level": 0.9, "quantiles": {**QUANTILES, "AD": NAN}}}, "finite", id="quantile nan"
+        ),
+        pytest.param(
+            {"conformal": {"level": 0.9, "quantiles": {**QUANTILES, "AD": 7.0}}}, "AD", id="quantile of 7"
+        ),
+        pytest.param(
+            {"conformal": {"level": 1.5, "quantiles": QUANTILES}}, "conformal.level", id="level of 1.5"
+        ),
+        pytest.param({"tiers": {"high": 0.5, "review": 0.6}}, "lies above high", id="tiers"),
+        pytest.param({"tiers": {"high": NAN, "review": 0.6}}, "tiers.high", id="tier nan"),
+        pytest.param({"fold_of_training_scan": {"a": 3}}, "names fold 3", id="fold of a scan"),
+        pytest.param({"fold_of_training_scan": {"a": -1}}, "fold_of_training_scan", id="negative fold"),
+        pytest.param({"network_grid": {"spacing_mm": 2.0, "shape": [8000, 96, 80]}}, "32 to 256", id="grid"),
+        pytest.param(
+            {"reference": {"label": "XX", "norms": []}}, "reference.label 'XX'", id="class of reference"
+        ),
+    ],
+)
+def test_numbers_that_no_training_gives_are_refused_in_a_sentence(trained, tmp_path, change, says):
+    copy = Path(shutil.copytree(trained[0].model_dir, tmp_path / "copy"))
+    content = json.loads((copy / "model.json").read_text()) | change
+    (copy / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=rf"copy/model\.json is not usable: .*{says}"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"weight": [[NAN, 0.0]] * 3}, "finite"),
+        ({"bias": [0.0, 0.0]}, "do not fit each other"),
+        ({"log_prior": [-1.0, -1.0]}, "do not fit each other"),
+        ({"columns": [{"name": "age", "mean": 70.0, "scale": 0.0}]}, "greater than 0"),
+        ({"columns": [{"name": "sex", "levels": ["F", "M"], "parts": [1.0]}]}, "columns"),
+    ],
+)
+def test_covariates_whose_numbers_do_not_fit_are_refused(with_age, tmp_path, change, says):
+    copy = Path(shutil.copytree(with_age[0].model_dir, tmp_path / "copy"))
+    content = json.loads((copy / "model.json").read_text())
+    content["covariate_experts"][1] |= change
+    (copy / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=rf"is not usable: covariate_experts.1.*{says}"):
+        load_model(copy)
+    content["covariate_experts"] = content["covariate_experts"][:1]
+    (copy / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="1 covariate_experts, where there are 3 folds"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("fold-1", lambda a: a | {"head_weight": a["head_weight"] * np.float32(NAN)}, "not finite"),
+        ("fold-1", lambda a: a | {"head_bias": a["head_bias"][:2]}, "a head tells 2 classes apart"),
+        ("baseline", lambda a: {key: one[:2] for key, one in a.items()}, "holds 2 baselines"),
+        ("baseline", lambda a: a | {"bias": a["bias"][:, :2]}, "a baseline tells 2 classes apart"),
+        ("baseline", lambda a: a | {"weight": a["weight"] / np.float32(0)}, "not finite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_weights_that_no_training_gives_are_refused_even_with_their_hashes(
+    trained, tmp_path, name, change, says
+):
+    copy = Path(shutil.copytree(trained[0].model_dir, tmp_path / "copy"))
+    path = copy / f"{name}.safetensors"
+    path.write_bytes(save(change(load(path.read_bytes()))))
+    described = read_description(copy)
+    altered = described.model_copy(
+        update={"files": {**described.files, path.name: hashlib.sha256(path.read_bytes()).hexdigest()}}
+    )
+    altered = altered.model_copy(update={"model_id": altered.own_id})
+    (copy / "model.json").write_text(altered.model_dump_json())
+    with pytest.raises(ModelError, match=f"do not fit together: .*{says}"):
         load_model(copy)
 
 
@@ -788,3 +885,40 @@ def test_too_few_people_of_the_class_give_no_reference_and_that_is_said(trained)
     assert read_description(result.model_dir).reference is None
     assert any("too few people of class CN" in line for line in said)
     assert "Class of reference" not in (result.model_dir / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("$print('run')", r"begins with \$, so that MONAI would run it"),
+        ("@_meta_", "begins with @"),
+        ("%x", "begins with %"),
+        ("A;D", "has a ; in it"),
+        ("A\nD", "holds a line break"),
+    ],
+)
+def test_a_class_that_programs_would_not_take_for_a_name_is_refused(own_run, tmp_path, name, says):
+    rewritten(own_run, lambda _, row: {"diagnosis": name if row.diagnosis == "AD" else row.diagnosis})
+    with pytest.raises(UsageError, match=f"the class .* {says}.*; rename it in the column diagnosis"):
+        train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
+    cohort = read_cohort(own_run, "diagnosis", ("CN", "MCI"))
+    assert cohort.classes == ("CN", "MCI")
+
+
+def test_words_of_the_tables_forge_nothing_in_the_card(own_run, tmp_path):
+    forged = "AD | 99 | 99 | <img src=x> **bold** `code` [a](http://b)"
+    rewritten(own_run, lambda _, row: {"diagnosis": forged if row.diagnosis == "AD" else row.diagnosis})
+    result = train(own_run, tmp_path / "model", OPTIONS, lambda _: None)
+    card = (result.model_dir / "MODEL_CARD.md").read_text()
+    parser = MarkdownIt("commonmark").enable("table")
+    html = parser.render(card)
+    assert "<img src=x" not in html
+    assert "<strong>bold</strong>" not in html
+    assert '<a href="http://b"' not in html
+    rows = re.findall(r"<tr>\s*<td>AD.*?</tr>", html, flags=re.DOTALL)
+    assert len(rows) == 1
+    assert re.findall("<td>(.*?)</td>", rows[0])[0] == escape(forged, quote=False)
+    metadata = result.model_dir / "bundle" / "configs" / "metadata.json"
+    config = ConfigParser({"_meta_": json.loads(metadata.read_text())})
+    shown = config.get_parsed_content("_meta_")["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert set(shown.values()) == {"CN", "MCI", forged}

@@ -19,7 +19,7 @@ from brainstage.pipeline.files import read_json_or_empty, write_bytes, write_jso
 from brainstage.pipeline.manifest import csv_text
 from brainstage.pipeline.records import Prediction
 from brainstage.workflows.learning.labelled_cohort import LabelledScan
-from brainstage.workflows.learning.model_card import cell, chance_sentence, markdown_environment
+from brainstage.workflows.learning.model_card import cell, chance_sentence
 from brainstage.workflows.learning.model_evaluation import (
     estimate_content,
     evaluation_content,
@@ -31,6 +31,7 @@ from brainstage.workflows.learning.model_figures import (
     precision_recall_figure,
     roc_figure,
 )
+from brainstage.workflows.reporting.markdown import markdown_environment
 
 SMALLEST_GROUP: Final = 10
 """With fewer scans an interval spans nearly everything, and its middle would be read all the same."""

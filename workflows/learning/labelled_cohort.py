@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final
 
+from brainstage.models.choices import class_fault
 from brainstage.models.covariates import Row, text_of
 from brainstage.models.norms import ReferencePerson
 from brainstage.models.splits import Person, people
@@ -20,11 +21,13 @@ from brainstage.pipeline.errors import InputMissingError, ManifestError, UsageEr
 from brainstage.pipeline.files import read_json, read_json_or_empty
 from brainstage.pipeline.manifest import COLUMNS, ManifestRow, read_manifest
 from brainstage.pipeline.records import Review, ReviewDecision
+from brainstage.pipeline.review import remarks_of
 from brainstage.pipeline.runner import FAILURE_MARKER
 from brainstage.workflows.output_directory import (
     PREPROCESSINGS_FILE,
     finished_files,
     own_preprocessing_id,
+    own_source_sha256,
 )
 
 CLINICAL_ORDER: Final = ("CN", "MCI", "AD")
@@ -68,6 +71,8 @@ class Cohort:
         Those of the manifest that a model may look at besides the image: not the label, no name, no path.
     same_person : mapping
         Participant to the one who stands for all that are the same person, where scans have shown it.
+    remarks : tuple of str
+        Decisions about scans that are not applied, or are bound to no picture.
     """
 
     classes: tuple[str, ...]
@@ -78,6 +83,7 @@ class Cohort:
     preprocessing_content: Mapping[str, Any]
     columns: tuple[str, ...] = ()
     same_person: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def network_grid(self) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def read_cohort(
     by_split : bool
         False takes the scans of every split alike, as a model does that learns from none of them.
     decisions : mapping
-        ``t1w_path`` to what a person decided, which stands over quality control.
+        ``t1w_path`` to what a person decided, which stands over quality control where it is about the scan's picture.
     preprocessed : str or None
         The ``preprocessing_id`` that scans are to have, where any has it; otherwise that of most.
 
@@ -157,10 +163,16 @@ def read_cohort(
     chosen = _chosen_classes(sorted({label for label in labels if label}), classes, label_column)
     left_out: dict[str, list[str]] = defaultdict(list)
     kept: list[LabelledScan] = []
+    decided: list[tuple[str, Review, str | None]] = []
     resolution = RESOLUTION_LABELS[preprocessing["content"]["registration"]["resolution_mm"]]
     for row, label in zip(rows, labels, strict=True):
         files = files_of_row(row, out_dir, resolution)
-        reason = _objection(files, label, chosen, decisions.get(row.t1w_path), str(preprocessing["id"]))
+        review = decisions.get(row.t1w_path)
+        if review is not None:
+            about = own_source_sha256(files) or "", own_preprocessing_id(files) or str(preprocessing["id"])
+            decided.append((files.key, review, review.objection(*about)))
+            review = None if decided[-1][2] else review
+        reason = _objection(files, label, chosen, review, str(preprocessing["id"]))
         if reason is None and label is not None:
             kept.append(LabelledScan(row=row, files=files, label=label))
         elif reason is not None:
@@ -182,6 +194,7 @@ def read_cohort(
         preprocessing_id=str(preprocessing["id"]),
         preprocessing_content=preprocessing["content"],
         columns=tuple(name for name in _columns(rows) if name != label_column),
+        remarks=tuple(remarks_of(decided)),
     )
 
 
@@ -305,12 +318,11 @@ def _labels(rows: Sequence[ManifestRow], column: str) -> list[str | None]:
 
 
 def _chosen_classes(present: list[str], asked: Sequence[str] | None, column: str) -> tuple[str, ...]:
-    joined = [name for name in asked or present if ";" in name]
-    if joined:
-        raise UsageError(
-            f"the class {joined[0]!r} has a ; in its name, which stands between the classes of a prediction set; "
-            f"rename it in the column {column}, or choose others with --classes"
-        )
+    for name in asked or present:
+        if fault := class_fault(name):
+            raise UsageError(
+                f"the class {name!r} {fault}; rename it in the column {column}, or choose others with --classes"
+            )
     if asked is None:
         clinical = tuple(name for name in CLINICAL_ORDER if name in present)
         return (*clinical, *(name for name in present if name not in clinical))

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from brainstage.models.choices import Regime
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_store import StoredModel
@@ -18,6 +16,7 @@ from brainstage.models.splits import FoldBalance, participant_classes
 from brainstage.workflows.learning.labelled_cohort import Cohort
 from brainstage.workflows.learning.model_evaluation import ModelEvaluation
 from brainstage.workflows.learning.training_options import TrainOptions
+from brainstage.workflows.reporting.markdown import markdown_environment
 
 TRAINED_PARTS: Final[Mapping[Regime, str]] = MappingProxyType(
     {
@@ -78,17 +77,6 @@ def reference_rows(reference: ReferenceClass | None) -> list[tuple[Norm, str]]:
         usual = f"{found.low:.2g} to {found.high:.2g} %" + (f" ({whom})" if whom else "")
         rows.setdefault(norm.measure, (norm, usual))
     return list(rows.values())
-
-
-def markdown_environment() -> Environment:
-    """Return what fills Markdown templates; a name that is missing is an error."""
-    # Markdown is not HTML: select_autoescape leaves it alone, and a class name keeps its letters.
-    return Environment(
-        loader=PackageLoader("brainstage.workflows"),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
 
 
 def cell(estimate: Estimate) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from brainstage.pipeline.records import (
     Prediction,
     PredictionStatus,
     QcStatus,
+    Review,
     SubjectOutcome,
 )
 from brainstage.workflows.reporting.pages import RunInfo, page_environment, png_size, script_hash
@@ -82,6 +82,22 @@ class CohortScan:
         """Failed scans first, then by verdict."""
         return -1 if self.qc_status is None else _STATUS_RANK[self.qc_status.value]
 
+    @property
+    def shows_sha256(self) -> str:
+        """Hash of the file that the picture shows; empty without a picture, for there is nothing to decide about."""
+        return "" if isinstance(self.outcome, Failure) else self.outcome.source_sha256
+
+    @property
+    def review(self) -> Review | None:
+        """What a person decided about this picture."""
+        return None if isinstance(self.outcome, Failure) else self.outcome.review
+
+    @property
+    def given(self) -> dict[str, str] | None:
+        """Every field of the decision that the run was given, be it about this picture or another."""
+        found = self.outcome.scan.review
+        return {name: str(value) for name, value in vars(found).items()} if found else None
+
     @cached_property
     def labels(self) -> tuple[str, str, str]:
         """Participant, session and run as BIDS tables write them."""
@@ -128,6 +144,7 @@ def render_cohort(
     scans: Sequence[CohortScan],
     run: RunInfo,
     *,
+    directory: str,
     title: str = "T1w cohort",
     explanations: Mapping[str, str] | None = None,
 ) -> str:
@@ -138,6 +155,8 @@ def render_cohort(
     scans : sequence of CohortScan
         In the order in which they are shown.
     run : RunInfo
+    directory : str
+        A name of the output directory that no other has: the browser keeps decisions under it.
     title : str
         Such as the dataset's name.
     explanations : mapping, optional
@@ -156,8 +175,7 @@ def render_cohort(
         strips=strips_of(scans),
         measures=_numeric_measures(scans),
         choices=_choices(scans),
-        # Decisions are kept in the browser under what they are about.
-        about=_identity(scans, run),
+        directory=directory,
         codes=[(code, number, (explanations or {}).get(code, "")) for code, number in codes.most_common()],
         has=_columns(scans),
         script=script,
@@ -187,12 +205,6 @@ def _choices(scans: Sequence[CohortScan]) -> list[tuple[str, str, list[str]]]:
         for (field, name), values in found.items()
         if len(values - {""}) > 1
     ]
-
-
-def _identity(scans: Sequence[CohortScan], run: RunInfo) -> str:
-    """Return a short hash of which scans were preprocessed how."""
-    content = "\n".join([run.preprocessing_id, *(scan.outcome.scan.t1w_path for scan in scans)])
-    return hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
 
 
 def _counts(scans: Sequence[CohortScan]) -> list[tuple[str, list[tuple[str, int]]]]:

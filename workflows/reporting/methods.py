@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from brainstage.pipeline.config import Config
-from brainstage.workflows.reporting.pages import page_environment
+from brainstage.workflows.reporting.markdown import markdown_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def render_methods(
         differs.
     """
     steps = method_steps(config, versions, model_id=model_id)
-    return page_environment().get_template("methods.md.j2").render(
+    return markdown_environment(trimmed=True).get_template("methods.md.j2").render(
         steps=steps,
         references=references_of(steps),
         versions=dict(sorted(versions.items())),
