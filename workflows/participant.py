@@ -132,6 +132,13 @@ def _processed(
 def outcome_of_death(task: ScanTask) -> Failure | None:
     """Return the failure of a scan whose process died, with its report; None when it deserves another try."""
     files = task.context.files(task.scan)
+    # The lease of the process that died is free at once where that was of this machine; what another machine's left
+    # looks alive for minutes, and the death is counted all the same.
+    with held(lease_path(files)):
+        return _outcome_of_death(task, files)
+
+
+def _outcome_of_death(task: ScanTask, files: ScanFiles) -> Failure | None:
     deaths = count_death(files)
     if not deaths.too_many:
         return None

@@ -176,9 +176,10 @@ def run(
     _prepare(options)
     if everything.root != options.out_dir:
         require_same_dataset(options.out_dir, everything, other_is_meant=options.accept_dataset)
-        with waited_for(options.out_dir / STATE_FOLDER / "scans-lease.json"):
-            note_dataset(options.out_dir, chosen)
-    note_preprocessing(options.out_dir, context.preprocessing_id, preprocessing_content(config))
+        note_dataset(options.out_dir, chosen, progress.note)
+    note_preprocessing(
+        options.out_dir, context.preprocessing_id, preprocessing_content(config), progress.note
+    )
     account = account_lines(everything.account, everything.scans, config.label_column)
     for line in account:
         progress.note(line)
@@ -192,7 +193,7 @@ def run(
         outcomes, interrupted = _processed(tasks, account, options, progress)
     if options.level != "participant" and (outcomes or interrupted is None):
         # Another run may have finished scans of its own meanwhile: whoever comes last writes about all of them.
-        with waited_for(options.out_dir / STATE_FOLDER / "tables-lease.json"):
+        with waited_for(options.out_dir / STATE_FOLDER / "tables-lease.json", progress.note):
             classes = model.classes if model else ()
             outcomes = _write_tables(everything, outcomes, context, classes, options, progress)
     if interrupted is not None:
