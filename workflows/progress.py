@@ -144,6 +144,10 @@ class RunLog:
         """Write what became of the dataset's participants, files and labels."""
         self._write(json.dumps({"event": "account", "lines": list(lines)}, ensure_ascii=False) + "\n")
 
+    def note(self, line: str) -> None:
+        """Write a sentence about the whole run."""
+        self._write(json.dumps({"event": "note", "line": line}, ensure_ascii=False) + "\n")
+
     def outcome(self, outcome: SubjectOutcome) -> None:
         """Write the stages of a scan, then the scan itself."""
         key = outcome.scan.key
