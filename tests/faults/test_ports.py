@@ -19,7 +19,7 @@ import psutil
 import pytest
 from kills import STAGES, wait_until
 
-from brainstage.pipeline.engine import EngineOptions, Listener, SlurmJob, workers
+from brainstage.pipeline.engine import THREAD_VARIABLES, EngineOptions, Listener, SlurmJob, workers
 
 pytestmark = pytest.mark.slow
 
@@ -169,6 +169,8 @@ def test_jobs_start_from_paths_with_spaces_and_their_ports_answer_no_stranger(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setenv("TMPDIR", "/only on the login node")
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "out of 'all'" / "keys"
     folder.mkdir(parents=True)
     scratch = tmp_path / work_dir if work_dir else None
