@@ -69,7 +69,11 @@ class Cohort:
         asked = {"bids_dir": str(self.bids), "out_dir": str(out or self.out), "processes": 2} | options
         return subprocess.Popen(
             [sys.executable, "-c", DRIVER.format(benchmarks=str(FOLDER)), json.dumps(asked)],
-            env=os.environ | {"BRAINSTAGE_STAND_IN": json.dumps(orders or {}), "PYTHONPATH": str(FOLDER)},
+            env=os.environ
+            | {
+                "BRAINSTAGE_STAND_IN": json.dumps(orders or {}),
+                "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

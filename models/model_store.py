@@ -51,7 +51,11 @@ from brainstage.pipeline.records import NetworkInput, Prediction
 
 BACKBONE_FILE: Final = "backbone.safetensors"
 BASELINE_FILE: Final = "baseline.safetensors"
-_PACKAGES: Final = ("brainstage", "torch", "monai", "scikit-learn", "numpy")
+_PACKAGES: Final = (
+    *("brainstage", "torch", "monai", "scikit-learn", "numpy", "scipy"),
+    *("antspyx", "SimpleITK", "nibabel", "nilearn", "deepbet"),
+)
+"""What a model records the versions of: all that takes part in a prediction, from the file on."""
 
 
 class StoredModel:

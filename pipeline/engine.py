@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from brainstage import __version__
-from brainstage.pipeline.errors import EngineError, ToolError
+from brainstage.pipeline.borrowed_workers import ITK_THREADS, Versions, client_of_scheduler
+from brainstage.pipeline.errors import EngineError
+from brainstage.pipeline.no_http import PRELOAD
+from brainstage.pipeline.no_http import SETTINGS as NO_HTTP
 
 Task = TypeVar("Task")
 """What a worker is given: one piece of work."""
 Announce = Callable[..., None]
 
 THREAD_VARIABLES: Final = (
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+    ITK_THREADS,
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -67,12 +69,15 @@ class SlurmJob:
         Further options of ``sbatch``, such as ``--account=lab``.
     folder : Path
         For what the jobs need and say while they run; seen by all nodes.
+    work_dir : Path or None
+        Scratch space on the nodes; None for what a node has.
     """
 
     partition: str | None = None
     walltime: str = "08:00:00"
     directives: tuple[str, ...] = ()
     folder: Path
+    work_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +92,14 @@ class EngineOptions:
         Processes for ``local``; jobs at most for ``slurm``; scans at a time at most for ``dask``.
     threads : int
         Threads in each process.
+    threads_asked : bool
+        The user asked for them, or determinism needs them.
     worker_memory_gb : float or None
         A worker that grows beyond it is stopped.
     scheduler : str or None
         Address for ``dask``.
+    allow_open_ports : bool
+        Also a scheduler whose ports answer without keys.
     slurm : SlurmJob or None
         For ``slurm``.
     gpu : bool
@@ -100,8 +109,10 @@ class EngineOptions:
     kind: Literal["local", "dask", "slurm"] = "local"
     workers: int = 1
     threads: int = 1
+    threads_asked: bool = False
     worker_memory_gb: float | None = None
     scheduler: str | None = None
+    allow_open_ports: bool = False
     slurm: SlurmJob | None = None
     gpu: bool = False
 
@@ -150,11 +161,14 @@ class Workers:
     client : distributed.Client
     at_a_time : int
         Tasks that are handed out at a time.
+    lent_threads : int, optional
+        Threads for each task, where the processes belong to others.
     """
 
-    def __init__(self, client: Any, at_a_time: int) -> None:  # noqa: ANN401 - the library has no types
+    def __init__(self, client: Any, at_a_time: int, lent_threads: int | None = None) -> None:  # noqa: ANN401 - the library has no types
         self._client = client
         self._at_a_time = at_a_time
+        self._lent_threads = lent_threads
 
     def offer(self, resource: str) -> bool:
         """Tell whether any worker that is there has declared a resource, such as ``GPU``."""
@@ -185,7 +199,7 @@ class Workers:
         EngineError
             When the scheduler or all workers are out of reach.
         """
-        announced = partial(_announcing, work)
+        announced = partial(_announcing, work, self._lent_threads)
         needs = {resource: 1} if resource else None
         waiting, running = deque(tasks), dict[Any, Task]()
         resting: deque[tuple[float, Task]] = deque()
@@ -219,7 +233,10 @@ class Workers:
 
 @contextmanager
 def workers(
-    options: EngineOptions, tasks: int, heard: Callable[..., None] = lambda *_: None
+    options: EngineOptions,
+    tasks: int,
+    heard: Callable[..., None] = lambda *_: None,
+    versions: Versions | None = None,
 ) -> Iterator[Workers]:
     """Have worker processes for the length of a block.
 
@@ -230,15 +247,42 @@ def workers(
         No more workers than that are started.
     heard : callable
         What a task announced while it ran.
+    versions : callable, optional
+        What has to be the same in workers of others as here, by package; by default this program's version.
 
     Raises
     ------
     EngineError
         When there can be none.
+    ToolError
+        When workers of others run other code.
+    UsageError
+        When ports of others answer without keys, and that was not asked for.
     """
-    with _connected(options, tasks) as client:
+    with _connected(options, tasks, versions or _own_version) as client:
         client.subscribe_topic(TOPIC, lambda event: heard(*event[1]))
-        yield Workers(client, options.workers)
+        yield Workers(client, options.workers, options.threads if options.kind == "dask" else None)
+
+
+@contextmanager
+def lent_threads(threads: int) -> Iterator[None]:
+    """Hold a process of others to a number of threads for the length of a block.
+
+    ANTs keeps the number that it was loaded with; the variables are for what is loaded inside.
+    """
+    from threadpoolctl import threadpool_limits
+
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    limit_threads(threads, asked_for=True)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _leave() -> None:
@@ -248,12 +292,13 @@ def _leave() -> None:
     os._exit(0)
 
 
-def _announcing(work: Callable[[Task, Announce], Any], task: Task) -> Any:  # noqa: ANN401 - whatever `work` gives
+def _announcing(work: Callable[[Task, Announce], Any], threads: int | None, task: Task) -> Any:  # noqa: ANN401 - whatever `work` gives
     """Run in a worker."""
     from distributed import get_worker
 
     worker = get_worker()
-    return work(task, lambda *message: worker.log_event(TOPIC, message))
+    with lent_threads(threads) if threads else nullcontext():
+        return work(task, lambda *message: worker.log_event(TOPIC, message))
 
 
 def _finished(running: list[Any], timeout_s: float) -> Collection[Any]:
@@ -290,7 +335,7 @@ def _collected(future: Any, task: Any, listener: Listener) -> tuple[Any, float]:
 
 
 @contextmanager
-def _connected(options: EngineOptions, tasks: int) -> Iterator[Any]:
+def _connected(options: EngineOptions, tasks: int, versions: Versions) -> Iterator[Any]:
     """Give a client whose workers are there, or are being brought."""
     # Heavy, and only needed here.
     import dask
@@ -298,11 +343,9 @@ def _connected(options: EngineOptions, tasks: int) -> Iterator[Any]:
 
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(_settings(options)))
+        stack.enter_context(dask.config.set(_preloads()))
         if options.kind == "dask":
-            client = stack.enter_context(_client_of_scheduler(options, Client))
-            _require_this_version(client)
-            _require_one_thread(client)
-            client.run(limit_threads, options.threads, asked_for=True)
+            client = stack.enter_context(client_of_scheduler(options, versions))
         else:
             make = _slurm_cluster if options.kind == "slurm" else _local_cluster
             cluster = stack.enter_context(make(options, tasks))
@@ -328,7 +371,16 @@ def _settings(options: EngineOptions) -> dict[str, Any]:
         # It looks at every worker a hundred times a second, for a dashboard that nobody opens.
         "distributed.worker.profile.enabled": False,
         "distributed.nanny.pre-spawn-environ": _environment(options),
+        **NO_HTTP,
     }
+
+
+def _preloads() -> dict[str, list[str]]:
+    """Return the settings by which scheduler and workers close their HTTP ports, besides what the user preloads."""
+    import dask
+
+    names = ("distributed.scheduler.preload", "distributed.worker.preload")
+    return {name: list(dict.fromkeys([*dask.config.get(name, []), PRELOAD])) for name in names}
 
 
 def _environment(options: EngineOptions) -> dict[str, str]:
@@ -337,6 +389,7 @@ def _environment(options: EngineOptions) -> dict[str, str]:
 
 
 def _local_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 - the library has no types
+    """Return a cluster on this machine, for the length of a block."""
     from distributed import LocalCluster
 
     return LocalCluster(
@@ -348,96 +401,28 @@ def _local_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 -
         security=True,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
         silence_logs=50,
         resources={GPU: 1} if options.gpu else None,
     )
 
 
-@contextmanager
-def _slurm_cluster(options: EngineOptions, tasks: int) -> Iterator[Any]:
-    from dask_jobqueue import SLURMCluster
+def _slurm_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 - likewise
+    """Return jobs of SLURM, for the length of a block."""
+    from brainstage.pipeline.slurm import slurm_cluster  # heavy
 
     if options.slurm is None or options.worker_memory_gb is None:
         raise ValueError("a SLURM engine needs its job and the memory of a worker")
-    job = options.slurm
-    if shutil.which("sbatch") is None:
-        raise EngineError("sbatch is not here; --engine slurm is for a login node of a SLURM cluster")
-    with SLURMCluster(
-        queue=job.partition,
-        walltime=job.walltime,
-        cores=1,
-        job_cpu=options.threads,
-        processes=1,
-        memory=f"{options.worker_memory_gb:.3f}GiB",
-        python=sys.executable,
-        job_extra_directives=list(job.directives),
-        job_script_prologue=[f"export {name}={value}" for name, value in _environment(options).items()],
-        log_directory=str(job.folder),
-        local_directory=os.environ.get("TMPDIR"),
-        security=_shared_keys(job.folder),
-        scheduler_options={"dashboard_address": "127.0.0.1:0"},
-        worker_extra_args=["--resources", f"{GPU}=1"] if options.gpu else [],
-        silence_logs="critical",
-    ) as cluster:
-        # Adaptive, because only then is a job that was cancelled or lost with its node replaced.
-        cluster.adapt(minimum=1, maximum=min(options.workers, tasks))
-        yield cluster
+    return slurm_cluster(
+        options.slurm,
+        at_most=min(options.workers, tasks),
+        threads=options.threads,
+        memory_gb=options.worker_memory_gb,
+        resources={GPU: 1} if options.gpu else {},
+        settings=_settings(options),
+        environment=_environment(options),
+    )
 
 
-def _shared_keys(folder: Path) -> Any:  # noqa: ANN401 - the library has no types
-    """Return fresh keys by which scheduler and jobs recognise each other, in files that only their owner can read."""
-    from distributed import Security
-
-    files = {}
-    for name, content in Security.temporary().get_tls_config_for_role("worker").items():
-        if name in ("ca_file", "cert", "key"):
-            files[name] = folder / f"{name}.pem"
-            files[name].touch(mode=0o600)
-            files[name].write_text(content, encoding="ascii")
-    of_roles = {
-        f"tls_{role}_{name}": str(files[name])
-        for role in ("scheduler", "worker", "client")
-        for name in ("cert", "key")
-    }
-    return Security(require_encryption=True, tls_ca_file=str(files["ca_file"]), **of_roles)
-
-
-@contextmanager
-def _client_of_scheduler(options: EngineOptions, make: Callable[..., Any]) -> Iterator[Any]:
-    try:
-        client = make(options.scheduler, timeout="10s")
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            f"no Dask scheduler answers at {options.scheduler}; start one, or give another --dask-scheduler"
-        ) from error
-    with client:
-        yield client
-
-
-def _require_this_version(client: Any) -> None:  # noqa: ANN401 - the library has no types
-    """Refuse workers that would run other code."""
-    try:
-        found = client.run(_installed_version)
-    except Exception as error:
-        raise ToolError(
-            f"brainstage cannot be imported in a Dask worker ({error}); install it there"
-        ) from error
-    if not found:
-        raise EngineError("the Dask scheduler has no worker; start some with dask worker --nthreads 1")
-    others = {version for version in found.values() if version != __version__}
-    if others:
-        raise ToolError(
-            f"the Dask workers have brainstage {', '.join(sorted(others))}, this is {__version__}; install the same"
-        )
-
-
-def _require_one_thread(client: Any) -> None:  # noqa: ANN401 - the library has no types
-    """Refuse workers that would run two scans in one process: what kills one would kill the other."""
-    if any(threads > 1 for threads in client.nthreads().values()):
-        raise EngineError(
-            "a Dask worker takes several tasks at a time; start the workers with --nthreads 1, and as many as you like"
-        )
-
-
-def _installed_version() -> str:
-    return __version__
+def _own_version() -> dict[str, str]:
+    return {"brainstage": __version__}

@@ -28,6 +28,7 @@
     |  `- InferenceError
     |- OutputError (OSError)         what cannot be written
     |  `- StorageError               a full disk, a broken file system
+    |- LeaseHeldError                another run does not give back what this one waits for
     `- LeaseLostError                another run took over what this one was at
 
 A message says which value came, which is allowed and what to do. Which scan and which stage it was
@@ -218,6 +219,12 @@ class StorageError(OutputError):
 
 class LeaseLostError(BrainstageError):
     """Another run took over what this one was at; nothing of it may be published."""
+
+    exit_code = ExitCode.TEMPORARY
+
+
+class LeaseHeldError(BrainstageError):
+    """Another run, alive, does not give back what this one waits for."""
 
     exit_code = ExitCode.TEMPORARY
 

@@ -14,22 +14,27 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-from brainstage.pipeline.errors import LeaseLostError, output_error
+from brainstage.pipeline.errors import LeaseHeldError, LeaseLostError, output_error
 from brainstage.pipeline.files import make_folder_of, read_json, sha256_of_bytes, temporary_name, time_in
 
 HEARTBEAT_S: Final = 10.0
 ABANDONED_S: Final = 300.0
 """Longer than any library keeps the interpreter from running the heartbeat, a loaded machine included."""
 WAIT_S: Final = 0.5
+WAIT_AT_MOST_S: Final = 7200.0
+"""For one holder. Tables over 100,000 scans take an hour."""
+SAY_FIRST_S: Final = 10.0
+SAY_EVERY_S: Final = 300.0
 SAME_START_S: Final = 5.0
 """The start of a process is counted from the machine's, which moves when its clock is set."""
 
@@ -143,14 +148,57 @@ def held(path: Path) -> Iterator[Lease | None]:
 
 
 @contextmanager
-def waited_for(path: Path) -> Iterator[Lease]:
-    """Hold a lease for the length of a block, after waiting for whoever holds it."""
-    while (lease := acquire(path)) is None:
-        time.sleep(WAIT_S)
+def waited_for(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
+    """Hold a lease for the length of a block, after waiting for whoever holds it.
+
+    Parameters
+    ----------
+    path : Path
+    say : callable
+        Told now and then who is waited for.
+
+    Raises
+    ------
+    LeaseHeldError
+        When one holder has not come to an end within ``WAIT_AT_MOST_S``.
+    """
+    lease = acquire(path) or _awaited(path, say)
     try:
         yield lease
     finally:
         lease.release()
+
+
+def _awaited(path: Path, say: Callable[[str], None]) -> Lease:
+    """Return a lease as soon as its holder gives it back; the time runs anew with each holder."""
+    holder, since, told = _read(path), time.monotonic(), 0
+    while (lease := acquire(path)) is None:
+        time.sleep(WAIT_S)
+        now = _read(path)
+        if now is not None and now != holder:
+            holder, since, told = now, time.monotonic(), 0
+        waited_s = time.monotonic() - since
+        if waited_s > WAIT_AT_MOST_S:
+            raise LeaseHeldError(
+                f"{path.name} is held by {_named(holder)}, which is alive and has not given it back in "
+                f"{waited_s / 60:.0f} min: most likely it hangs. End it and run the same command again; finished work "
+                "is kept"
+            )
+        if waited_s >= SAY_EVERY_S * told + SAY_FIRST_S:
+            told += 1
+            say(
+                f"waiting for {_named(holder)}, which is writing here ({path.name}), for {waited_s:.0f} s now"
+            )
+    return lease
+
+
+def _named(holder: Holder | None) -> str:
+    """Return words for the holder of a lease, by which a person can find it."""
+    if holder is None:
+        return "another process"
+    began = datetime.fromtimestamp(holder.process_started).astimezone().isoformat(" ", "minutes")
+    place = "this machine" if holder.machine == this_machine() else "another machine"
+    return f"process {holder.pid} of {place}, begun {began}"
 
 
 def clear_if_abandoned(path: Path) -> None:

@@ -214,6 +214,12 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         help="workers on this machine, of a Dask scheduler, or as SLURM jobs; default: local",
     )
     how.add_argument("--dask-scheduler", metavar="URL", help="address for --engine dask")
+    how.add_argument(
+        "--allow-open-ports",
+        action="store_true",
+        help="also use a Dask scheduler whose ports answer without keys: names and ages travel in clear, and whoever "
+        "reaches a port can run code as you",
+    )
     how.add_argument("--slurm-partition", metavar="NAME", help="for --engine slurm; default: the cluster's")
     how.add_argument(
         "--slurm-walltime",
@@ -488,7 +494,7 @@ def _add_doctor(commands: Any) -> None:  # noqa: ANN401 - argparse has no public
         "--model",
         type=_path,
         metavar="MODEL_DIR",
-        help="also show which processor and kernels this model was trained under, beside those here",
+        help="also show which processor, kernels and versions this model was trained under, beside those here",
     )
 
 

@@ -98,6 +98,7 @@ def _run(options: argparse.Namespace) -> int:
                 memory_gb=options.mem_gb,
                 engine=options.engine,
                 dask_scheduler=options.dask_scheduler,
+                allow_open_ports=options.allow_open_ports,
                 slurm_partition=options.slurm_partition,
                 slurm_walltime=options.slurm_walltime,
                 slurm_directives=tuple(options.slurm_directive),
@@ -251,7 +252,7 @@ HANDLERS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = MappingProx
 _UNSHOWN: Final = frozenset(
     {
         *("command", "bids_dir", "out_dir", "level", "engine", "dask_scheduler", "slurm_partition"),
-        *("slurm_walltime", "slurm_directive", "stage_timeout", "umask"),
+        *("slurm_walltime", "slurm_directive", "allow_open_ports", "stage_timeout", "umask"),
     }
 )
 """What says nothing about the results; some of it is about this machine."""

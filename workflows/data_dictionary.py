@@ -69,7 +69,9 @@ def predictions_dictionary(classes: Sequence[str]) -> Dictionary:
         ),
         "baseline_label": _described("what the linear baseline on voxels says"),
         "model_id": _described("hash of everything in the model that changes a prediction"),
-        "preprocessing_id": _described("hash of everything in the preprocessing that changes a voxel"),
+        "preprocessing_id": _described(
+            "hash of settings, stage versions, weights and template of the preprocessing; not of the versions of tools"
+        ),
         "report": _described("the scan's report, relative to this file"),
         "error": _described("of a failed scan: the stage, a colon, and why"),
     }

@@ -11,6 +11,7 @@ import psutil
 
 from brainstage.models.choices import MED3D_ASSETS
 from brainstage.pipeline.errors import BrainstageError, ExitCode
+from brainstage.pipeline.versions import differing_versions
 
 
 def examine(say: Callable[[str], None], model_dir: Path | None = None) -> ExitCode:
@@ -21,7 +22,7 @@ def examine(say: Callable[[str], None], model_dir: Path | None = None) -> ExitCo
     say : callable
         Gets each line.
     model_dir : Path, optional
-        A model whose kernels of training are shown beside those here.
+        A model whose kernels and versions of training are shown beside those here.
 
     Raises
     ------
@@ -53,6 +54,8 @@ def examine(say: Callable[[str], None], model_dir: Path | None = None) -> ExitCo
     )
     if good:
         _say_kernels(say, model_dir)
+        if model_dir is not None:
+            _say_versions(say, model_dir)
     return ExitCode.DONE if good else ExitCode.INPUT_MISSING
 
 
@@ -75,6 +78,19 @@ def _say_kernels(say: Callable[[str], None], model_dir: Path | None) -> None:
         "docs/concepts/processors.md, and nothing is refused"
         if differing
         else "         the same as here"
+    )
+
+
+def _say_versions(say: Callable[[str], None], model_dir: Path) -> None:
+    from brainstage.models.model_description import read_description
+    from brainstage.workflows.run_context import tool_versions
+
+    differing = differing_versions(tool_versions(), [read_description(model_dir).versions])
+    say(
+        f"         {model_dir.name} was trained under other versions: {'; '.join(differing)}; numbers can differ from "
+        "those of its training, and nothing is refused"
+        if differing
+        else f"         {model_dir.name} was trained under the versions that are here"
     )
 
 

@@ -8,7 +8,7 @@ the raw data, and finished scans stay in them whichever scans a later command se
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,14 +25,19 @@ from brainstage.pipeline.files import (
     sha256_of_json,
     write_json,
 )
+from brainstage.pipeline.lease import waited_for
 from brainstage.pipeline.records import Covariates, T1wScan
 from brainstage.pipeline.source import sha256_of_source
 from brainstage.pipeline.stage import source_sha256
+
+Say = Callable[[str], None]
 
 OUTPUT_FILE: Final = "output.json"
 SCANS_FILE: Final = "scans.json"
 PREPROCESSINGS_FILE: Final = "preprocessings.json"
 """Every ``preprocessing_id`` that was used in the directory, and what it stands for."""
+NOTES_LEASE: Final = "scans-lease.json"
+"""Held while one of these files is read, added to and written."""
 PREPROCESSING_FILE: Final = "preprocessing.json"
 """In the state folder of a scan: its own."""
 NAME_FILE: Final = "name.json"
@@ -109,7 +114,7 @@ def require_same_dataset(out_dir: Path, dataset: Dataset, *, other_is_meant: boo
         )
 
 
-def note_dataset(out_dir: Path, dataset: Dataset) -> None:
+def note_dataset(out_dir: Path, dataset: Dataset, say: Say = lambda _: None) -> None:
     """Keep which dataset a directory belongs to, and the scans that a run is about; those of earlier runs stay.
 
     Parameters
@@ -117,8 +122,14 @@ def note_dataset(out_dir: Path, dataset: Dataset) -> None:
     out_dir : Path
     dataset : Dataset
         With those scans.
+    say : callable
+        Told when another run is waited for.
     """
-    state = out_dir / STATE_FOLDER
+    with waited_for(out_dir / STATE_FOLDER / NOTES_LEASE, say):
+        _note_dataset(out_dir / STATE_FOLDER, dataset)
+
+
+def _note_dataset(state: Path, dataset: Dataset) -> None:
     identity = _identity(dataset)
     earlier = read_json_or_empty(state / OUTPUT_FILE)
     if earlier.get("dataset") != identity or earlier.get("made_by") != __version__:
@@ -131,11 +142,15 @@ def note_dataset(out_dir: Path, dataset: Dataset) -> None:
         write_json(state / SCANS_FILE, {"scans": names, "descriptions": scans})
 
 
-def note_preprocessing(out_dir: Path, identifier: str, content: Mapping[str, Any]) -> None:
-    """Keep what a ``preprocessing_id`` stands for, beside those of earlier runs."""
+def note_preprocessing(
+    out_dir: Path, identifier: str, content: Mapping[str, Any], say: Say = lambda _: None
+) -> None:
+    """Keep what a ``preprocessing_id`` stands for, beside those of earlier runs; `say` as for the dataset."""
     path = out_dir / STATE_FOLDER / PREPROCESSINGS_FILE
-    known = read_json_or_empty(path)
-    if identifier not in known:
+    if identifier in read_json_or_empty(path):
+        return
+    with waited_for(out_dir / STATE_FOLDER / NOTES_LEASE, say):
+        known = read_json_or_empty(path)
         write_json(path, {**known, identifier: dict(content)})
 
 

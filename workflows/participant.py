@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -66,10 +67,8 @@ def process_scan(task: ScanTask, on_stage: OnStage = lambda *_: None) -> Subject
         When nothing can be written; everything else becomes a :class:`Failure`.
     """
     context, files = task.context, task.context.files(task.scan)
-    if context.umask is not None:
-        os.umask(context.umask)
     sweep_scratch_once()
-    with held(lease_path(files)) as lease:
+    with umask(context.umask), held(lease_path(files)) as lease:
         if lease is None:
             return None
         # Nobody else is at this scan, so whatever is unfinished here was left by a process that died.
@@ -102,16 +101,31 @@ def keep_features_of(tasks: Sequence[ScanTask], _: OnStage = lambda *_: None) ->
     context = tasks[0].context
     if context.model_dir is None or context.model_id is None:
         return False
-    if context.umask is not None:
-        os.umask(context.umask)
     model = model_of(context.model_dir, context.model_id, "auto")
     try:
-        keep_features(model.extractor, [context.files(task.scan) for task in tasks], model.network_grid)
+        with umask(context.umask):
+            keep_features(model.extractor, [context.files(task.scan) for task in tasks], model.network_grid)
     except OutputError:
         raise
     except (BrainstageError, RuntimeError):  # torch raises the latter when the GPU's memory is full
         return False
     return True
+
+
+@contextmanager
+def umask(mask: int | None) -> Iterator[None]:
+    """Deny new files these permissions for the length of a block; None leaves the process as it is.
+
+    The process may be a worker that goes on to work for others.
+    """
+    if mask is None:
+        yield
+        return
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def lease_path(files: ScanFiles) -> Path:
@@ -139,6 +153,13 @@ def _processed(
 def outcome_of_death(task: ScanTask) -> Failure | None:
     """Return the failure of a scan whose process died, with its report; None when it deserves another try."""
     files = task.context.files(task.scan)
+    # The lease of the process that died is free at once where that was of this machine; what another machine's left
+    # looks alive for minutes, and the death is counted all the same.
+    with held(lease_path(files)):
+        return _outcome_of_death(task, files)
+
+
+def _outcome_of_death(task: ScanTask, files: ScanFiles) -> Failure | None:
     deaths = count_death(files)
     if not deaths.too_many:
         return None

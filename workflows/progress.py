@@ -158,6 +158,10 @@ class RunLog:
             }
             self._write(json.dumps(event, ensure_ascii=False) + "\n")
 
+    def note(self, line: str) -> None:
+        """Write a sentence about the whole run."""
+        self._write(json.dumps({"event": "note", "line": line}, ensure_ascii=False) + "\n")
+
     def outcome(self, outcome: SubjectOutcome) -> None:
         """Write the stages of a scan, then the scan itself."""
         key = outcome.scan.key

@@ -82,13 +82,16 @@ def _remote_engine(options: RunOptions, scans: int, folder: Path | None) -> tupl
         workers=count,
         threads=threads,
         worker_memory_gb=options.memory_gb / count if options.memory_gb else REMOTE_WORKER_MEMORY_GB,
+        threads_asked=options.threads_matter,
         scheduler=options.dask_scheduler,
+        allow_open_ports=options.allow_open_ports,
         gpu=any("gpu" in directive for directive in options.slurm_directives),
         slurm=SlurmJob(
             partition=options.slurm_partition,
             walltime=options.slurm_walltime,
             directives=options.slurm_directives,
             folder=folder,
+            work_dir=options.work_dir.resolve() if options.work_dir else None,
         )
         if folder
         else None,

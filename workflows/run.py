@@ -18,6 +18,7 @@ from brainstage.models.model_description import (
 from brainstage.pipeline.account import account_lines
 from brainstage.pipeline.attempt import forget_deaths
 from brainstage.pipeline.bids import Dataset, ScanFilter, read_dataset, read_filter_file
+from brainstage.pipeline.borrowed_workers import require_keys
 from brainstage.pipeline.config import Config, read_config
 from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.engine import (
@@ -42,6 +43,7 @@ from brainstage.pipeline.manifest import apply_manifest, read_manifest
 from brainstage.pipeline.records import Failure, SubjectOutcome
 from brainstage.pipeline.review import read_decisions, review_remarks, reviewed
 from brainstage.pipeline.stage import Stage
+from brainstage.pipeline.versions import differing_versions
 from brainstage.preprocessing.quality import require_known_measures
 from brainstage.workflows.group import write_group
 from brainstage.workflows.output_directory import (
@@ -64,10 +66,14 @@ from brainstage.workflows.participant import (
 )
 from brainstage.workflows.progress import Progress, RunLog
 from brainstage.workflows.resources import check_space, choose_engine, folder_for_jobs, known_share_gb
-from brainstage.workflows.run_context import RunContext
+from brainstage.workflows.run_context import RunContext, tool_versions
 from brainstage.workflows.stages import preprocessing_content, preprocessing_id, scan_stages
 
 PREDICTION_BATCH: Final = 8
+OPEN_PORTS: Final = (
+    "--allow-open-ports: what goes to the workers, names and ages among it, may travel in clear, and whoever reaches a "
+    "port of the Dask scheduler or its workers can run code as you"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,8 @@ class RunOptions:
         ``local``, ``dask`` or ``slurm``.
     dask_scheduler : str or None
         Address for the engine ``dask``.
+    allow_open_ports : bool
+        It may answer without keys.
     slurm_partition, slurm_walltime, slurm_directives
         For the engine ``slurm``.
     stage_timeout_min : float
@@ -116,6 +124,7 @@ class RunOptions:
     memory_gb: float | None = None
     engine: Literal["local", "dask", "slurm"] = "local"
     dask_scheduler: str | None = None
+    allow_open_ports: bool = False
     slurm_partition: str | None = None
     slurm_walltime: str = "08:00:00"
     slurm_directives: tuple[str, ...] = ()
@@ -129,6 +138,11 @@ class RunOptions:
     accept_dataset: bool = False
     deterministic: bool = False
     command: str = ""
+
+    @property
+    def threads_matter(self) -> bool:
+        """Whether the number of threads was asked for, or determinism needs it."""
+        return self.deterministic or self.threads is not None
 
 
 def run(
@@ -169,18 +183,24 @@ def run(
     everything, expected = _dataset(options, config, progress)
     chosen = _selected(everything, options)
     os.umask(options.umask)
-    if (options.engine == "dask") != (options.dask_scheduler is not None):
-        raise UsageError("--engine dask and --dask-scheduler URL belong together")
+    _check_ports(options)
     model = _checked_model(options.model_dir, config) if options.model_dir else None
     context = replace(_context(options, config, model), chain=chain)
     _prepare(options)
     if everything.root != options.out_dir:
         require_same_dataset(options.out_dir, everything, other_is_meant=options.accept_dataset)
-        with waited_for(options.out_dir / STATE_FOLDER / "scans-lease.json"):
-            note_dataset(options.out_dir, chosen)
-    note_preprocessing(options.out_dir, context.preprocessing_id, preprocessing_content(config))
+        note_dataset(options.out_dir, chosen, progress.note)
+    note_preprocessing(
+        options.out_dir, context.preprocessing_id, preprocessing_content(config), progress.note
+    )
     account = account_lines(everything.account, everything.scans, config.label_column)
-    for line in account:
+    notes = [OPEN_PORTS] if options.allow_open_ports else []
+    differing = differing_versions(tool_versions(), [model.versions]) if model else []
+    if differing:
+        notes.append(
+            f"the model was trained under other versions, nothing is refused: {'; '.join(differing)}"
+        )
+    for line in (*account, *notes):
         progress.note(line)
     outcomes: dict[str, SubjectOutcome] = {}
     interrupted: KeyboardInterrupt | None = None
@@ -189,10 +209,10 @@ def run(
             ScanTask(scan=scan, context=context, expected_sha256=expected.get(scan.key))
             for scan in chosen.scans
         ]
-        outcomes, interrupted = _processed(tasks, account, options, progress)
+        outcomes, interrupted = _processed(tasks, account, notes, options, progress)
     if options.level != "participant" and (outcomes or interrupted is None):
         # Another run may have finished scans of its own meanwhile: whoever comes last writes about all of them.
-        with waited_for(options.out_dir / STATE_FOLDER / "tables-lease.json"):
+        with waited_for(options.out_dir / STATE_FOLDER / "tables-lease.json", progress.note):
             classes = model.classes if model else ()
             outcomes = _write_tables(everything, outcomes, context, classes, options, progress)
     if interrupted is not None:
@@ -207,13 +227,19 @@ def run(
 
 
 def _processed(
-    tasks: list[ScanTask], account: Sequence[str], options: RunOptions, progress: Progress
+    tasks: list[ScanTask],
+    account: Sequence[str],
+    notes: Sequence[str],
+    options: RunOptions,
+    progress: Progress,
 ) -> tuple[dict[str, SubjectOutcome], KeyboardInterrupt | None]:
     """Return what became of the scans, and what ended the run before its end."""
     outcomes: dict[str, SubjectOutcome] = {}
     started = tasks[0].context.started
     with RunLog(options.out_dir, started) as log:
         log.account(account)
+        for line in notes:
+            log.note(line)
         try:
             for outcome in _outcomes(tasks, options, progress):
                 outcomes[outcome.scan.key] = outcome
@@ -227,6 +253,15 @@ def _processed(
             return outcomes, stop
         log.reviews(outcomes.values())
     return outcomes, None
+
+
+def _check_ports(options: RunOptions) -> None:
+    if (options.engine == "dask") != (options.dask_scheduler is not None):
+        raise UsageError("--engine dask and --dask-scheduler URL belong together")
+    if options.allow_open_ports and options.dask_scheduler is None:
+        raise UsageError("--allow-open-ports is for --engine dask; the ports of the other engines need keys")
+    if options.dask_scheduler is not None and not options.allow_open_ports:
+        require_keys(options.dask_scheduler)
 
 
 def _dataset(options: RunOptions, config: Config, progress: Progress) -> tuple[Dataset, dict[str, str]]:
@@ -379,11 +414,11 @@ def _outcomes(tasks: list[ScanTask], options: RunOptions, progress: Progress) ->
         pending = [
             replace(task, context=replace(task.context, worker_memory_gb=share_gb)) for task in pending
         ]
-        limit_threads(engine.threads, asked_for=options.deterministic or options.threads is not None)
+        limit_threads(engine.threads, asked_for=options.threads_matter)
         progress.note(f"{len(pending)} of {len(tasks)} scans to compute, {reason}")
         told = _Told(progress)
         listener = Listener(died=told.died, busy=told.busy, deserted=told.deserted)
-        with workers(engine, len(pending), progress.stage) as pool:
+        with workers(engine, len(pending), progress.stage, tool_versions) as pool:
             batched = pending[0].context.model_dir is not None and pool.offer(GPU)
             computed = (
                 _predicted_in_batches(pool, pending, listener)

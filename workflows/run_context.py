@@ -78,7 +78,7 @@ class RunContext:
 
     @cached_property
     def preprocessing_id(self) -> str:
-        """Hash of everything that changes a voxel."""
+        """Hash of the settings, stage versions, weights and template that change a voxel; not of tools' versions."""
         return preprocessing_id(preprocessing_content(self.config))
 
     def files(self, scan: T1wScan) -> ScanFiles:

@@ -53,7 +53,7 @@ _ALL: Final = (*_NATIVE, "registration")
 
 
 def preprocessing_content(config: Config) -> dict[str, Any]:
-    """Return everything in the preprocessing that changes a voxel, as plain values."""
+    """Return everything in the preprocessing that changes a voxel, but for the versions of tools, as plain values."""
     content: dict[str, Any] = config.preprocessing.model_dump(mode="json")
     content["seed"] = config.seed
     content["stage_versions"] = {

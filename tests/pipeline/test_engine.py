@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 
+from brainstage.pipeline.borrowed_workers import ITK_THREADS, _require_closed_ports, is_open
 from brainstage.pipeline.engine import (
     MEMORY_VARIABLES,
     THREAD_VARIABLES,
@@ -16,10 +19,11 @@ from brainstage.pipeline.engine import (
     limit_threads,
     workers,
 )
-from brainstage.pipeline.errors import EngineError, StorageError
+from brainstage.pipeline.errors import EngineError, StorageError, ToolError, UsageError
+from brainstage.pipeline.no_http import PRELOAD
 
 WORK = """
-import os, signal, stat, time
+import multiprocessing, os, signal, stat, time
 from pathlib import Path
 
 from brainstage.pipeline.errors import StorageError
@@ -66,6 +70,11 @@ def surroundings(task, announce):
     umask = os.umask(0)
     os.umask(umask)
     return {name: os.environ.get(name) for name in task}, umask
+
+
+def versions():
+    in_worker = multiprocessing.parent_process() is not None
+    return {"brainstage": "1", "torch": "2.9" if in_worker else "2.13", "python": "3.11.7"}
 
 
 def full_disk(task, announce):
@@ -169,14 +178,105 @@ def test_an_error_of_the_run_comes_through_from_a_worker(work):
     assert caught.value.exit_code == 74
 
 
-@pytest.mark.slow
-def test_a_scheduler_that_is_there_is_used(work):
+@contextmanager
+def scheduler_of_others(*, workers=1, threads=1, http=False):
+    """Give the address of a scheduler on this machine; with HTTP ports, as Dask starts it, or without."""
+    import dask
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
-        options = EngineOptions(kind="dask", workers=2, scheduler=cluster.scheduler_address)
+    preload = [] if http else [PRELOAD]
+    settings = {"distributed.scheduler.preload": preload, "distributed.worker.preload": preload}
+    asked = {"n_workers": workers, "threads_per_worker": threads, "dashboard_address": "127.0.0.1:0"}
+    with dask.config.set(settings), LocalCluster(**asked, silence_logs=50) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_there_is_used(work):
+    with scheduler_of_others(workers=2) as address:
+        options = EngineOptions(kind="dask", workers=2, scheduler=address)
         results = sorted(run_all(work.double, [1, 2, 3], options, Listener(died=never)))
     assert [result[:2] for result in results] == [(1, 2), (2, 4), (3, 6)]
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_answers_http_is_refused_unless_asked_for(work):
+    with scheduler_of_others(http=True) as address:
+        options = EngineOptions(kind="dask", scheduler=address)
+        with pytest.raises(UsageError, match=r"answers HTTP at port \d+, and 1 more.*--allow-open-ports"):
+            list(run_all(work.double, [1], options, Listener(died=never)))
+        options = replace(options, allow_open_ports=True)
+        assert [found[:2] for found in run_all(work.double, [1], options, Listener(died=never))] == [(1, 2)]
+
+
+def test_a_worker_that_speaks_in_clear_beyond_this_machine_is_refused():
+    clear = {"nanny": "tcp://10.0.0.5:2", "services": {}}
+    info = {"address": "tls://10.0.0.5:8786", "services": {}, "workers": {"tls://10.0.0.5:1": clear}}
+    with pytest.raises(UsageError, match=r"tcp://10\.0\.0\.5:2 takes plain TCP"):
+        _require_closed_ports(info)
+    _require_closed_ports(info | {"workers": {"tls://10.0.0.5:1": {"nanny": None, "services": {}}}})
+
+
+@pytest.mark.parametrize(
+    ("address", "is_so"),
+    [
+        ("tls://node7:8786", False),
+        ("tcp://127.0.0.1:8786", False),
+        ("localhost:8786", False),
+        ("tcp://[::1]:8786", False),
+        ("tcp://node7:8786", True),
+        ("node7", True),
+        ("10.0.0.5:8786", True),
+        ("tcp://[fe80::1]:8786", True),
+        ("ws://10.0.0.5:8786", True),
+        ("tcp://localhost.elsewhere.org:8786", True),
+        ("", True),
+    ],
+)
+def test_an_address_is_open_unless_it_has_keys_or_is_of_this_machine(address, is_so):
+    assert is_open(address) is is_so
+
+
+@pytest.mark.slow
+def test_workers_with_other_versions_are_refused_by_name(work):
+    with scheduler_of_others() as address:
+        options = EngineOptions(kind="dask", scheduler=address)
+        with (
+            pytest.raises(
+                ToolError, match=r"run other code: torch 2\.9 there, 2\.13 here\. Install the same"
+            ),
+            workers(options, 1, versions=work.versions),
+        ):
+            pass
+
+
+@pytest.mark.slow
+def test_workers_of_others_get_their_threads_back(work, monkeypatch):
+    from distributed import Client
+
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(ITK_THREADS, "5")
+    with scheduler_of_others() as address, Client(address) as owner:
+        before = owner.run(work.surroundings, THREAD_VARIABLES, None)
+        options = EngineOptions(kind="dask", scheduler=address, threads=3)
+        ((found, _),) = run_all(work.surroundings, [THREAD_VARIABLES], options, Listener(died=never))
+        assert found == dict.fromkeys(THREAD_VARIABLES, "3")
+        assert owner.run(work.surroundings, THREAD_VARIABLES, None) == before
+        assert [environ[ITK_THREADS] for environ, _ in before.values()] == ["5"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [True, False])
+def test_threads_that_a_worker_cannot_have_any_more_are_refused_where_they_were_asked_for(work, asked):
+    from distributed import Client
+
+    with scheduler_of_others() as address, Client(address) as owner:
+        owner.run(exec, "import sys; sys.modules['ants'] = sys")
+        options = EngineOptions(kind="dask", scheduler=address, threads_asked=asked)
+        refused = pytest.raises(EngineError, match=f"start the workers anew, with {ITK_THREADS}=1")
+        with refused if asked else nullcontext():
+            list(run_all(work.double, [1], options, Listener(died=never)))
 
 
 @pytest.mark.slow
@@ -190,10 +290,8 @@ def test_work_that_needs_a_gpu_goes_where_one_is(work):
 
 @pytest.mark.slow
 def test_workers_that_take_two_scans_at_a_time_are_refused(work):
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, silence_logs=50) as cluster:
-        options = EngineOptions(kind="dask", workers=2, scheduler=cluster.scheduler_address)
+    with scheduler_of_others(threads=2) as address:
+        options = EngineOptions(kind="dask", workers=2, scheduler=address)
         with pytest.raises(EngineError, match="--nthreads 1"):
             list(run_all(work.double, [1], options, Listener(died=never)))
 

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from brainstage.pipeline import lease as module
-from brainstage.pipeline.errors import LeaseLostError
+from brainstage.pipeline.errors import LeaseHeldError, LeaseLostError
 from brainstage.pipeline.lease import acquire, held, is_held, waited_for
 
 HOLD = """
@@ -193,6 +193,41 @@ def test_one_waits_for_another(path, monkeypatch):
     with waited_for(path) as second:
         assert second.still_held()
         assert not first.still_held()
+
+
+def test_who_waits_says_for_whom_and_not_for_ever(path, other_process, monkeypatch):
+    monkeypatch.setattr(module, "WAIT_S", 0.01)
+    monkeypatch.setattr(module, "SAY_FIRST_S", 0.1)
+    monkeypatch.setattr(module, "SAY_EVERY_S", 0.2)
+    monkeypatch.setattr(module, "WAIT_AT_MOST_S", 0.4)
+    said = []
+    holder = f"process {other_process.pid} of this machine, begun 2"
+    refused = pytest.raises(LeaseHeldError, match=f"held by {holder}.*most likely it hangs")
+    with refused as caught, waited_for(path, said.append):
+        pass
+    assert caught.value.exit_code == 75
+    assert len(said) == 2
+    assert f"waiting for {holder}" in said[0]
+    assert is_held(path)
+
+
+def test_the_time_of_waiting_runs_anew_with_each_holder(path, monkeypatch):
+    monkeypatch.setattr(module, "WAIT_S", 0.01)
+    monkeypatch.setattr(module, "WAIT_AT_MOST_S", 0.5)
+    first = acquire(path)
+    assert first is not None
+
+    def hand_on():
+        for _ in range(2):
+            time.sleep(0.35)
+            holder = json.loads(path.read_text())
+            path.write_text(json.dumps(holder | {"token": f"another{time.monotonic()}"}))
+        time.sleep(0.35)
+        path.unlink()
+
+    threading.Thread(target=hand_on, daemon=True).start()
+    with waited_for(path) as lease:
+        assert lease.still_held()
 
 
 def test_a_lease_says_nothing_about_the_machine_in_words(path):

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -248,12 +249,19 @@ def test_the_doctor_shows_the_kernels_here_and_those_of_a_model(capsys, tmp_path
     assert "kernels: processor" in capsys.readouterr().out
     assert main(["doctor", "--model", str(tmp_path)]) == 65
     assert "no model directory" in capsys.readouterr().err
-    trained = SimpleNamespace(kernels=kernels() | {"numpy": "OpenBLAS 0.3.1 Prescott"})
+    trained = SimpleNamespace(
+        kernels=kernels() | {"numpy": "OpenBLAS 0.3.1 Prescott"},
+        versions={"antspyx": "0.6.0", "numpy": version("numpy")},
+    )
     monkeypatch.setattr("brainstage.models.model_description.read_description", lambda _: trained)
     assert main(["doctor", "--model", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "trained under: processor" in said
     assert "these differ here: numpy;" in said
+    assert f"trained under other versions: antspyx 0.6.0 there, {version('antspyx')} here; numbers" in said
+    trained.versions.pop("antspyx")
+    assert main(["doctor", "--model", str(tmp_path)]) == 0
+    assert "was trained under the versions that are here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--version"], ["run", "--version"]], ids=["program", "command"])

@@ -9,22 +9,40 @@ import os
 import re
 import shutil
 import sys
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from brainstage.pipeline.account import Account
+from brainstage.pipeline.attempt import count_death
+from brainstage.pipeline.bids import Dataset
+from brainstage.pipeline.config import Config
+from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.errors import ExitCode, ManifestError, OutputError, UsageError
+from brainstage.pipeline.lease import is_held
+from brainstage.pipeline.records import T1wScan
 from brainstage.pipeline.review import read_decisions
+from brainstage.workflows import output_directory as module
+from brainstage.workflows import participant
 from brainstage.workflows.learning.labelled_cohort import OTHER_PREPROCESSING, REVIEW_FAILED, read_cohort
 from brainstage.workflows.output_directory import dataset_of, require_ours
+from brainstage.workflows.participant import ScanTask
 from brainstage.workflows.progress import Progress
 from brainstage.workflows.run import RunOptions, run
+from brainstage.workflows.run_context import RunContext
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from stand_in import stand_in_stages
 
 ONE, TWO, THREE = (f"sub-0{n}/anat/sub-0{n}_T1w.nii.gz" for n in (1, 2, 3))
+SCANS = [
+    T1wScan(entities=BidsEntities(subject=f"0{n}"), path=Path(name), t1w_path=name)
+    for n, name in enumerate((ONE, TWO), 1)
+]
 
 
 def done(bids: Path, out: Path, **options) -> tuple[ExitCode, str]:
@@ -298,3 +316,43 @@ def test_each_directory_has_a_name_of_its_own_and_keeps_it(bids, out):
     assert re.findall('data-directory="([0-9a-f]{16})"', (out / "cohort.html").read_text()) == first
     done(bids, out.parent / "other")
     assert first[0] not in (out.parent / "other" / "cohort.html").read_text()
+
+
+def test_two_runs_lose_no_name_of_each_other(tmp_path, monkeypatch):
+    read = module.read_json_or_empty
+
+    def slowly(path: Path) -> dict[str, object]:
+        found = read(path)
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(module, "read_json_or_empty", slowly)
+    datasets = [
+        Dataset(root=tmp_path, description={}, scans=(scan,), account=Account.of_scans((), ""))
+        for scan in SCANS
+    ]
+    notes = [
+        partial(module.note_preprocessing, tmp_path, f"p{number}", {"seed": number}) for number in (1, 2)
+    ]
+    notes += [partial(module.note_dataset, tmp_path, dataset) for dataset in datasets]
+    threads = [threading.Thread(target=note) for note in notes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    state = tmp_path / ".brainstage"
+    assert set(read(state / "preprocessings.json")) == {"p1", "p2"}
+    assert read(state / "scans.json")["scans"] == ["sub-01", "sub-02"]
+
+
+def test_a_death_is_counted_while_nobody_else_can_begin_the_scan(tmp_path, monkeypatch):
+    task = ScanTask(scan=SCANS[0], context=RunContext(out_dir=tmp_path, config=Config()))
+    held = []
+    monkeypatch.setattr(
+        participant,
+        "count_death",
+        lambda files: held.append(is_held(participant.lease_path(files))) or count_death(files),
+    )
+    assert participant.outcome_of_death(task) is None
+    assert held == [True]
+    assert not is_held(participant.lease_path(task.context.files(task.scan)))

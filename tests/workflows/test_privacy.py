@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import stat
 
-import psutil
 import pytest
 
+from brainstage.pipeline.bids import read_dataset
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.errors import UsageError
+from brainstage.pipeline.records import Failure
 from brainstage.workflows.arguments import build_parser
 from brainstage.workflows.cli import main
+from brainstage.workflows.participant import ScanTask, process_scan
+from brainstage.workflows.run import OPEN_PORTS
+from brainstage.workflows.run_context import RunContext
 
 ONE = "sub-01/anat/sub-01_T1w.nii.gz"
 
@@ -43,16 +49,51 @@ def test_the_face_is_shown_only_when_asked_for():
 
 
 @pytest.mark.slow
-def test_a_stranger_gets_no_answer_from_the_workers(tmp_path):
-    from distributed import Client, LocalCluster
+def test_a_stranger_gets_no_answer_from_the_scheduler():
+    from distributed import Client
 
-    from brainstage.pipeline.engine import EngineOptions, _local_cluster
+    from brainstage.pipeline.engine import EngineOptions, _connected, _own_version
 
-    with _local_cluster(EngineOptions(), 1) as cluster:
-        assert isinstance(cluster, LocalCluster)
-        assert cluster.scheduler_address.startswith("tls://127.0.0.1")
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        doors = [door for one in processes for door in one.net_connections("inet") if door.status == "LISTEN"]
-        assert {door.laddr.ip for door in doors} == {"127.0.0.1"}
+    with _connected(EngineOptions(), 1, _own_version) as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1")
         with pytest.raises((OSError, TypeError)):
-            Client(cluster.scheduler_address, timeout="3s")
+            Client(address, timeout="3s")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--engine", "dask", "--dask-scheduler", "tcp://node7:8786"), "neither tls:// nor on this machine"),
+        (("--engine", "dask", "--dask-scheduler", "192.0.2.7:8786"), "neither tls:// nor on this machine"),
+        (("--allow-open-ports",), "--allow-open-ports is for --engine dask"),
+    ],
+)
+def test_what_would_travel_in_clear_is_refused(bids_tree, tmp_path, capsys, options, said):
+    assert main(["run", str(bids_tree(ONE)), str(tmp_path / "out"), *options]) == 64
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_ports_that_answer_without_keys_are_in_the_log_of_the_run(bids_tree, tmp_path, capsys):
+    out = tmp_path / "out"
+    asked = ("--engine", "dask", "--dask-scheduler", "tcp://node7.invalid:8786", "--allow-open-ports")
+    assert main(["run", str(bids_tree(ONE)), str(out), *asked]) == 75
+    assert "can run code as you" in capsys.readouterr().err
+    (log,) = (out / "logs").glob("run-*.jsonl")
+    notes = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [note["line"] for note in notes if note["event"] == "note"] == [OPEN_PORTS]
+
+
+@pytest.mark.parametrize("mask", [0o077, None])
+def test_a_worker_of_others_gets_its_umask_back(bids_tree, tmp_path, mask):
+    bids = bids_tree(ONE)
+    context = RunContext(out_dir=tmp_path / "out", config=Config(), umask=mask)
+    (scan,) = read_dataset(bids).scans
+    os.umask(0o002)
+    outcome = process_scan(ScanTask(scan=scan, context=context))
+    assert isinstance(outcome, Failure)
+    assert os.umask(0o002) == 0o002
+    expected = 0o600 if mask else 0o664
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").rglob("*.html")} == {expected}
