@@ -101,7 +101,9 @@ def _with_contents(_app: Sphinx, page: str, source: list[str]) -> None:
             if caption == "Reference":
                 pages.append("Modules <reference/brainstage>")
             source[0] += _contents(caption, pages)
-        source[0] += _contents("Project", ["README <../README>", "../CHANGELOG", "../CONTRIBUTING"])
+        source[0] += _contents(
+            "Project", ["README <../README>", "../CHANGELOG", "../CONTRIBUTING", "../SECURITY"]
+        )
     elif page == "benchmarks/README":
         source[0] += _contents("Benchmarks", ["*"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from brainstage.models.choices import HeadKind, Regime, Strides, class_fault
 from brainstage.models.covariates import CovariateExpert
 from brainstage.models.norms import ReferenceClass
 from brainstage.models.pooling import feature_id
+from brainstage.models.published import Origin
 from brainstage.pipeline.config import NetworkGridConfig, differences
 from brainstage.pipeline.errors import ModelError
 from brainstage.pipeline.files import sha256_of_bytes
@@ -23,7 +25,14 @@ from brainstage.pipeline.files import sha256_of_bytes
 DESCRIPTION_FILE: Final = "model.json"
 AGE_AND_SEX: Final = ("age", "sex")
 """What a class of reference goes by, and what the control without an image knows in any case."""
-_NO_PART_OF_ID: Final = frozenset({"model_id", "versions", "kernels"})
+_NO_PART_OF_ID: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "model_id": True,
+        "versions": True,
+        "kernels": True,
+        "backbone": {"origin"},
+    }  # the words say the origin too
+)
 _MAX_DIFFERENCES_SHOWN: Final = 5
 _ROUNDING: Final = 1e-9
 """By which a probability may lie outside 0 to 1."""
@@ -41,6 +50,7 @@ class BackboneDescription(_Part):
     strides: Strides = "med3d"
     sha256: str
     words: str
+    origin: Origin = "unknown"
     feature_id: str
 
 
@@ -162,7 +172,7 @@ class ModelDescription(_Part):
     @property
     def own_id(self) -> str:
         """The `model_id` that the content gives: ``m`` and a short hash of everything that changes a prediction."""
-        content = self.model_dump(mode="json", exclude=set(_NO_PART_OF_ID))
+        content = self.model_dump(mode="json", exclude=dict(_NO_PART_OF_ID))
         return f"m{sha256_of_bytes(json.dumps(content, sort_keys=True).encode())[:11]}"
 
     @property

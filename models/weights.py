@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from brainstage.models.choices import MED3D_ASSETS, Strides
 from brainstage.models.med3d import build_med3d, infer_architecture, initialise_randomly
+from brainstage.models.published import PINNED, Origin, identified, origin_in_words
 from brainstage.pipeline.errors import WeightsError, WeightsMissingError
 from brainstage.pipeline.files import read_json
 
@@ -57,7 +58,7 @@ class WeightsSource:
     Attributes
     ----------
     kind : str
-        ``med3d-resnet10`` and the like, ``path`` or ``random``.
+        ``med3d-resnet10`` and the like, by name or by the sha256 of the file; ``path`` or ``random``.
     architecture : str
         A key of :data:`~brainstage.models.med3d.ARCHITECTURES`.
     sha256 : str
@@ -66,6 +67,8 @@ class WeightsSource:
         One sentence for the model card.
     strides : str
         ``med3d`` or ``monai``: how the network is built.
+    origin : str
+        Whether more than its name is known of the file.
     """
 
     kind: str
@@ -73,11 +76,14 @@ class WeightsSource:
     sha256: str
     words: str
     strides: Strides = "med3d"
+    origin: Origin = "unknown"
 
     @property
-    def pretrained(self) -> bool:
-        """Whether the weights were ever trained on anything."""
-        return self.kind != "random"
+    def pretrained(self) -> bool | None:
+        """Whether the weights were ever trained on anything; None where this program does not know."""
+        if self.kind == "random":
+            return False
+        return True if self.origin == "published" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,38 +129,97 @@ def load_weights(choice: str, *, seed: int = 0, strides: Strides = "med3d") -> L
         words = f"random He initialisation with seed {seed}: not pretrained"
         sha256 = state_sha256(network.state_dict())
         source = WeightsSource(
-            kind=choice, architecture=RANDOM_ARCHITECTURE, sha256=sha256, words=words, strides=strides
+            kind=choice,
+            architecture=RANDOM_ARCHITECTURE,
+            sha256=sha256,
+            words=words,
+            strides=strides,
+            origin="random",
         )
         return LoadedWeights(network=network, source=source, report=None)
     if choice in MED3D_ASSETS:
-        state, sha256 = _read_cached(choice)
-        words = f"Med3D {choice.removeprefix('med3d-')}, pretrained by segmentation on 23 data sets (arXiv 1904.00625)"
-        return _filled(state, kind=choice, sha256=sha256, words=words, origin=choice, strides=strides)
-    path = Path(choice).expanduser()
-    if not path.is_file():
-        raise WeightsMissingError(
-            f"no weights at {choice!r}: give a .pth or .safetensors file, 'random', or one of {', '.join(MED3D_ASSETS)}"
-        )
-    content = path.read_bytes()
-    words = f"read from the file {path.name}; what they were trained on is not known to this program"
-    state = read_checkpoint(content, path.name)
-    sha256 = hashlib.sha256(content).hexdigest()
-    return _filled(state, kind="path", sha256=sha256, words=words, origin=path.name, strides=strides)
+        content = _read_cached(choice)
+        state, read_from = read_checkpoint(content, f"{choice}.safetensors"), choice
+        kind, origin, words = choice, *_cached_origin(choice)
+    else:
+        path = Path(choice).expanduser()
+        if not path.is_file():
+            raise WeightsMissingError(
+                f"no weights at {choice!r}: give a .pth or .safetensors file, 'random', or one of "
+                f"{', '.join(MED3D_ASSETS)}"
+            )
+        content, read_from = path.read_bytes(), path.name
+        state = read_checkpoint(content, read_from)
+        kind, origin, words = _path_origin(content, read_from)
+    return _filled(state, content, read_from, kind=kind, origin=origin, words=words, strides=strides)
 
 
 def _filled(
-    state: Mapping[str, Tensor], *, kind: str, sha256: str, words: str, origin: str, strides: Strides
+    state: Mapping[str, Tensor],
+    content: bytes,
+    read_from: str,
+    *,
+    kind: str,
+    origin: Origin,
+    words: str,
+    strides: Strides,
 ) -> LoadedWeights:
     architecture = infer_architecture(state)
     if kind in MED3D_ASSETS and architecture != kind.removeprefix("med3d-"):
-        raise WeightsError(f"{origin} holds the weights of a {architecture}")
+        raise WeightsError(f"{read_from} holds the weights of a {architecture}")
     network = build_med3d(architecture, strides)
-    report = fill_network(network, state, origin)
-    source = WeightsSource(kind=kind, architecture=architecture, sha256=sha256, words=words, strides=strides)
+    report = fill_network(network, state, read_from)
+    source = WeightsSource(
+        kind=kind,
+        architecture=architecture,
+        sha256=hashlib.sha256(content).hexdigest(),
+        words=words,
+        strides=strides,
+        origin=origin,
+    )
     return LoadedWeights(network=network, source=source, report=report)
 
 
-def _read_cached(asset: str) -> tuple[dict[str, Tensor], str]:
+def cached_record(asset: str) -> dict[str, Any]:
+    """Return what ``brainstage fetch`` recorded of the weights in the cache; empty where there is no record."""
+    try:
+        record = read_json(cache_directory() / f"{asset}.json")
+    except (OSError, ValueError):
+        return {}
+    return dict(record) if isinstance(record, Mapping) else {}
+
+
+def recorded_origin(asset: str, record: Mapping[str, Any]) -> Origin:
+    """Return what is known of the file that the weights in the cache were made of.
+
+    Its sha256 is held against the pin of this version, whatever the version that fetched it said.
+    """
+    pin = PINNED.get(asset)
+    if pin is not None and record.get("source_sha256") == pin.sha256:
+        return "published"
+    return "vouched" if record.get("origin") == "vouched" else "unknown"
+
+
+def _cached_origin(asset: str) -> tuple[Origin, str]:
+    record = cached_record(asset)
+    origin = recorded_origin(asset, record)
+    sha256 = str(record.get("source_sha256") or record.get("sha256"))
+    return origin, origin_in_words(asset, origin, sha256)
+
+
+def _path_origin(content: bytes, name: str) -> tuple[str, Origin, str]:
+    sha256 = hashlib.sha256(content).hexdigest()
+    asset = identified(sha256, PINNED)
+    if asset is not None:
+        return asset, "published", origin_in_words(asset, "published", sha256)
+    words = (
+        f"origin not verified: read from the file {name} with sha256 {sha256}; what they were trained on is not "
+        "known to this program"
+    )
+    return "path", "unknown", words
+
+
+def _read_cached(asset: str) -> bytes:
     path = cache_directory() / f"{asset}.safetensors"
     if not path.is_file():
         raise WeightsMissingError(
@@ -163,16 +228,13 @@ def _read_cached(asset: str) -> tuple[dict[str, Tensor], str]:
         )
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    try:
-        recorded = read_json(path.with_suffix(".json"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        recorded = None
+    recorded = cached_record(asset).get("sha256")
     if recorded != sha256:
         raise WeightsError(
             f"{path.name} in the cache is not what was fetched (sha256 {sha256[:12]}, recorded "
             f"{str(recorded)[:12]}): run 'brainstage fetch {asset}' again"
         )
-    return read_checkpoint(content, path.name), sha256
+    return content
 
 
 def read_checkpoint(content: bytes, name: str) -> dict[str, Tensor]:

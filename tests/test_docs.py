@@ -27,7 +27,8 @@ from brainstage.workflows.trajectories import trajectory_columns
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+OF_ROOT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = sorted([*(ROOT / name for name in OF_ROOT), *DOCS.rglob("*.md")])
 TEXTS = [*PAGES, ROOT / "CITATION.cff", ROOT / "NOTICE"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -364,12 +365,9 @@ def test_every_dependency_has_its_reason_and_licence(heading, requirements):
 
 
 def test_the_locked_torch_of_the_readme_is_the_one_of_the_lock_file():
-    locked = re.search(r"^torch==(\S+)$", read("requirements.lock"), re.MULTILINE)
+    locked = re.search(r"^torch==(\S+) ", read("requirements.lock"), re.MULTILINE)
     assert locked is not None
-    assert set(re.findall(r"torch==([\d.]+)|torch is locked to ([\d.]+\d)", read("README.md"))) == {
-        (locked[1], ""),
-        ("", locked[1]),
-    }
+    assert set(re.findall(r"torch(?:==| is locked to )([\d.]+\d)", read("README.md"))) == {locked[1]}
 
 
 def test_the_citation_is_of_this_version_and_has_what_the_format_demands():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -87,7 +88,13 @@ def folder(tmp_path_factory) -> Path:
     network = build_med3d("resnet10")
     initialise_randomly(network, seed=0)
     (place / "cache").mkdir()
-    torch.save({"state_dict": network.state_dict()}, place / "cache" / "resnet_10_23dataset.pth")
+    weights = place / "cache" / "resnet_10_23dataset.pth"
+    torch.save({"state_dict": network.state_dict()}, weights)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("BRAINSTAGE_CACHE", str(weights.parent))
+        # A stand-in under the published name would be refused.
+        sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert main(["fetch", "med3d-resnet10", "--sha256", sha256]) == 0
     atlas = coarse_atlas()
     write_volume(place / "atlas.nii.gz", atlas.labels)
     names = [f"{index}\t{name}" for index, name in atlas.names.items()]

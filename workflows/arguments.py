@@ -465,6 +465,12 @@ def _add_fetch(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     fetch.add_argument(
         "assets", nargs="+", choices=MED3D_ASSETS, metavar="ASSET", help=", ".join(MED3D_ASSETS)
     )
+    fetch.add_argument(
+        "--sha256",
+        metavar="HEX",
+        help="take the file with this sha256 and no other, and record that you vouch for it; default: the sha256 of "
+        "the published file, where this version knows it",
+    )
 
 
 def _add_demo(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from brainstage.pipeline.errors import BrainstageError, ExitCode
+from brainstage.pipeline.errors import BrainstageError, ExitCode, UsageError
 from brainstage.workflows.arguments import PRIVATE_UMASK, build_parser
 
 
@@ -201,8 +201,10 @@ def _status(options: argparse.Namespace) -> int:
 def _fetch(options: argparse.Namespace) -> int:
     from brainstage.workflows.fetch import fetch
 
+    if options.sha256 is not None and len(options.assets) > 1:
+        raise UsageError(f"--sha256 is of one file, and {len(options.assets)} ASSETs were given: name one")
     for asset in options.assets:
-        fetch(asset, say=_say)
+        fetch(asset, say=_say, sha256=options.sha256)
     return ExitCode.DONE
 
 

@@ -116,7 +116,7 @@ def _weights_choice(say: Say) -> str:
     from brainstage.models.weights import cache_directory
 
     if (cache_directory() / f"{PRETRAINED}.safetensors").is_file():
-        say(f"using the pretrained {PRETRAINED} from {cache_directory()}")
+        say(f"using the weights {PRETRAINED} from {cache_directory()}")
         return PRETRAINED
     say(
         f"{PRETRAINED} was not fetched, so the network has random weights: it is not pretrained "

@@ -6,12 +6,19 @@ import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import psutil
 
 from brainstage.models.choices import MED3D_ASSETS
+from brainstage.models.published import Origin
 from brainstage.pipeline.errors import BrainstageError, ExitCode
 from brainstage.pipeline.versions import differing_versions
+
+_ORIGINS: Final[Mapping[Origin, str]] = MappingProxyType(
+    {"published": "the published file", "vouched": "vouched for by you", "unknown": "origin not verified"}
+)
 
 
 def examine(say: Callable[[str], None], model_dir: Path | None = None) -> ExitCode:
@@ -138,9 +145,13 @@ def _torch() -> str:
 
 
 def _weights() -> str:
-    from brainstage.models.weights import cache_directory
+    from brainstage.models.weights import cache_directory, cached_record, recorded_origin
 
-    there = [name for name in MED3D_ASSETS if (cache_directory() / f"{name}.safetensors").is_file()]
+    there = [
+        f"{name} ({_ORIGINS[recorded_origin(name, cached_record(name))]})"
+        for name in MED3D_ASSETS
+        if (cache_directory() / f"{name}.safetensors").is_file()
+    ]
     if there:
         return f"pretrained weights: {', '.join(there)}"
     return "no pretrained weights yet: brainstage fetch med3d-resnet10 brings them; train --weights random needs none"

@@ -8,8 +8,10 @@ import json
 import pytest
 import torch
 
+from brainstage.models import weights
 from brainstage.models.choices import MED3D_ASSETS
 from brainstage.models.med3d import ARCHITECTURES, build_med3d
+from brainstage.models.published import Pin
 from brainstage.models.weights import cache_directory, load_weights, state_bytes
 from brainstage.pipeline.errors import WeightsError, WeightsMissingError
 
@@ -36,6 +38,18 @@ def test_published_checkpoint_is_taken_whole(tmp_path, architecture):
     assert loaded.report.matched == len(state)
     assert all(key.endswith("num_batches_tracked") for key in loaded.report.missing)
     assert torch.equal(loaded.network.state_dict()["conv1.weight"], state["module.conv1.weight"])
+
+
+def test_a_file_says_what_it_is_by_its_sha256_and_not_by_its_name(tmp_path, monkeypatch):
+    path = saved(tmp_path, med3d_state())
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    stranger = load_weights(str(path)).source
+    assert (stranger.kind, stranger.origin, stranger.pretrained) == ("path", "unknown", None)
+    assert sha256 in stranger.words
+    assert "23 data sets" not in stranger.words
+    monkeypatch.setattr(weights, "PINNED", {"med3d-resnet10": Pin(sha256=sha256, revision="0" * 40)})
+    known = load_weights(str(path)).source
+    assert (known.kind, known.origin, known.pretrained) == ("med3d-resnet10", "published", True)
 
 
 def test_segmentation_head_is_counted_and_allowed(tmp_path):
@@ -100,7 +114,10 @@ def test_altered_cache_is_refused(tmp_path, monkeypatch):
     (tmp_path / "med3d-resnet10.json").write_text(json.dumps(record))
     path = tmp_path / "med3d-resnet10.safetensors"
     path.write_bytes(content)
-    assert load_weights("med3d-resnet10").source.kind == "med3d-resnet10"
+    source = load_weights("med3d-resnet10").source
+    assert source.kind == "med3d-resnet10"
+    assert source.pretrained is None
+    assert source.words.startswith("origin not verified")
     path.write_bytes(content[:-1] + b"\x01")
     with pytest.raises(WeightsError, match="not what was fetched"):
         load_weights("med3d-resnet10")
@@ -116,7 +133,8 @@ def test_cache_directory_follows_the_environment(tmp_path, monkeypatch):
 
 def test_random_weights_are_said_to_be_random():
     source = load_weights("random", seed=7).source
-    assert not source.pretrained
+    assert source.pretrained is False
+    assert source.origin == "random"
     assert "seed 7" in source.words
     assert "not pretrained" in source.words
     assert source == load_weights("random", seed=7).source

@@ -22,7 +22,7 @@ from brainstage.models.features import FeatureExtractor
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_description import read_description
 from brainstage.models.model_store import load_model
-from brainstage.models.weights import load_weights
+from brainstage.models.weights import WeightsSource, load_weights
 from brainstage.pipeline.config import PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
@@ -46,7 +46,7 @@ from brainstage.workflows.learning.features import (
     read_network_input,
 )
 from brainstage.workflows.learning.labelled_cohort import read_cohort, reference_people
-from brainstage.workflows.learning.model_card import best_sentence
+from brainstage.workflows.learning.model_card import best_sentence, weights_warning
 from brainstage.workflows.learning.training_options import TrainOptions
 from brainstage.workflows.prediction import prediction_stage, reference_findings
 from brainstage.workflows.train import train
@@ -171,6 +171,31 @@ def test_planted_signal_is_found_and_controls_are_at_chance(trained):
     assert metrics["control_mask_only"]["measures"]["balanced_accuracy"]["value"] == pytest.approx(
         1 / 3, abs=0.1
     )
+
+
+def test_the_origin_of_the_weights_is_recorded_and_a_model_from_before_is_read(trained, tmp_path):
+    result, _ = trained
+    content = json.loads((result.model_dir / "model.json").read_text())
+    assert content["backbone"].pop("origin") == "random"
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    assert read_description(tmp_path).backbone.origin == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("kind", "origin", "warning"),
+    [
+        ("random", "random", "**The weights are random: not pretrained.**"),
+        ("path", "unknown", "**The origin of the weights is not verified.**"),
+        ("med3d-resnet10", "unknown", "**The origin of the weights is not verified.**"),
+        ("med3d-resnet10", "vouched", ""),
+        ("med3d-resnet10", "published", ""),
+    ],
+)
+def test_card_warns_of_weights_that_only_a_name_speaks_for(kind, origin, warning):
+    source = WeightsSource(kind=kind, architecture="resnet10", sha256="0", words="", origin=origin)
+    said = weights_warning(source, "frozen")
+    assert said.startswith(warning)
+    assert bool(said) == bool(warning)
 
 
 def test_card_states_the_result_the_weights_and_the_limits(trained):

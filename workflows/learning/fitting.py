@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from brainstage.models.baseline import BASELINE_VERSION
 from brainstage.models.calibration import fit_temperature
-from brainstage.models.choices import MED3D_ASSETS
 from brainstage.models.conformal import LEVEL, class_quantiles
 from brainstage.models.covariates import Column, CovariateExpert, chosen_columns, cross_validate_covariates
 from brainstage.models.cross_validation import (
@@ -245,6 +244,7 @@ def _describe(
             strides=source.strides,
             sha256=source.sha256,
             words=source.words,
+            origin=source.origin,
             feature_id=extractor.feature_id,
         ),
         head=options.head,
@@ -266,7 +266,7 @@ def _describe(
         novelty_threshold=novelty_threshold(found.novelty),
         tiers=options.tiers,
         seed=options.seed,
-        pretraining_cohorts=MED3D_COHORTS if source.kind in MED3D_ASSETS else (),
+        pretraining_cohorts=MED3D_COHORTS if source.origin in ("published", "vouched") else (),
         fold_of_training_scan={
             scan.row.sha256: int(fold)
             for scan, fold in zip(cohort.scans, found.folds, strict=True)

@@ -13,6 +13,7 @@ from brainstage.models.metrics import Estimate
 from brainstage.models.model_store import StoredModel
 from brainstage.models.norms import Norm, ReferenceClass, compare
 from brainstage.models.splits import FoldBalance, participant_classes
+from brainstage.models.weights import WeightsSource
 from brainstage.workflows.learning.labelled_cohort import Cohort
 from brainstage.workflows.learning.model_evaluation import ModelEvaluation
 from brainstage.workflows.learning.training_options import TrainOptions
@@ -46,7 +47,7 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "participants": len(set(cohort.participants)),
         "participants_of": participants_of,
         "left_out": cohort.left_out,
-        "pretrained": model.extractor.source.pretrained,
+        "weights_warning": weights_warning(model.extractor.source, description.finetune),
         "measures": [name for name in result.network.measures if name != "ece"],
         "chance_sentence": chance_sentence(result.network.measures["balanced_accuracy"], len(model.classes)),
         "best_sentences": best_sentences(result),
@@ -88,6 +89,29 @@ def cell(estimate: Estimate) -> str:
     if estimate.value != estimate.value:
         return "not defined"
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def weights_warning(source: WeightsSource, finetune: Regime) -> str:
+    """Say in words what is to be kept in mind about weights that are random or of unknown origin; nothing of others.
+
+    >>> source = WeightsSource(kind="path", architecture="resnet10", sha256="0", words="")
+    >>> weights_warning(source, "frozen").partition(" Their")[0]
+    '**The origin of the weights is not verified.**'
+    """
+    if source.pretrained is False:
+        begun = (
+            "The network is a fixed random filter bank, and only the head was trained."
+            if finetune == "frozen"
+            else "The network began as a random filter bank."
+        )
+        advice = "Use pretrained weights for anything but trying the program out."
+        return f"**The weights are random: not pretrained.** {begun} {advice}"
+    if source.origin == "unknown":
+        return (
+            "**The origin of the weights is not verified.** Their sha256 is none that this program knows: what they "
+            "were trained on, and whether participants of this cohort were among it, is not known."
+        )
+    return ""
 
 
 def balance_sentence(balance: FoldBalance) -> str:
