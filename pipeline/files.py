@@ -22,6 +22,7 @@ from brainstage.pipeline.errors import InputMissingError, output_error
 TEMPORARY_PREFIX = ".tmp-"
 """Every unfinished file begins with this; what a killed process left behind can be told and removed."""
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
+_CHUNK: Final = 1024**2
 
 
 def temporary_name(final_name: str = "") -> str:
@@ -96,11 +97,8 @@ def opened_regular(path: Path) -> Iterator[BufferedReader]:
     NotRegularError
         For what is no regular file, links followed.
     """
-    # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
-    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK)
+    descriptor, _ = _descriptor_of_regular(path)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise NotRegularError(errno.EINVAL, "it is no regular file")
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
             yield stream
     finally:
@@ -108,9 +106,29 @@ def opened_regular(path: Path) -> Iterator[BufferedReader]:
 
 
 def read_regular(path: Path) -> bytes:
-    """Return the content of a file; raises as :func:`opened_regular` does."""
-    with opened_regular(path) as stream:
-        return stream.read()
+    """Return the content of a file; raises as :func:`opened_regular` does.
+
+    Without a stream around it: a run over thousands of scans reads ten small files of each to see that all is done.
+    """
+    descriptor, size = _descriptor_of_regular(path)
+    try:
+        content = os.read(descriptor, size + 1)
+        while more := os.read(descriptor, _CHUNK) if content else b"":
+            content += more
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def _descriptor_of_regular(path: Path) -> tuple[int, int]:
+    """Open a file; return its descriptor and its size in bytes."""
+    # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
+    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, "it is no regular file")
+    return descriptor, status.st_size
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds

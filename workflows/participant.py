@@ -277,7 +277,8 @@ def _fault_of(scan: T1wScan, files: ScanFiles) -> Failure | None:
     """Return what is known to be wrong with a scan before its file is opened."""
     if scan.fault:
         return Failure(scan=scan, stage="ingest", error="InputMissingError", message=scan.fault)
-    if files.longest_name > LONGEST_NAME:
+    # Nothing that is added to a name is as long as half of what a name may be; to look closer takes time.
+    if len(files.key) > LONGEST_NAME // 2 and files.longest_name > LONGEST_NAME:
         return Failure(
             scan=scan,
             stage="ingest",
