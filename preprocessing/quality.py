@@ -112,7 +112,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         unit="",
         direction="higher",
         reason="template_correlation",
-        bounds=_bounds((0.58, None), (0.48, None)),
+        bounds=_bounds((0.565, None), (0.48, None)),
         explanation="Correlation with the template inside its brain but for the ventricles, at 2 mm, both smoothed to "
         "4 mm. Low when the registration failed, the contrast is not T1w, or noise and motion hide the anatomy.",
         source=_OWN,
@@ -248,7 +248,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         direction="higher",
         reason="axes_mislabelled",
         added=True,
-        bounds=_bounds((0.18, None), (0.155, None)),
+        bounds=_bounds((0.16, None), (0.155, None)),
         explanation="By how much the brain fits the template better as it lies than turned by half a circle about any "
         "axis. Low when the header reverses an axis: the head is upside down, back to front, or mirrored; also where "
         "it is so unlike the template that no way of lying fits.",
@@ -260,7 +260,7 @@ MEASURES: Final[tuple[Measure, ...]] = (
         direction="lower",
         reason="missing_tissue",
         added=True,
-        bounds=_bounds((None, 9.0), (None, 20.0)),
+        bounds=_bounds((None, 8.0), (None, 20.0)),
         explanation="Volume inside the template, at least 8 mm under its surface, where the scan has no brain mask or "
         "no signal; dark fluid in ventricles and sulci is not counted. High when part of the brain lies outside the "
         "field of view, dropped out, or was cut away, or the registration failed.",
