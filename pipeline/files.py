@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,8 +11,9 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +22,8 @@ from brainstage.pipeline.errors import InputMissingError, output_error
 TEMPORARY_PREFIX = ".tmp-"
 """Every unfinished file begins with this; what a killed process left behind can be told and removed."""
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
+LARGEST_BYTES: Final = 256 * 1024**2
+"""Of a table, a description or a configuration, with room to spare; a sparse file can hold terabytes of nothing."""
 
 
 def temporary_name(final_name: str = "") -> str:
@@ -70,8 +74,11 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write `text` as UTF-8 with LF line ends in one rename."""
-    return write_bytes(path, text.encode("utf-8"))
+    r"""Write `text` as UTF-8 with LF line ends in one rename.
+
+    Bytes in a file's name that are no UTF-8 become ``\udcXX``, which is how JSON writes them.
+    """
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
@@ -84,9 +91,33 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
 
     Raises
     ------
-    OSError, ValueError
+    OSError
+        When it cannot be read, as by :func:`read_regular`.
+    ValueError
+        When it is no JSON, or nested deeper than anybody means.
     """
-    return json.loads(path.read_bytes())
+    try:
+        return json.loads(read_regular(path))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_regular(path: Path, at_most_bytes: int = LARGEST_BYTES) -> bytes:
+    """Return the content of a file; a pipe is not waited for, and a giant not read.
+
+    Parameters
+    ----------
+    path : Path
+    at_most_bytes : int
+        A larger file is refused before it is read.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read, is too large, or is no regular file; ``strerror`` says which.
+    """
+    with _opened(path, at_most_bytes) as stream:
+        return stream.read()
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
@@ -118,24 +149,28 @@ def sha256_of_file(path: Path, at_most_bytes: int | None = None) -> str:
         When the file cannot be read, is too large, or is none: a pipe would be waited for without end.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK)) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputMissingError(f"cannot read {path.name}: it is no regular file")
-            if at_most_bytes is not None and status.st_size > at_most_bytes:
-                raise InputMissingError(
-                    f"cannot read {path.name}: it has {status.st_size} bytes, and at most {at_most_bytes} are read"
-                )
+        with _opened(path, at_most_bytes) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputMissingError(f"cannot read {path.name}: {error.strerror}") from error
 
 
+@contextmanager
+def _opened(path: Path, at_most_bytes: int | None) -> Iterator[BufferedReader]:
+    # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK)) as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if at_most_bytes is not None and status.st_size > at_most_bytes:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, and at most {at_most_bytes} are read")
+        yield stream
+
+
 def sha256_of_json(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a mapping in canonical JSON: sorted keys, no spaces."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return sha256_of_bytes(canonical.encode("utf-8"))
+    return sha256_of_bytes(canonical.encode("utf-8", "backslashreplace"))
 
 
 def _fill(path: Path, content: bytes) -> None:
