@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from brainstage.models.baseline import BASELINE_VERSION
 from brainstage.models.choices import HeadKind, Regime, Strides
@@ -17,11 +17,13 @@ from brainstage.models.norms import ReferenceClass
 from brainstage.models.pooling import feature_id
 from brainstage.pipeline.config import differences
 from brainstage.pipeline.errors import ModelError
-from brainstage.pipeline.files import sha256_of_bytes
+from brainstage.pipeline.files import read_regular, sha256_of_bytes
 
 DESCRIPTION_FILE: Final = "model.json"
 AGE_AND_SEX: Final = ("age", "sex")
 """What a class of reference goes by, and what the control without an image knows in any case."""
+MOST_WEIGHTS_BYTES: Final = 512 * 1024**2
+"""Of one file; those of the largest network have 185 MB."""
 _NO_PART_OF_ID: Final = frozenset({"model_id", "versions", "kernels"})
 _MAX_DIFFERENCES_SHOWN: Final = 5
 
@@ -98,6 +100,18 @@ class ModelDescription(_Part):
     kernels: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _of_one_piece(self) -> ModelDescription:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes {', '.join(self.classes)}: one stands twice")
+        if self.conformal.quantiles.keys() != set(self.classes):
+            raise ValueError("conformal.quantiles must name each of the classes, and nothing else")
+        if not set(self.fold_of_training_scan.values()) <= set(range(self.folds)):
+            raise ValueError(f"fold_of_training_scan must lead to folds 0 to {self.folds - 1}")
+        if len(self.covariate_experts) not in (0, self.folds):
+            raise ValueError(f"covariate_experts must be none, or one for each of {self.folds} folds")
+        return self
+
     @property
     def covariate_columns(self) -> tuple[str, ...]:
         """The columns that the model looks at besides the image."""
@@ -133,7 +147,7 @@ def read_description(path: Path) -> ModelDescription:
     """
     file = path / DESCRIPTION_FILE
     try:
-        description = ModelDescription.model_validate_json(file.read_bytes())
+        description = ModelDescription.model_validate_json(read_regular(file))
     except OSError as error:
         raise ModelError(
             f"{path.name} is no model directory: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
@@ -168,12 +182,12 @@ def checked_content(path: Path, name: str, sha256: str) -> bytes:
     ModelError
         When it cannot be read, or is not what was written with the model.
     """
-    if Path(name).name != name:
+    if Path(name).name != name or "\0" in name:
         raise ModelError(
             f"{path.name}/{DESCRIPTION_FILE} names {name!r}, which is not a file of the directory"
         )
     try:
-        content = (path / name).read_bytes()
+        content = read_regular(path / name, MOST_WEIGHTS_BYTES)
     except OSError as error:
         raise ModelError(f"{path.name}/{name} cannot be read: {error.strerror}") from error
     found = sha256_of_bytes(content)
