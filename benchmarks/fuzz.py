@@ -1,53 +1,85 @@
-"""What the sanitiser makes of altered files: a clean refusal or a right volume, in bounded memory and time.
+"""What the readers make of altered input: a clean refusal or a right result, in bounded memory and time.
 
 Run it::
 
-    .venv/bin/python benchmarks/fuzz.py [--files 20000] [--workers 2]
+    .venv/bin/python benchmarks/fuzz.py [--files 20000] [--inputs 20000] [--workers 2] [--seed 0]
+    .venv/bin/python benchmarks/fuzz.py --replay "manifests 17" [--seed 0]
 
 Header fields and single bytes of small heads are set to extremes and to noise, gzip streams are cut, altered, joined
-and nested, plain files are cut and padded. Every file is read in a process that may take 2 GB. A volume that comes
-out is held against what nibabel makes of the same bytes. It prints a table and writes it to ``benchmarks/fuzz.md``.
+and nested, plain files are cut and padded; a volume that comes out is held against what nibabel makes of the same
+bytes. Tables, JSON, configurations, model directories and names are those of ``benchmarks/altered_inputs.py``. Every
+input is read in a process that may take 2 GB, and is stopped after a while. What is found is printed with the words to
+replay it. It writes its table to ``benchmarks/fuzz.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gzip
-import io
+import json
 import logging
 import multiprocessing
+import os
 import random
 import resource
+import signal
+import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
+import altered_inputs
 import nibabel as nib
 import numpy as np
+from altered_inputs import Kind, Wrong
 
 from brainstage.pipeline.config import IngestConfig
-from brainstage.pipeline.errors import ImageError
+from brainstage.pipeline.errors import BrainstageError, ImageError
 from brainstage.preprocessing.ingest import ingest
 
 FOLDER = Path(__file__).parent
 MEMORY_BYTES = 2 * 1024**3
 SLOW_S = 5.0
+HUNG_S = 120.0  # by the clock on the wall, for whoever shares the machine
+SHARE = 500
 HEADER = nib.Nifti1Header.template_dtype.fields
 EXTREMES = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-30, 1e-6, 1e6, 1e30, 3e38, np.nan, np.inf, -np.inf)
 COUNTS = (-32768, -1, 0, 1, 2, 3, 4, 5, 7, 8, 16, 64, 127, 128, 256, 512, 1024, 1025, 2048, 32767)
 
 
+class Hung(BaseException):
+    """An input took too long; no ``except Exception`` on the way takes it for its own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What became of one file."""
+    """What became of one input.
+
+    Attributes
+    ----------
+    kind : str
+    number : int
+        Kind, number and seed make the input again.
+    result : str
+        One of :data:`RESULTS`.
+    seconds : float
+        Of the processor.
+    detail : str
+    """
 
     kind: str
+    number: int
     result: str
-    seconds: float
+    seconds: float = 0.0
     detail: str = ""
 
 
@@ -118,7 +150,7 @@ def damaged_stream(whole: bytes, rng: random.Random) -> bytes:
     return gzip.compress(whole + bytes(rng.choice((1000, 3_000_000))), mtime=0)
 
 
-KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
+FILES: Final[Mapping[str, Callable[[bytes, random.Random], bytes]]] = {
     "header fields": altered_header,
     "header fields, packed": lambda whole, rng: gzip.compress(altered_header(whole, rng), 1, mtime=0),
     "stray bytes": stray_bytes,
@@ -130,27 +162,22 @@ PERMISSIVE = IngestConfig(
 )
 
 
-def judged(kind: str, whole: bytes, path: Path) -> Found:
-    """Read a file by both policies; say what came out."""
-    path.write_bytes(whole)
-    started = time.perf_counter()
-    result, detail = "refused", ""
+def read_heads(alter: Callable[[bytes, random.Random], bytes], rng: random.Random, folder: Path) -> None:
+    """Read an altered file by a strict and by a permissive policy; raise where both refuse it."""
+    path = folder / rng.choice(("x.nii", "x.nii.gz"))
+    path.write_bytes(alter(plain_head(rng), rng))
+    refusals = []
     for config in (IngestConfig(), PERMISSIVE):
         try:
             head = ingest(path, config)
         except ImageError as error:
-            if len(error.message) < 15:
-                return Found(kind=kind, result="refused without a reason", seconds=0.0, detail=error.message)
+            refusals.append(error)
             continue
-        except Exception as error:  # noqa: BLE001 - what is looked for
-            return Found(kind=kind, result="CRASHED", seconds=0.0, detail=f"{type(error).__name__}: {error}")
-        result = "accepted"
         wrong = difference(path, head)
         if wrong:
-            result, detail = "WRONG VOLUME", wrong
-            break
-    seconds = time.perf_counter() - started
-    return Found(kind=kind, result="TOO SLOW" if seconds > SLOW_S else result, seconds=seconds, detail=detail)
+            raise Wrong(wrong)
+    if len(refusals) == 2:
+        raise refusals[1]
 
 
 def difference(path: Path, ingested: object) -> str:
@@ -193,22 +220,74 @@ def corners(data: np.ndarray, voxel_to_ras: np.ndarray) -> set[tuple[float, ...]
     return found
 
 
-def worker(job: tuple[int, int]) -> list[Found]:
-    """Judge a share of the files, in a process that may take 2 GB."""
-    seed, count = job
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES + address_space(), MEMORY_BYTES + address_space()))
+KINDS: Final[Mapping[str, Kind]] = {
+    **{name: partial(read_heads, alter) for name, alter in FILES.items()},
+    **altered_inputs.KINDS,
+}
+RESULTS: Final = (
+    *("accepted", "refused", "refused without a reason", "CRASHED", "WRONG", "2 GB EXCEEDED", "HUNG", "DIED"),
+    "TOO SLOW",
+)
+
+
+def judged(kind: str, number: int, seed: int) -> Found:
+    """Make an input and read it; say what became of it."""
+    rng = random.Random(f"{seed} {kind} {number}")  # noqa: S311 - no secret
+    result, detail = "accepted", ""
+    signal.signal(signal.SIGALRM, _hung)
+    with tempfile.TemporaryDirectory(prefix="brainstage-fuzz-", ignore_cleanup_errors=True) as folder:
+        started = time.process_time()
+        signal.setitimer(signal.ITIMER_REAL, HUNG_S)
+        try:
+            KINDS[kind](rng, Path(folder))
+        except BrainstageError as error:
+            result = "refused" if len(error.message) >= 15 else "refused without a reason"
+            detail = error.message[:300]
+        except Wrong as error:
+            result, detail = "WRONG", str(error)
+        except Hung:
+            result, detail = "HUNG", _innermost()
+        except MemoryError:
+            result, detail = "2 GB EXCEEDED", _innermost()
+        except Exception as error:  # noqa: BLE001 - what is looked for
+            result, detail = "CRASHED", f"{type(error).__name__}: {str(error)[:300]} {_innermost()}"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+        seconds = time.process_time() - started
+    if seconds > SLOW_S and result in ("accepted", "refused"):
+        result = "TOO SLOW"
+    return Found(kind=kind, number=number, result=result, seconds=seconds, detail=detail)
+
+
+def _hung(*_: object) -> None:
+    raise Hung
+
+
+def _innermost() -> str:
+    """Return the last lines of the program on the way to the error that is being handled."""
+    frames = traceback.extract_tb(sys.exc_info()[2])
+    ours = [frame for frame in frames if "brainstage" in frame.filename or "benchmarks" in frame.filename]
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in ours[:-4:-1])
+
+
+def worker(kind: str, numbers: Sequence[int], seed: int, report: Path) -> None:
+    """Judge a share of the inputs in a process that may take 2 GB more than it has when it begins.
+
+    The number of each input is written before it is tried, so that it is known which of them took the process along.
+    """
+    limit = MEMORY_BYTES + address_space()
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     warnings.simplefilter("ignore")
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-    rng = random.Random(seed)  # noqa: S311 - no secret
-    found = []
-    with tempfile.TemporaryDirectory(prefix="brainstage-fuzz-") as folder:
-        for number in range(count):
-            kind = list(KINDS)[number % len(KINDS)]
-            whole = KINDS[kind](plain_head(rng), rng)
-            path = Path(folder) / rng.choice(("x.nii", "x.nii.gz"))
-            found.append(judged(kind, whole, path))
-    return found
+    with report.open("a", encoding="utf-8", buffering=1) as stream:
+        for number in numbers:
+            stream.write(f"{number}\n")
+            # Of a library that never lets the interpreter run again, no signal handler makes an end.
+            faulthandler.dump_traceback_later(2 * HUNG_S, exit=True)
+            found = judged(kind, number, seed)
+            faulthandler.cancel_dump_traceback_later()
+            stream.write(json.dumps(asdict(found)) + "\n")
 
 
 def address_space() -> int:
@@ -217,38 +296,105 @@ def address_space() -> int:
     return pages * resource.getpagesize()
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--files", type=int, default=20000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    share = 500
-    jobs = [
-        (options.seed + n, min(share, options.files - n * share)) for n in range(-(-options.files // share))
-    ]
-    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
-        found = [one for some in pool.imap(worker, jobs) for one in some]
-    table = io.StringIO()
-    results = ("accepted", "refused", "refused without a reason", "CRASHED", "WRONG VOLUME", "TOO SLOW")
-    table.write("# Altered files\n\n")
-    table.write(
-        f"Made by `benchmarks/fuzz.py`: {len(found)} files, seed {options.seed}, at most 2 GB a process.\n\n"
+def share(kind: str, numbers: range, seed: int, folder: Path) -> list[Found]:
+    """Judge some inputs in a process of their own, and in another one after each that it does not survive."""
+    report = folder / f"report {kind} {numbers.start}"
+    found: list[Found] = []
+    while len(found) < len(numbers):
+        report.unlink(missing_ok=True)
+        left = numbers[len(found) :]
+        process = multiprocessing.get_context("spawn").Process(target=worker, args=(kind, left, seed, report))
+        process.start()
+        process.join()
+        lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
+        found += [Found(**json.loads(line)) for line in lines if line.startswith("{")]
+        if process.exitcode:
+            if not lines:
+                raise RuntimeError(f"a process that reads {kind} does not even begin")
+            found.append(
+                Found(kind=kind, number=int(lines[-1]), result="DIED", detail=f"exit {process.exitcode}")
+            )
+    return found
+
+
+def all_found(counts: Mapping[str, int], seed: int, workers: int) -> list[Found]:
+    """Judge so many inputs of each kind."""
+    with (
+        tempfile.TemporaryDirectory(prefix="brainstage-fuzz-", ignore_cleanup_errors=True) as folder,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        tempfile.tempdir = os.environ["TMPDIR"] = folder  # all that the processes leave lies there, too
+        altered_inputs.finished(), altered_inputs.trained()
+        shares = [
+            pool.submit(share, kind, range(start, min(start + SHARE, count)), seed, Path(folder))
+            for kind, count in counts.items()
+            for start in range(0, count, SHARE)
+        ]
+        return [one for some in shares for one in some.result()]
+
+
+def counts_of(files: int, inputs: int) -> dict[str, int]:
+    """Return how many inputs of each kind make so many files and other inputs.
+
+    >>> list(counts_of(7, 0).values())[:5]
+    [2, 2, 1, 1, 1]
+    """
+    counts = {}
+    for total, kinds in ((files, list(FILES)), (inputs, list(altered_inputs.KINDS))):
+        counts |= {kind: len(range(place, total, len(kinds))) for place, kind in enumerate(kinds)}
+    return counts
+
+
+def table_of(found: Sequence[Found], seed: int) -> str:
+    """Return the counts as Markdown."""
+    results = [name for name in RESULTS if name in RESULTS[:3] or any(one.result == name for one in found)]
+    clean = not any(one.result not in RESULTS[:2] for one in found)
+    limits = f"at most 2 GB a process, at most {HUNG_S:.0f} s an input"
+    verdict = (
+        "No traceback, no wrong result, nothing lost in silence, no death, no hang, none above 2 GB or slower than "
+        f"{SLOW_S:.0f} s."
     )
-    table.write("| what was altered | files | " + " | ".join(results) + " | longest, s |\n")
-    table.write("|---|---|" + "---|" * (len(results) + 1) + "\n")
+    lines = [
+        "# Altered input",
+        "",
+        f"Made by `benchmarks/fuzz.py`: {len(found)} inputs, seed {seed}, {limits}.",
+        verdict if clean else "What is written in capitals is a defect.",
+        "",
+        "| what was altered | inputs | " + " | ".join(results) + " | longest, s |",
+        "|---|---|" + "---|" * (len(results) + 1),
+    ]
     for kind in (*KINDS, "**all**"):
         some = [one for one in found if kind in (one.kind, "**all**")]
-        counts = Counter(one.result for one in some)
-        longest = max(one.seconds for one in some)
-        cells = " | ".join(str(counts[result]) for result in results)
-        table.write(f"| {kind} | {len(some)} | {cells} | {longest:.2f} |\n")
-    print(table.getvalue())
+        if some:
+            counts = Counter(one.result for one in some)
+            cells = " | ".join(str(counts[result]) for result in results)
+            lines.append(f"| {kind} | {len(some)} | {cells} | {max(one.seconds for one in some):.2f} |")
+    return "\n".join([*lines, ""])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--files", type=int, default=20000, help="altered NIfTI files")
+    parser.add_argument("--inputs", type=int, default=20000, help="altered tables, JSON, models and names")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--replay", metavar="'KIND NUMBER'", help="make one input again, and let its error through"
+    )
+    options = parser.parse_args(arguments)
+    if options.replay:
+        kind, _, number = options.replay.rpartition(" ")
+        with tempfile.TemporaryDirectory(prefix="brainstage-fuzz-") as folder:
+            KINDS[kind](random.Random(f"{options.seed} {kind} {number}"), Path(folder))  # noqa: S311 - no secret
+        return
+    found = all_found(counts_of(options.files, options.inputs), options.seed, options.workers)
+    table = table_of(found, options.seed)
+    print(table)
     for one in found:
-        if one.result not in ("accepted", "refused"):
-            print(one)
-    (FOLDER / "fuzz.md").write_text(table.getvalue(), encoding="utf-8")
+        if one.result not in RESULTS[:2]:
+            print(f'--seed {options.seed} --replay "{one.kind} {one.number}": {one.result}: {one.detail}')
+    (FOLDER / "fuzz.md").write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":

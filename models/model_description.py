@@ -20,11 +20,13 @@ from brainstage.models.pooling import feature_id
 from brainstage.models.published import Origin
 from brainstage.pipeline.config import NetworkGridConfig, differences
 from brainstage.pipeline.errors import ModelError
-from brainstage.pipeline.files import sha256_of_bytes
+from brainstage.pipeline.files import read_regular, sha256_of_bytes
 
 DESCRIPTION_FILE: Final = "model.json"
 AGE_AND_SEX: Final = ("age", "sex")
 """What a class of reference goes by, and what the control without an image knows in any case."""
+MOST_WEIGHTS_BYTES: Final = 512 * 1024**2
+"""Of one file; those of the largest network have 185 MB."""
 _NO_PART_OF_ID: Final[Mapping[str, Any]] = MappingProxyType(
     {
         "model_id": True,
@@ -196,7 +198,7 @@ def read_description(path: Path) -> ModelDescription:
     """
     file = path / DESCRIPTION_FILE
     try:
-        description = ModelDescription.model_validate_json(file.read_bytes())
+        description = ModelDescription.model_validate_json(read_regular(file))
     except OSError as error:
         raise ModelError(
             f"{path.name} is no model directory: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
@@ -232,12 +234,12 @@ def checked_content(path: Path, name: str, sha256: str) -> bytes:
     ModelError
         When it cannot be read, or is not what was written with the model.
     """
-    if Path(name).name != name:
+    if Path(name).name != name or "\0" in name:
         raise ModelError(
             f"{path.name}/{DESCRIPTION_FILE} names {name!r}, which is not a file of the directory"
         )
     try:
-        content = (path / name).read_bytes()
+        content = read_regular(path / name, MOST_WEIGHTS_BYTES)
     except OSError as error:
         raise ModelError(f"{path.name}/{name} cannot be read: {error.strerror}") from error
     found = sha256_of_bytes(content)

@@ -340,13 +340,35 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
         strange = {key for model in models for key in model.state} - set(network.state_dict())
         if strange:
             raise ModelError(f"{path.name}: a fold holds {min(strange)!r}, which the network has not")
-    except (KeyError, TypeError, ValueError, SafetensorError, WeightsError) as error:
+        source = WeightsSource(**description.backbone.model_dump(exclude={"feature_id"}))
+        extractor = FeatureExtractor(network, source, torch.device(device))
+        model = StoredModel(description, extractor, models, novelty, baselines)
+        _require_answers(model)
+    except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError, WeightsError) as error:
         raise ModelError(
             f"{path.name}/{DESCRIPTION_FILE} and the weights beside it do not fit together: {error}"
         ) from error
-    source = WeightsSource(**description.backbone.model_dump(exclude={"feature_id"}))
-    extractor = FeatureExtractor(network, source, torch.device(device))
-    return StoredModel(description, extractor, models, novelty, baselines)
+    return model
+
+
+def _require_answers(model: StoredModel) -> None:
+    """Raise ``ValueError`` unless every fold answers, to features of nothing, with a finite number for each class."""
+    features = np.zeros((1, len(model.heads[0].mean)), dtype=np.float32)
+    values = np.zeros((1, model.baselines[0].weight.shape[-1]), dtype=np.float32)
+    if len(model.baselines) != len(model.heads):
+        raise ValueError(f"{len(model.baselines)} baselines for {len(model.heads)} folds")
+    for fold, (head, novelty, baseline) in enumerate(
+        zip(model.heads, model.novelty, model.baselines, strict=True)
+    ):
+        answers = head.logits(features), baseline.logits(values)
+        score = novelty.scores(features)
+        biases = head.bias.shape, baseline.bias.shape
+        if {answer.shape[1:] for answer in answers} | set(biases) != {
+            (len(model.classes),)
+        } or score.shape != (1,):
+            raise ValueError(f"fold {fold} does not answer for {len(model.classes)} classes")
+        if not all(np.isfinite(answer).all() for answer in (*answers, score)):
+            raise ValueError(f"fold {fold} holds numbers that are not finite")
 
 
 def _require_finite(name: str, arrays: Mapping[str, NDArray[Any]]) -> None:

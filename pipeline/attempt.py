@@ -17,7 +17,8 @@ from typing import BinaryIO, Final
 
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import output_error
-from brainstage.pipeline.files import make_folder_of, read_json_or_empty, write_json
+from brainstage.pipeline.files import make_folder_of, write_json
+from brainstage.pipeline.kept import read_record
 
 DEATHS_ALLOWED: Final = 1
 """A scan that takes a second process with it is set aside."""
@@ -85,11 +86,7 @@ def end_attempt(files: ScanFiles) -> None:
 
 def read_attempt(files: ScanFiles) -> Attempt | None:
     """Return what a scan is at, or was at when its process died; None when it is at nothing."""
-    content = read_json_or_empty(_note(files))
-    try:
-        return Attempt(**content) if content else None
-    except TypeError:
-        return None
+    return read_record(_note(files), Attempt)
 
 
 def count_death(files: ScanFiles) -> Deaths:
@@ -111,11 +108,7 @@ def count_death(files: ScanFiles) -> Deaths:
 
 def read_deaths(files: ScanFiles) -> Deaths | None:
     """Return the deaths counted for a scan; None when there are none."""
-    content = read_json_or_empty(_deaths(files))
-    try:
-        return Deaths(**content) if content else None
-    except TypeError:
-        return None
+    return read_record(_deaths(files), Deaths)
 
 
 def forget_deaths(files: ScanFiles) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from brainstage.pipeline.entities import (
     validate_name,
 )
 from brainstage.pipeline.errors import BidsError, ConfigError, InputMissingError
+from brainstage.pipeline.files import read_json
 from brainstage.pipeline.people import People, read_people
 from brainstage.pipeline.records import Covariates, T1wScan
 from brainstage.pipeline.source import followed_places, link_fault
@@ -157,10 +157,10 @@ def read_filter_file(path: Path) -> dict[str, Any]:
     InputMissingError, ConfigError
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise InputMissingError(f"filter file {path.name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"filter file {path.name} is not valid JSON: {error}") from error
     by_suffix = (
         {str(key).casefold(): value for key, value in content.items()} if isinstance(content, dict) else {}
@@ -184,7 +184,20 @@ def read_filter_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"filter file {path.name}: unknown entity {unknown[0]!r}; known are {', '.join(ENTITY_KEYS)}"
         )
+    unclear = [name for name, wanted in demands.items() if name in attribute_of and not _is_demand(wanted)]
+    if unclear:
+        raise ConfigError(
+            f"filter file {path.name}: {unclear[0]} is {demands[unclear[0]]!r:.60}; it must be a label, a list of "
+            "labels, or null"
+        )
     return {attribute_of[name]: wanted for name, wanted in demands.items() if name in attribute_of}
+
+
+def _is_demand(wanted: object) -> bool:
+    labels = wanted if isinstance(wanted, list) else [wanted]
+    return all(
+        label is None or (isinstance(label, str | int) and not isinstance(label, bool)) for label in labels
+    )
 
 
 _QUERIES: Final[Mapping[str, Callable[[str | None], bool]]] = {
@@ -218,8 +231,8 @@ def _read_description(root: Path, *, validate: bool) -> dict[str, Any]:
             "add one, or give --skip-bids-validation"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         if not validate:
             return {}
         raise BidsError(f"dataset_description.json is not readable JSON ({error}); mend it") from error

@@ -26,6 +26,7 @@ from pydantic import (
 
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS
 from brainstage.pipeline.errors import ConfigError, InputMissingError
+from brainstage.pipeline.files import read_regular
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -294,10 +295,12 @@ def read_config(path: Path | None, overrides: Mapping[str, Mapping[str, Any]]) -
     content: dict[str, Any] = {}
     if path is not None:
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = tomllib.loads(read_regular(path).decode("utf-8"))
         except OSError as error:
             raise InputMissingError(f"configuration {path.name} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except RecursionError as error:
+            raise ConfigError(f"configuration {path.name} is nested too deeply") from error
+        except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
             raise ConfigError(f"configuration {path.name} is not valid TOML: {error}") from error
     for section, values in overrides.items():
         present = content.setdefault(section, {})
@@ -330,7 +333,15 @@ def _fault(fault: Mapping[str, Any]) -> str:
         close = difflib.get_close_matches(where[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
         return f"unknown key {dotted!r}; {hint}"
-    return f"{dotted} = {fault['input']!r}: {fault['msg']}"
+    return f"{dotted} = {_shown(fault['input'])}: {fault['msg']}"
+
+
+def _shown(value: object) -> str:
+    """Return the beginning of a value; one that is nested a thousand deep has no other way to be shown."""
+    try:
+        return f"{value!r:.200}"
+    except RecursionError:
+        return "something nested too deeply"
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -388,23 +388,34 @@ def _environment(options: EngineOptions) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in chosen.items()}
 
 
-def _local_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 - the library has no types
-    """Return a cluster on this machine, for the length of a block."""
+@contextmanager
+def _local_cluster(options: EngineOptions, tasks: int) -> Iterator[Any]:
+    """Give a cluster on this machine."""
     from distributed import LocalCluster
 
-    return LocalCluster(
-        n_workers=min(options.workers, tasks),
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=f"{options.worker_memory_gb:.3f}GiB" if options.worker_memory_gb else 0,
-        # Another user of this machine could reach a port, and a scheduler runs what it is sent.
-        security=True,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard": False},
-        silence_logs=50,
-        resources={GPU: 1} if options.gpu else None,
-    )
+    count = min(options.workers, tasks)
+    try:
+        cluster = LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=f"{options.worker_memory_gb:.3f}GiB" if options.worker_memory_gb else 0,
+            # Another user of this machine could reach a port, and a scheduler runs what it is sent.
+            security=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            silence_logs=50,
+            resources={GPU: 1} if options.gpu else None,
+        )
+    except RuntimeError as error:
+        raise EngineError(
+            "a worker process ended before it could begin; run the same command again, finished work is kept"
+        ) from error
+    with cluster:
+        # Adaptive, because only then is a worker replaced that ended while it started in the place of another.
+        cluster.adapt(minimum=count, maximum=count)
+        yield cluster
 
 
 def _slurm_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 - likewise

@@ -161,12 +161,18 @@ def prefixed_label(label: str | None, key: str) -> str:
     return f"{key}-{bare_label(label, key)}" if label else ""
 
 
-def natural_order(label: str) -> tuple[str | int, ...]:
+def natural_order(label: str) -> tuple[str | tuple[int, str], ...]:
     """Return a key by which numbers in labels count as numbers.
 
     >>> sorted(["M120", "M6", "M12", "M00"], key=natural_order)
     ['M00', 'M6', 'M12', 'M120']
     """
-    # Every second part is digits, so that like is always compared with like.
+    # Every second part is digits, so that like is always compared with like. Python refuses to make a number of more
+    # than 4300 of them; the one with more digits is the larger one.
     parts = re.split(r"([0-9]+)", label)
-    return tuple(int(part) if place % 2 else part.casefold() for place, part in enumerate(parts))
+    return tuple(_size(part) if place % 2 else part.casefold() for place, part in enumerate(parts))
+
+
+def _size(digits: str) -> tuple[int, str]:
+    bare = digits.lstrip("0")
+    return len(bare), bare

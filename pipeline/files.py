@@ -23,6 +23,8 @@ TEMPORARY_PREFIX = ".tmp-"
 """Every unfinished file begins with this; what a killed process left behind can be told and removed."""
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 _CHUNK: Final = 1024**2
+LARGEST_BYTES: Final = 256 * 1024**2
+"""Of a table, a description or a configuration, with room to spare; a sparse file can hold terabytes of nothing."""
 
 
 def temporary_name(final_name: str = "") -> str:
@@ -73,8 +75,11 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write `text` as UTF-8 with LF line ends in one rename."""
-    return write_bytes(path, text.encode("utf-8"))
+    r"""Write `text` as UTF-8 with LF line ends in one rename.
+
+    Bytes in a file's name that are no UTF-8 become ``\udcXX``, which is how JSON writes them.
+    """
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
@@ -105,13 +110,26 @@ def opened_regular(path: Path) -> Iterator[BufferedReader]:
         os.close(descriptor)
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the content of a file; raises as :func:`opened_regular` does.
+def read_regular(path: Path, at_most_bytes: int = LARGEST_BYTES) -> bytes:
+    """Return the content of a file; a pipe is not waited for, and a giant not read.
 
     Without a stream around it: a run over thousands of scans reads ten small files of each to see that all is done.
+
+    Parameters
+    ----------
+    path : Path
+    at_most_bytes : int
+        A larger file is refused before it is read.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read, is too large, or is no regular file; ``strerror`` says which.
     """
     descriptor, size = _descriptor_of_regular(path)
     try:
+        if size > at_most_bytes:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, and at most {at_most_bytes} are read")
         content = os.read(descriptor, size + 1)
         while more := os.read(descriptor, _CHUNK) if content else b"":
             content += more
@@ -136,9 +154,15 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
 
     Raises
     ------
-    OSError, ValueError
+    OSError
+        When it cannot be read, as by :func:`read_regular`.
+    ValueError
+        When it is no JSON, or nested deeper than anybody means.
     """
-    return json.loads(read_regular(path))
+    try:
+        return json.loads(read_regular(path))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_json_or_empty(path: Path) -> dict[str, Any]:
@@ -173,7 +197,7 @@ def sha256_of_file(path: Path) -> str:
 def sha256_of_json(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a mapping in canonical JSON: sorted keys, no spaces."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return sha256_of_bytes(canonical.encode("utf-8"))
+    return sha256_of_bytes(canonical.encode("utf-8", "backslashreplace"))
 
 
 def _fill(path: Path, content: bytes) -> None:

@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
 from brainstage.pipeline.errors import LeaseHeldError, LeaseLostError, output_error
 from brainstage.pipeline.files import make_folder_of, read_json, sha256_of_bytes, temporary_name, time_in
+from brainstage.pipeline.kept import as_record
 
 HEARTBEAT_S: Final = 10.0
 ABANDONED_S: Final = 300.0
@@ -35,6 +36,9 @@ WAIT_AT_MOST_S: Final = 7200.0
 """For one holder. Tables over 100,000 scans take an hour."""
 SAY_FIRST_S: Final = 10.0
 SAY_EVERY_S: Final = 300.0
+READS: Final = 5
+REREAD_S: Final = 0.05
+"""A network file system may fail to read a file for once, and a lease that is not recognised is not given back."""
 SAME_START_S: Final = 5.0
 """The start of a process is counted from the machine's, which moves when its clock is set."""
 
@@ -241,7 +245,8 @@ def _cleared(path: Path) -> bool:
     except FileNotFoundError:
         return True  # given back, or cleared by another, meanwhile
     taken = _read(aside)
-    if taken == holder:
+    # One that cannot be read is known by its silence only; a lease that was just taken is not silent.
+    if taken == holder and (taken is not None or _is_gone(aside, None)):
         aside.unlink(missing_ok=True)
         return True
     # Between the look and the rename another process took it over: it gets its lease back.
@@ -253,7 +258,11 @@ def _cleared(path: Path) -> bool:
 
 def _is_gone(path: Path, holder: Holder | None) -> bool:
     if holder is not None and holder.machine == this_machine():
-        return not is_alive(holder.pid, holder.process_started)
+        if not is_alive(holder.pid, holder.process_started):
+            return True
+        if holder.pid != os.getpid():
+            return False
+        # Of this very process: a lease that it could not give back gives no signs of life.
     try:
         return time_in(path.parent) - path.stat().st_mtime > ABANDONED_S
     except FileNotFoundError:
@@ -261,11 +270,17 @@ def _is_gone(path: Path, holder: Holder | None) -> bool:
 
 
 def _read(path: Path) -> Holder | None:
-    try:
-        content: dict[str, Any] = read_json(path)
-        return Holder(**content)
-    except (OSError, ValueError, TypeError):
-        return None
+    """Return who holds a lease; None where nobody does, or it cannot be told."""
+    for _ in range(READS):
+        try:
+            return as_record(read_json(path), Holder)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            time.sleep(REREAD_S)
+        except ValueError:  # just being written, or damaged
+            return None
+    return None
 
 
 def is_alive(pid: int, since: float) -> bool:
@@ -279,7 +294,7 @@ def process_started(pid: int) -> float | None:
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # gone, or no number that a process can have
         return None
 
 

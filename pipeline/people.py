@@ -7,7 +7,6 @@ where the sessions table does not mention that. Of any other visit it is unknown
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any, Final
 
 from brainstage.pipeline.entities import bare_label
 from brainstage.pipeline.errors import InputMissingError, ManifestError
-from brainstage.pipeline.files import read_regular
+from brainstage.pipeline.files import read_json
 from brainstage.pipeline.source import followed_places, link_fault
 from brainstage.pipeline.tables import (
     Table,
@@ -140,7 +139,7 @@ def read_people(
     sources += [(root / name / f"{name}_sessions.tsv", bare_label(name, "sub")) for name in subjects]
     for path, participant in sources:
         try:
-            if not os.path.lexists(path):
+            if not os.path.lexists(path):  # a link to content that was not fetched is a table, too
                 continue
             _require_ordinary(path, places)
             if participant:
@@ -203,7 +202,7 @@ class _Found:
             self.remarks.append(
                 f"{path.name}: the column(s) {', '.join(ignored)} are not taken over: file names and manifests say that"
             )
-        about = _Sidecar.beside([path.with_suffix(".json")])
+        about = self._beside(path.with_suffix(".json"))
         faults, seen = list(table.faults), set()
         for row in table.rows:
             if is_absent(row.cells["participant_id"]):
@@ -238,7 +237,7 @@ class _Found:
         """Read the visits of one participant; their values hold over those of ``participants.tsv``."""
         table = read_tsv(path, "table", self._known)
         _require_column(table, "session_id")
-        about = _Sidecar.beside([path.with_suffix(".json"), root / "sessions.json"])
+        about = self._beside(path.with_suffix(".json"), root / "sessions.json")
         ignored = [name for name in RESERVED if name in table.columns and name != "session_id"]
         if ignored:
             self.remarks.append(f"{path.name}: the column(s) {', '.join(ignored)} are not taken over")
@@ -259,6 +258,11 @@ class _Found:
         if faults:
             raise faults_error("table", path.name, faults)
 
+    def _beside(self, *paths: Path) -> _Sidecar:
+        about = _Sidecar.beside(paths)
+        self.remarks += about.remarks
+        return about
+
     def _cells(self, row: TableRow, about: _Sidecar, who: str) -> dict[str, str]:
         cells = {}
         for column, text in row.cells.items():
@@ -278,16 +282,24 @@ class _Sidecar:
 
     age_unit: str = "year"
     sex_levels: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def beside(cls, paths: Sequence[Path]) -> _Sidecar:
         """Read the first of some JSON files that says something of a column."""
         columns: dict[str, Any] = {}
+        remarks = []
         for path in paths:
-            try:
-                content = json.loads(read_regular(path).decode("utf-8-sig"))
-            except (OSError, ValueError):
+            if not os.path.lexists(path):
                 continue  # no table needs one
+            try:
+                content = read_json(path)
+            except (OSError, ValueError) as error:
+                why = error.strerror if isinstance(error, OSError) else f"it is not valid JSON: {error}"
+                remarks.append(
+                    f"not read: {path.name}: {why}; ages are taken for years, codes of the sex as written"
+                )
+                continue
             if isinstance(content, dict):
                 columns = {str(name).strip().casefold(): value for name, value in content.items()} | columns
         age, sex = (columns.get(name) for name in ("age", "sex"))
@@ -300,6 +312,7 @@ class _Sidecar:
             sex_levels={str(code): _meaning(text) for code, text in levels.items()}
             if isinstance(levels, dict)
             else {},
+            remarks=tuple(remarks),
         )
 
     def value(self, column: str, text: str) -> tuple[str, bool]:

@@ -487,6 +487,8 @@ class Prediction:
         values = np.array(list(self.probabilities.values()))
         if not np.isfinite(values).all() or abs(values.sum() - 1.0) > 1e-4 or values.min() < 0:
             raise IntensityError(f"probabilities must lie in 0..1 and sum to 1, got {self.probabilities}")
+        if not np.isfinite(self.ood_score):  # it would lie above no threshold
+            raise IntensityError(f"the novelty score is {self.ood_score}, which is no number to compare")
 
     @property
     def predicted_label(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from brainstage.pipeline.errors import (
     attributed,
     output_error,
 )
-from brainstage.pipeline.files import make_folder_of, read_json, temporary_name, write_json, write_text
+from brainstage.pipeline.files import make_folder_of, temporary_name, write_json, write_text
+from brainstage.pipeline.kept import read_record
 from brainstage.pipeline.records import Failure, Provenance, T1wScan
 from brainstage.pipeline.stage import (
     Marker,
@@ -300,6 +302,15 @@ def _defect(error: Exception, scan: T1wScan, stage: str, log: str) -> Failure:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _KeptFailure:
+    stage: str
+    key: str
+    error: str
+    message: str
+    defect: bool
+
+
 def record_failure(failure: Failure, files: ScanFiles, key: str = "") -> None:
     """Remember a failure, so that a row and a report can be made of it later.
 
@@ -310,35 +321,30 @@ def record_failure(failure: Failure, files: ScanFiles, key: str = "") -> None:
     key : str
         Key of the stage that failed; with an empty one the scan is tried again in every run.
     """
-    write_json(
-        files.state / f"{FAILURE_MARKER}.json",
-        {
-            "stage": failure.stage,
-            "key": key,
-            "error": failure.error,
-            "message": failure.message,
-            "defect": failure.defect,
-        },
+    kept = _KeptFailure(
+        stage=failure.stage, key=key, error=failure.error, message=failure.message, defect=failure.defect
     )
+    write_json(files.state / f"{FAILURE_MARKER}.json", asdict(kept))
 
 
 def read_failure(files: ScanFiles, scan: T1wScan) -> Failure | None:
     """Return the failure remembered for a scan, None when there is none."""
     found = _earlier_failure(files, scan)
+    if found is None and os.path.lexists(files.state / f"{FAILURE_MARKER}.json"):
+        # Whatever it said, what there may be of earlier results is not what the last run made of the scan.
+        return Failure(
+            scan=scan,
+            stage="ingest",
+            error="ManifestError",
+            message=f"{FAILURE_MARKER}.json, which says why it failed, is damaged; run the participant level again",
+        )
     return found[0] if found else None
 
 
 def _earlier_failure(files: ScanFiles, scan: T1wScan) -> tuple[Failure, str, str] | None:
     """Return the failure remembered for a scan, with the stage and key that it is of."""
-    try:
-        content = read_json(files.state / f"{FAILURE_MARKER}.json")
-        failure = Failure(
-            scan=scan,
-            stage=content["stage"],
-            error=content["error"],
-            message=content["message"],
-            defect=content["defect"],
-        )
-        return failure, failure.stage, content["key"]
-    except (OSError, ValueError, KeyError, TypeError):
+    kept = read_record(files.state / f"{FAILURE_MARKER}.json", _KeptFailure)
+    if kept is None:
         return None
+    failure = Failure(scan=scan, stage=kept.stage, error=kept.error, message=kept.message, defect=kept.defect)
+    return failure, kept.stage, kept.key

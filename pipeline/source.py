@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ LINK_LEADS_OUT: Final = (
     "the file is a link that leads out of the dataset, which is not followed; copy the file into the dataset"
 )
 _CHUNK: Final = 1024**2
+_SHA256: Final = re.compile("[0-9a-f]{64}")
 _OF_A_MACHINE: Final = ("machine", "device")
 
 
@@ -117,7 +119,7 @@ def known_sha256(scan: T1wScan, files: ScanFiles) -> str | None:
     compared = known.keys() - {"sha256", *(() if known.get("machine") == stamp["machine"] else _OF_A_MACHINE)}
     sha256 = known.get("sha256")
     same = known.keys() - {"sha256"} == stamp.keys() and all(known[name] == stamp[name] for name in compared)
-    return sha256 if isinstance(sha256, str) and same else None
+    return sha256 if same and isinstance(sha256, str) and _SHA256.fullmatch(sha256) else None
 
 
 def keep_sha256_of(scan: T1wScan, files: ScanFiles) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from brainstage.pipeline.derivatives import ScanFiles
-from brainstage.pipeline.files import read_json, sha256_of_file, sha256_of_json, write_json
+from brainstage.pipeline.files import sha256_of_file, sha256_of_json, write_json
+from brainstage.pipeline.kept import read_record
 
 MARKER_FORMAT = 1
 
@@ -64,6 +65,10 @@ class StoredFile:
     size: int
     mtime_ns: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if self.path.startswith("/") or ".." in self.path.split("/"):
+            raise ValueError(f"{self.path!r} does not lie in the output directory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,23 +139,7 @@ def write_marker(files: ScanFiles, marker: Marker) -> None:
 
 def read_marker(files: ScanFiles, stage_name: str) -> Marker | None:
     """Read a marker; None when there is none, or one that cannot be understood, which counts as none."""
-    try:
-        content = read_json(marker_path(files, stage_name))
-        if content["format"] != MARKER_FORMAT:
-            return None
-        return Marker(
-            stage=content["stage"],
-            key=content["key"],
-            version=content["version"],
-            parameters=content["parameters"],
-            inputs=content["inputs"],
-            outputs=tuple(StoredFile(**stored) for stored in content["outputs"]),
-            tool_versions=content["tool_versions"],
-            seconds=content["seconds"],
-            attempt=content["attempt"],
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return read_record(marker_path(files, stage_name), Marker, {"format": MARKER_FORMAT})
 
 
 def outputs_intact(marker: Marker, files: ScanFiles) -> bool:
@@ -162,11 +151,11 @@ def outputs_intact(marker: Marker, files: ScanFiles) -> bool:
         path = os.path.join(files.out_dir, stored.path)  # noqa: PTH118 - a fourth of the time of a Path, per output
         try:
             status = os.stat(path)  # noqa: PTH116
-        except OSError:
-            return False
-        if status.st_size != stored.size:
-            return False
-        if status.st_mtime_ns != stored.mtime_ns and sha256_of_file(Path(path)) != stored.sha256:
+            if status.st_size != stored.size:
+                return False
+            if status.st_mtime_ns != stored.mtime_ns and sha256_of_file(Path(path)) != stored.sha256:
+                return False
+        except (OSError, ValueError):  # gone, no file any more, or a name that no file can have
             return False
     return True
 

@@ -278,7 +278,9 @@ def _shown_command(options: argparse.Namespace) -> str:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    # A name in a path may hold bytes that are no text, and a terminal may know few characters.
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     sys.stdout.flush()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from brainstage.pipeline.derivatives import ScanFiles, sidecar_of
 from brainstage.pipeline.files import read_json_or_empty, sha256_of_bytes, sha256_of_json
+from brainstage.pipeline.kept import as_record
 from brainstage.pipeline.records import Prediction
 from brainstage.pipeline.stage import marker_path, read_marker
 from brainstage.preprocessing.regions import RegionShare
@@ -135,17 +136,17 @@ def remove_evidence(files: ScanFiles) -> None:
 def _read(files: ScanFiles, method: str) -> Evidence | None:
     content = read_json_or_empty(files.evidence_regions(method))
     try:
-        return Evidence(
-            method=method,
-            label=content["Class"],
-            model_id=content["ModelId"],
-            units=content["Units"],
-            atlas=content["Atlas"],
-            regions=tuple(RegionShare(**region) for region in content["Regions"]),
-            share_outside_brain=content["ShareOutsideBrain"],
-            learnt=content["NetworkLearnt"],
-            template_sha256=content["TemplateImageSha256"],
-            picture=files.figure(method).read_bytes(),
-        )
-    except (OSError, KeyError, TypeError):
+        kept = {
+            "method": method,
+            "label": content["Class"],
+            "model_id": content["ModelId"],
+            "units": content["Units"],
+            "atlas": content["Atlas"],
+            "regions": content["Regions"],
+            "share_outside_brain": content["ShareOutsideBrain"],
+            "learnt": content["NetworkLearnt"],
+            "template_sha256": content["TemplateImageSha256"],
+        }
+        return replace(as_record(kept, Evidence), picture=files.figure(method).read_bytes())
+    except (OSError, KeyError, ValueError):
         return None  # half of it is gone: as good as none

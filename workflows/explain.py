@@ -28,7 +28,6 @@ from brainstage.pipeline.errors import (
     attributed,
 )
 from brainstage.pipeline.files import (
-    read_json_or_empty,
     sha256_of_file,
     sha256_of_json,
     write_bytes,
@@ -59,7 +58,7 @@ from brainstage.workflows.evidence import Evidence, explanation_stage, remove_ev
 from brainstage.workflows.gate import decide
 from brainstage.workflows.learning.features import network_input_key, read_network_input
 from brainstage.workflows.learning.labelled_cohort import files_of_row, read_finished_run
-from brainstage.workflows.output_directory import own_preprocessing_id
+from brainstage.workflows.output_directory import last_sha256, own_preprocessing_id
 from brainstage.workflows.participant import lease_path
 from brainstage.workflows.reported import read_reported, reported_outcome
 from brainstage.workflows.reporting.figures import evidence_figure
@@ -216,7 +215,7 @@ def _explained(task: _Task, row: ManifestRow, files: ScanFiles) -> str:
 
 def _marker(task: _Task, row: ManifestRow, files: ScanFiles, prediction: Prediction) -> Marker:
     """Return the marker of an explanation that is still to be made: its key holds all that changes it."""
-    source = read_json_or_empty(files.state / "source.json").get("sha256") or row.sha256
+    source = last_sha256(files) or row.sha256
     parameters: dict[str, Any] = {
         "model_id": task.model.model_id,
         "method": task.method,

@@ -11,7 +11,7 @@ from brainstage.pipeline.bids import Dataset
 from brainstage.pipeline.config import differences
 from brainstage.pipeline.derivatives import STATE_FOLDER, write_dataset_description
 from brainstage.pipeline.entities import prefixed_label
-from brainstage.pipeline.files import read_json_or_empty, write_json, write_text
+from brainstage.pipeline.files import write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
 from brainstage.pipeline.records import Completed, Failure, QcStatus, SubjectOutcome
 from brainstage.pipeline.review import review_remarks
@@ -22,7 +22,7 @@ from brainstage.workflows.data_dictionary import (
     trajectories_dictionary,
 )
 from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
-from brainstage.workflows.output_directory import PREPROCESSINGS_FILE, own_name
+from brainstage.workflows.output_directory import known_preprocessings, last_sha256, own_name
 from brainstage.workflows.reported import renew_reports
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.distribution import distributions_of, keep_distributions
@@ -176,12 +176,8 @@ def error_text(failure: Failure) -> str:
 
 
 def _known_hashes(outcomes: Sequence[SubjectOutcome], context: RunContext) -> dict[str, str]:
-    found = {}
-    for outcome in outcomes:
-        content = read_json_or_empty(context.files(outcome.scan).state / "source.json")
-        if "sha256" in content:
-            found[outcome.scan.key] = str(content["sha256"])
-    return found
+    found = {outcome.scan.key: last_sha256(context.files(outcome.scan)) for outcome in outcomes}
+    return {key: sha256 for key, sha256 in found.items() if sha256 is not None}
 
 
 def _write_pages(
@@ -213,7 +209,7 @@ def _preprocessed_otherwise(
     outcomes: Sequence[SubjectOutcome], context: RunContext
 ) -> dict[str, tuple[int, list[tuple[str, str, str]]]]:
     """Return the other preprocessings among some scans: how many have each, and what differs."""
-    known = read_json_or_empty(context.out_dir / STATE_FOLDER / PREPROCESSINGS_FILE)
+    known = known_preprocessings(context.out_dir)
     here = preprocessing_content(context.config)
     counts = Counter(outcome.preprocessing_id for outcome in outcomes)
     return {

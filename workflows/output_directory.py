@@ -7,9 +7,11 @@ the raw data, and finished scans stay in them whichever scans a later command se
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +19,7 @@ from brainstage import __version__
 from brainstage.pipeline.account import Account
 from brainstage.pipeline.bids import Dataset
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, ScanFiles, sidecar_of
-from brainstage.pipeline.entities import entities_of, parse_name, validate_name
+from brainstage.pipeline.entities import BidsEntities, entities_of, parse_name, validate_name
 from brainstage.pipeline.errors import BrainstageError, ManifestError, OutputError
 from brainstage.pipeline.files import (
     read_json_or_empty,
@@ -25,6 +27,7 @@ from brainstage.pipeline.files import (
     sha256_of_json,
     write_json,
 )
+from brainstage.pipeline.kept import as_record
 from brainstage.pipeline.lease import waited_for
 from brainstage.pipeline.records import Covariates, T1wScan
 from brainstage.pipeline.source import sha256_of_source
@@ -138,7 +141,7 @@ def _note_dataset(state: Path, dataset: Dataset) -> None:
     described = {scan.key: _description(scan) for scan in dataset.scans}
     scans = {**_descriptions(known), **described}
     if known.get("descriptions") != scans:
-        names = sorted({*scans, *known.get("scans", ())})
+        names = sorted({*scans, *_names(known)})
         write_json(state / SCANS_FILE, {"scans": names, "descriptions": scans})
 
 
@@ -147,11 +150,28 @@ def note_preprocessing(
 ) -> None:
     """Keep what a ``preprocessing_id`` stands for, beside those of earlier runs; `say` as for the dataset."""
     path = out_dir / STATE_FOLDER / PREPROCESSINGS_FILE
-    if identifier in read_json_or_empty(path):
+    if identifier in known_preprocessings(out_dir):
         return
     with waited_for(out_dir / STATE_FOLDER / NOTES_LEASE, say):
-        known = read_json_or_empty(path)
+        known = known_preprocessings(out_dir)
         write_json(path, {**known, identifier: dict(content)})
+
+
+def known_preprocessings(out_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return what the ``preprocessing_id`` of every run into an output directory stands for."""
+    known = read_json_or_empty(out_dir / STATE_FOLDER / PREPROCESSINGS_FILE)
+    return {name: content for name, content in known.items() if isinstance(content, dict)}
+
+
+def last_sha256(files: ScanFiles) -> str | None:
+    """Return the hash of a scan's file when it was last read; None where it is not known."""
+    found = read_json_or_empty(files.state / "source.json").get("sha256")
+    return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found) else None
+
+
+def planned_scans(out_dir: Path) -> tuple[str, ...]:
+    """Return the names of all scans that any run into an output directory was about."""
+    return _names(read_json_or_empty(out_dir / STATE_FOLDER / SCANS_FILE))
 
 
 def scans_of(out_dir: Path) -> tuple[T1wScan, ...]:
@@ -235,7 +255,7 @@ def _identity(dataset: Dataset) -> dict[str, str]:
     return {
         "name": str(dataset.description.get("Name") or ""),
         "description_sha256": sha256_of_json(dataset.description),
-        "place": sha256_of_bytes(str(dataset.root.resolve()).encode()),
+        "place": sha256_of_bytes(os.fsencode(dataset.root.resolve())),
     }
 
 
@@ -244,7 +264,7 @@ def _same_bytes(out_dir: Path, dataset: Dataset) -> bool | None:
     compared = 0
     for scan in dataset.scans:
         files = ScanFiles(out_dir=out_dir, entities=scan.entities)
-        expected = read_json_or_empty(files.state / "source.json").get("sha256")
+        expected = last_sha256(files)
         if expected is None or scan.fault:
             continue
         try:
@@ -263,43 +283,68 @@ def _has_sources(out_dir: Path) -> bool:
     return next((out_dir / STATE_FOLDER).glob("sub-*/source.json"), None) is not None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """What is kept of a scan."""
+
+    t1w_path: str
+    age: float | None
+    sex: str | None
+    site: str | None
+    extra: Mapping[str, str]
+    label: str | None
+    split: str
+
+
 def _description(scan: T1wScan) -> dict[str, Any]:
     covariates = scan.covariates
-    return {
-        "t1w_path": scan.t1w_path,
-        "age": covariates.age,
-        "sex": covariates.sex,
-        "site": covariates.site,
-        "extra": dict(covariates.extra),
-        "label": scan.label,
-        "split": scan.split,
-    }
+    return asdict(
+        _Description(
+            t1w_path=scan.t1w_path,
+            age=covariates.age,
+            sex=covariates.sex,
+            site=covariates.site,
+            extra=dict(covariates.extra),
+            label=scan.label,
+            split=scan.split,
+        )
+    )
+
+
+def _names(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of scans in ``scans.json``; what was altered until it is none is left out."""
+    found = content.get("scans")
+    names = [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+    return tuple(name for name in names if _entities(f"{name}_T1w.nii") is not None)
 
 
 def _descriptions(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the descriptions in ``scans.json``; one that was altered until it is none is left out."""
     found = content.get("descriptions")
-    return dict(found) if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: one for key, one in found.items() if (scan := _scan(one)) is not None and scan.key == key}
 
 
-def _scan(description: Mapping[str, Any]) -> T1wScan | None:
+def _scan(description: object) -> T1wScan | None:
     """Return a scan as it was described; None where a file was altered."""
     try:
-        t1w_path = str(description["t1w_path"])
-        parsed = parse_name(t1w_path.rpartition("/")[2])
-        if parsed is None or validate_name(parsed):
-            return None
-        return T1wScan(
-            entities=entities_of(parsed),
-            path=Path(t1w_path),
-            t1w_path=t1w_path,
-            covariates=Covariates(
-                age=description["age"],
-                sex=description["sex"],
-                site=description["site"],
-                extra={str(name): str(text) for name, text in description["extra"].items()},
-            ),
-            label=description["label"],
-            split=str(description["split"]),
-        )
-    except (KeyError, TypeError, AttributeError):
+        known = as_record(description, _Description)
+    except ValueError:
         return None
+    entities = _entities(known.t1w_path.rpartition("/")[2])
+    if entities is None:
+        return None
+    return T1wScan(
+        entities=entities,
+        path=Path(known.t1w_path),
+        t1w_path=known.t1w_path,
+        covariates=Covariates(age=known.age, sex=known.sex, site=known.site, extra=known.extra),
+        label=known.label,
+        split=known.split,
+    )
+
+
+def _entities(name: str) -> BidsEntities | None:
+    parsed = parse_name(name)
+    return None if parsed is None or validate_name(parsed) else entities_of(parsed)

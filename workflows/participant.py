@@ -13,12 +13,13 @@ from brainstage.pipeline.attempt import begin_attempt, count_death, end_attempt,
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import BrainstageError, LeaseLostError, OutputError
 from brainstage.pipeline.files import remove_leftovers
-from brainstage.pipeline.lease import Lease, held
+from brainstage.pipeline.lease import Lease, held, is_held
 from brainstage.pipeline.nifti import read_voxel_count
 from brainstage.pipeline.records import Completed, Failure, SubjectOutcome, T1wScan
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
 from brainstage.pipeline.scratch import sweep_scratch_once
 from brainstage.pipeline.source import keep_sha256_of, known_sha256
+from brainstage.pipeline.stage import marker_path
 from brainstage.workflows.output_directory import (
     finished_files,
     keep_preprocessing_id,
@@ -203,7 +204,12 @@ def finished_outcome(task: ScanTask) -> SubjectOutcome | None:
         outcome: SubjectOutcome = replace(result, preprocessing_id=task.context.preprocessing_id)
     else:
         outcome = _completed(scan, task.context, files, result)
+        if isinstance(outcome, Failure):
+            return None  # a measure that cannot be read is measured again
     write_report(outcome, task.context, changed=False)
+    if not is_held(lease_path(files)):  # of a process that died when all was done
+        forget_deaths(files)
+        end_attempt(files)
     return outcome
 
 
@@ -221,20 +227,26 @@ def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
         prediction = None
     try:
         qc = read_qc(files.qc_json)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Failure(
-            scan=scan,
-            stage="quality",
-            error="ManifestError",
-            message=f"{files.qc_json.name} is damaged; run the participant level again",
-            preprocessing_id=identifier,
-        )
+    except (OSError, ValueError):
+        return _damaged(scan, files, identifier)
     return Completed(
         scan=scan,
         qc=qc,
         prediction=prediction,
         preprocessing_id=identifier,
         source_sha256=own_source_sha256(files) or "",
+    )
+
+
+def _damaged(scan: T1wScan, files: ScanFiles, identifier: str) -> Failure:
+    """Return the failure of a scan whose measures cannot be read, and let the next run measure it anew."""
+    marker_path(files, "quality").unlink(missing_ok=True)
+    return Failure(
+        scan=scan,
+        stage="quality",
+        error="ManifestError",
+        message=f"{files.qc_json.name} is damaged; run the participant level again",
+        preprocessing_id=identifier,
     )
 
 
@@ -325,14 +337,18 @@ def _run_stages(
     return run_chain(stages, scan, source_sha256, files, options)
 
 
-def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: ChainResult) -> Completed:
+def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: ChainResult) -> SubjectOutcome:
+    try:
+        qc = read_qc(files.qc_json)
+    except (OSError, ValueError):
+        return _damaged(scan, files, context.preprocessing_id)
     prediction = read_prediction(files) if context.model_id else None
     if prediction is not None and prediction.model_id != context.model_id:
         prediction = None
     keep_preprocessing_id(files, context.preprocessing_id)
     return Completed(
         scan=scan,
-        qc=read_qc(files.qc_json),
+        qc=qc,
         prediction=prediction,
         preprocessing_id=context.preprocessing_id,
         provenance=result.provenance,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from brainstage.pipeline.config import NetworkGridConfig, PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import ModelError
-from brainstage.pipeline.files import read_json, write_json
+from brainstage.pipeline.files import write_json
+from brainstage.pipeline.kept import read_record
 from brainstage.pipeline.records import AssessedBrain, Prediction, ReferenceFinding
 from brainstage.pipeline.stage import Stage
 from brainstage.pipeline.tables import number_or_none
@@ -104,17 +105,7 @@ def tier_of(confidence: float, tiers: PredictionConfig) -> str:
 
 def read_prediction(files: ScanFiles) -> Prediction | None:
     """Return the prediction kept for a scan, None when there is none, or one that cannot be understood."""
-    try:
-        content = read_json(files.state / "prediction_result.json")
-        reference = tuple(
-            ReferenceFinding(**finding | {"by": tuple(finding["by"])})
-            for finding in content.get("reference", ())
-        )
-        return Prediction(
-            **content | {"prediction_set": tuple(content["prediction_set"]), "reference": reference}
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    return read_record(files.state / "prediction_result.json", Prediction)
 
 
 def _predicted(

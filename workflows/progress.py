@@ -129,7 +129,7 @@ class RunLog:
     def __enter__(self) -> Self:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self._path.open("a", encoding="utf-8")
+            self._stream = self._path.open("a", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise output_error(self._path, error) from error
         return self

@@ -10,13 +10,13 @@ from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.files import read_json_or_empty
+from brainstage.pipeline.kept import as_record
 from brainstage.pipeline.lease import held
 from brainstage.pipeline.records import (
     Completed,
     Covariates,
     Provenance,
     Review,
-    ReviewDecision,
     SubjectOutcome,
     T1wScan,
 )
@@ -50,9 +50,9 @@ def read_reported(
             entities=entities,
             path=Path(t1w_path),
             t1w_path=t1w_path,
-            covariates=Covariates(**shown["covariates"]),
+            covariates=as_record(shown["covariates"], Covariates),
             label=shown["label"],
-            review=Review(**review | {"decision": ReviewDecision(review["decision"])}) if review else None,
+            review=as_record(review, Review) if review else None,
         )
         config = Config.model_validate(shown["config"])
         reported = replace(context, config=config, model_id=shown["model"], command=str(known["command"]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Final
 
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import read_json_or_empty, sha256_of_json, write_json, write_text
+from brainstage.pipeline.kept import as_record
 from brainstage.pipeline.nifti import read_mask, read_volume
 from brainstage.pipeline.records import (
     Completed,
@@ -135,12 +137,8 @@ def _volumes(files: ScanFiles, evidence: Sequence[Evidence]) -> dict[str, bytes]
 
 def _findings(files: ScanFiles) -> HeaderFindings | None:
     content = read_json_or_empty(files.state / "header_findings.json")
-    if not content:
+    names = {field.name for field in fields(HeaderFindings)}
+    try:
+        return as_record({name: value for name, value in content.items() if name in names}, HeaderFindings)
+    except ValueError:
         return None
-    return HeaderFindings(
-        shape=tuple(content["shape"]),
-        spacing_mm=tuple(content["spacing_mm"]),
-        axcodes=content["axcodes"],
-        affine_source=content["affine_source"],
-        warnings=tuple(content["warnings"]),
-    )

@@ -13,6 +13,7 @@ from typing import Any, Final
 from brainstage.pipeline.config import Config, PreprocessingConfig
 from brainstage.pipeline.derivatives import TEMPLATE_SPACE, ScanFiles, sidecar_of
 from brainstage.pipeline.files import read_json, sha256_of_json, write_bytes, write_json
+from brainstage.pipeline.kept import as_record
 from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
 from brainstage.pipeline.records import (
     AssessedBrain,
@@ -22,8 +23,6 @@ from brainstage.pipeline.records import (
     Normalisation,
     NormalisedBrain,
     QcReport,
-    QcStatus,
-    QcVerdict,
     RegisteredBrain,
     StrippedBrain,
     T1wScan,
@@ -163,10 +162,18 @@ def figures_stage(config: Config) -> Stage:
 
 
 def read_qc(path: Path) -> QcReport:
-    """Read a ``*_desc-qc.json``."""
+    """Read a ``*_desc-qc.json``.
+
+    Raises
+    ------
+    OSError, ValueError
+        When it cannot be read or understood.
+    """
     content = read_json(path)
-    verdict = QcVerdict(status=QcStatus(content.pop("qc_status")), reasons=tuple(content.pop("qc_reasons")))
-    return QcReport(measures=content, verdict=verdict)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no object")
+    verdict = {"status": content.pop("qc_status", None), "reasons": content.pop("qc_reasons", None)}
+    return as_record({"measures": content, "verdict": verdict}, QcReport)
 
 
 def read_figures(files: ScanFiles) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.errors import InputMissingError
 from brainstage.pipeline.files import read_json_or_empty
 from brainstage.pipeline.lease import is_held
-from brainstage.workflows.output_directory import SCANS_FILE
+from brainstage.workflows.output_directory import planned_scans
 from brainstage.workflows.progress import STAGE_ORDER
 
 DONE: Final = "done"
@@ -63,9 +63,8 @@ def read_status(out_dir: Path) -> list[ScanStatus]:
         raise InputMissingError(
             f"{out_dir.name or out_dir} is no output directory of brainstage run (it has no {STATE_FOLDER}/)"
         )
-    begun = {entry.name for entry in os.scandir(state) if entry.is_dir() and entry.name.startswith("sub-")}
-    planned = read_json_or_empty(state / SCANS_FILE).get("scans", [])
-    return [_scan_status(state / key) for key in sorted(begun.union(planned))]
+    begun = {path.name for path in state.glob("sub-*") if path.is_dir()}
+    return [_scan_status(state / key) for key in sorted(begun.union(planned_scans(out_dir)))]
 
 
 def status_table(statuses: list[ScanStatus]) -> str:
@@ -88,7 +87,7 @@ def status_table(statuses: list[ScanStatus]) -> str:
 def _scan_status(folder: Path) -> ScanStatus:
     try:
         names = {entry.name for entry in os.scandir(folder)}
-    except FileNotFoundError:
+    except OSError:  # not begun, or of a name that no folder can have
         names = set()
     stages = {name: DONE if f"{name}.json" in names else OPEN for name in STAGE_ORDER}
     if "failure.json" in names:

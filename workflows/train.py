@@ -89,7 +89,8 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     require_replaceable(model_dir)
     decisions = read_decisions(options.qc_decisions) if options.qc_decisions else {}
     cohort = read_cohort(out_dir, options.label_column, options.classes, decisions=decisions)
-    for line in read_json_or_empty(out_dir / STATE_FOLDER / ACCOUNT_FILE).get("lines", ()):
+    account = read_json_or_empty(out_dir / STATE_FOLDER / ACCOUNT_FILE).get("lines")
+    for line in account if isinstance(account, list) else ():
         say(str(line))
     require_folds(cohort.labels, cohort.participants, options.folds)
     chosen_columns(options.covariates, cohort.covariates(options.covariates), cohort.columns)

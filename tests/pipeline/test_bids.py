@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -259,8 +260,19 @@ def test_a_filter_file_may_use_keys_or_names(tmp_path):
         ('{"session": "M00"}', ConfigError, "it has session"),
         ('{"t1w": {}, "sesion": "M00"}', ConfigError, "'sesion' is no kind of image"),
         ("{}", ConfigError, "it has none"),
+        ("[" * 100_000, ConfigError, "nested too deeply"),
+        (
+            '{"t1w": {"run": ' + "[" * 700 + "]" * 700 + "}}",
+            ConfigError,
+            "run is .* must be a label, a list of",
+        ),
+        ('{"t1w": {"run": {"not": 1}}}', ConfigError, "run is .* must be a label, a list of labels, or null"),
+        ('{"t1w": {"run": true}}', ConfigError, "run is True; it must be a label"),
     ],
-    ids=["absent", "torn", "list", "number", "misspelt", "no_image", "other_key", "empty"],
+    ids=[
+        *("absent", "torn", "list", "number", "misspelt", "no_image", "other_key", "empty"),
+        *("deep", "nested", "object", "truth"),
+    ],
 )
 def test_a_filter_file_that_cannot_be_used_is_refused(tmp_path, text, error, says):
     path = tmp_path / "filter.json"
@@ -268,3 +280,48 @@ def test_a_filter_file_that_cannot_be_used_is_refused(tmp_path, text, error, say
         path.write_text(text)
     with pytest.raises(error, match=says):
         read_filter_file(path)
+
+
+def test_a_table_that_is_a_link_to_nowhere_or_a_pipe_is_not_taken_for_absent(bids_tree):
+    root = bids_tree("sub-01/anat/sub-01_T1w.nii.gz")
+    (root / "participants.tsv").symlink_to("../annex/nowhere")
+    with pytest.raises(InputMissingError, match=r"participants\.tsv cannot be read: No such file"):
+        read_dataset(root)
+    (root / "participants.tsv").unlink()
+    os.mkfifo(root / "participants.tsv")
+    with pytest.raises(InputMissingError, match=r"participants\.tsv cannot be read: it is no regular file"):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "\udcff", None], ids=["torn", "deep", "bytes", "pipe"])
+def test_a_damaged_sidecar_of_a_table_is_said(bids_tree, text):
+    table = "participant_id\tage\n01\t70\n"
+    root = bids_tree("sub-01/anat/sub-01_T1w.nii.gz", tables={"participants.tsv": table})
+    if text is None:
+        os.mkfifo(root / "participants.json")
+    else:
+        (root / "participants.json").write_bytes(os.fsencode(text))
+    dataset = read_dataset(root)
+    assert dataset.scans[0].covariates.age == 70.0
+    [remark] = dataset.account.remarks
+    assert remark.startswith("not read: participants.json: ")
+    assert "ages are taken for years" in remark
+
+
+def test_a_session_of_thousands_of_digits_stops_nothing(bids_tree):
+    digits = "9" * 5000
+    table = f"session_id\tdiagnosis\nses-1\tCN\nses-{digits}\tAD\n"
+    root = bids_tree(
+        "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz", tables={"sub-01/sub-01_sessions.tsv": table}
+    )
+    dataset = read_dataset(root)
+    assert dataset.scans[0].label == "CN"
+    assert list(dataset.account.visits_only_in_tables) == [f"sub-01_ses-{digits}"]
+
+
+def test_a_name_of_bytes_that_are_no_text_is_set_aside(bids_tree):
+    root = bids_tree("sub-01/anat/sub-01_T1w.nii.gz")
+    (root / "sub-01" / "anat" / os.fsdecode(b"sub-01_acq-\xff_T1w.nii")).touch()
+    [(path, reason)] = read_dataset(root).account.set_aside
+    assert path == os.fsdecode(b"sub-01/anat/sub-01_acq-\xff_T1w.nii")
+    assert "is not letters and digits" in reason

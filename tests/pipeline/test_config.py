@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 
@@ -113,7 +114,9 @@ def test_all_faults_come_in_one_error(tmp_path):
     assert caught.value.message.startswith("configuration study.toml: ")
 
 
-@pytest.mark.parametrize("text", ["[ingest\n", "a = \n"], ids=["bracket", "value"])
+@pytest.mark.parametrize(
+    "text", ["[ingest\n", "a = \n", "seed = " + "9" * 5000], ids=["bracket", "value", "digits"]
+)
 def test_a_file_that_is_no_toml_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match=r"study\.toml is not valid TOML"):
         read(tmp_path, text)
@@ -166,3 +169,31 @@ def test_every_option_is_explained_in_the_docstring_of_its_section(section, name
 
 def test_the_options_that_are_explained_are_not_none():
     assert len(OPTIONS) > 15
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed = " + "[" * 100_000, "seed = " + "{a = " * 5000 + "1" + "}" * 5000],
+    ids=["lists", "tables"],
+)
+def test_a_file_that_is_nested_without_end_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"study\.toml is nested too deeply"):
+        read(tmp_path, text)
+
+
+def test_a_value_nested_deeper_than_it_can_be_shown_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"seed = "):
+        read(tmp_path, f"[seed]\n{'.'.join('a' * 2000)} = 1")
+
+
+def test_a_file_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "study.toml")
+    with pytest.raises(InputMissingError, match="it is no regular file"):
+        read_config(tmp_path / "study.toml", {})
+
+
+def test_an_infinite_bound_leaves_its_side_open(tmp_path):
+    bounds = read(tmp_path, "[quality.cjv]\npassing = [-inf, 1.4]\ntolerated = [0.0, inf]").quality["cjv"]
+    assert (bounds.passing, bounds.tolerated) == ((None, 1.4), (0.0, None))
+    with pytest.raises(ConfigError, match="nan is no bound"):
+        read(tmp_path, "[quality.cjv]\npassing = [nan, 1.4]")

@@ -9,6 +9,7 @@ from brainstage.pipeline.entities import (
     bare_label,
     entities_of,
     format_entities,
+    natural_order,
     parse_name,
     prefixed_label,
     validate_name,
@@ -107,3 +108,14 @@ def test_scans_sort_by_participant_then_session_then_run():
 def test_a_label_with_and_without_its_key_is_the_same(given, bare, prefixed):
     assert bare_label(given, "sub") == bare
     assert prefixed_label(given, "sub") == prefixed
+
+
+def test_numbers_of_any_length_have_an_order():
+    huge = "9" * 5000
+    assert sorted([huge, f"1{huge}", "10", "9", "009"], key=natural_order) == [
+        "9",
+        "009",
+        "10",
+        huge,
+        f"1{huge}",
+    ]

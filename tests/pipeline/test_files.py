@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from brainstage.pipeline.errors import InputMissingError, OutputError, StorageEr
 from brainstage.pipeline.files import (
     TEMPORARY_PREFIX,
     publish,
+    read_json,
+    read_regular,
     remove_leftovers,
     sha256_of_bytes,
     sha256_of_file,
@@ -204,3 +207,30 @@ def test_a_link_that_calls_itself_unfinished_is_not_followed(tmp_path):
     (tmp_path / "out" / ".tmp-aaaaaaaa-").symlink_to(tmp_path / "kept")
     remove_leftovers(tmp_path / "out", older_than_s=0.0)
     assert (tmp_path / "kept" / "x").exists()
+
+
+def test_what_is_read_is_a_regular_file_of_a_size(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no regular file"):
+        read_regular(tmp_path / "pipe")
+    with (tmp_path / "giant").open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(OSError, match="at most 268435456 are read"):
+        read_regular(tmp_path / "giant")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000])
+def test_json_that_is_nested_without_end_is_no_json(tmp_path, text):
+    path = write_text(tmp_path / "x.json", text)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(path)
+
+
+def test_a_name_of_bytes_that_are_no_text_can_be_written(tmp_path):
+    name = os.fsdecode(b"sub-\xff")
+    content = {"scan": name}
+    path = write_json(tmp_path / "x.json", content)
+    assert read_json(path) == content
+    assert write_text(tmp_path / "x.txt", name).read_text() == r"sub-\udcff"
+    assert sha256_of_json(content) != sha256_of_json({"scan": "sub-"})
+    assert json.loads(path.read_text()) == content

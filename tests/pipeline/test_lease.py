@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -235,3 +236,66 @@ def test_a_lease_says_nothing_about_the_machine_in_words(path):
 
     acquire(path)
     assert platform.node() not in path.read_text()
+
+
+def failing(monkeypatch, times: int, number: int = errno.ESTALE) -> list[object]:
+    """Let the next reads of a lease fail as on a network file system; return what has failed."""
+    read, failed = module.read_json, []
+
+    def stale(where):
+        if len(failed) < times:
+            failed.append(where)
+            raise OSError(number, os.strerror(number))
+        return read(where)
+
+    monkeypatch.setattr(module, "REREAD_S", 0.0)
+    monkeypatch.setattr(module, "read_json", stale)
+    return failed
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_lease_that_cannot_be_read_for_once_is_still_held_and_is_given_back(path, monkeypatch, number):
+    lease = acquire(path)
+    assert lease is not None
+    failed = failing(monkeypatch, 2, number)
+    lease.require()
+    assert len(failed) == 2
+    failed.clear()
+    lease.release()
+    assert len(failed) == 2
+    assert not path.exists()
+
+
+def test_a_lease_that_its_own_process_could_not_give_back_is_free_after_a_while(path, monkeypatch):
+    lease = acquire(path)
+    assert lease is not None
+    failing(monkeypatch, module.READS)
+    lease.release()
+    assert path.exists()
+    assert acquire(path) is None
+    silent = time.time() - module.ABANDONED_S - 60
+    os.utime(path, (silent, silent))
+    second = acquire(path)
+    assert second is not None
+    second.release()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"[" * 100_000, b'{"token": 1, "machine": "m", "pid": 1, "process_started": 1.0}'],
+    ids=["empty", "list", "deep", "numbers"],
+)
+def test_a_damaged_lease_is_held_until_it_has_been_silent(path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert acquire(path) is None
+    os.utime(path, (1, 1))
+    assert acquire(path) is not None
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 10**30])
+def test_a_number_that_no_process_can_have_is_gone(path, pid):
+    lease = acquire(path)
+    assert lease is not None
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": pid}))
+    assert not is_held(path)

@@ -278,14 +278,19 @@ def test_a_failure_without_key_is_tried_again_in_every_run(toy):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", "{}"], ids=["empty", "torn", "null", "list", "object"]
+    "text",
+    ["", "{", "null", "[]", "{}", "[" * 100_000],
+    ids=["empty", "torn", "null", "list", "object", "deep"],
 )
-def test_a_failure_that_cannot_be_understood_counts_as_none(toy, text):
+def test_a_failure_that_cannot_be_understood_is_one_until_the_scan_was_tried_again(toy, text):
     path = toy.files.state / "failure.json"
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    assert read_failure(toy.files, toy.scan) is None
+    failure = read_failure(toy.files, toy.scan)
+    assert failure is not None
+    assert "failure.json, which says why it failed, is damaged" in failure.message
     assert toy().state() == 2
+    assert read_failure(toy.files, toy.scan) is None
 
 
 def test_nothing_is_published_before_all_is_written(toy):

@@ -93,8 +93,8 @@ def test_a_marker_holds_no_absolute_path(files, marker, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "null", "[]", "3", "{}", '{"format": 99}', '{"format": 1, "stage": "double"}'],
-    ids=["empty", "torn", "null", "list", "number", "object", "other_format", "incomplete"],
+    ["", "{", "null", "[]", "3", "{}", '{"format": 99}', '{"format": 1, "stage": "double"}', "[" * 100_000],
+    ids=["empty", "torn", "null", "list", "number", "object", "other_format", "incomplete", "deep"],
 )
 def test_a_marker_that_cannot_be_understood_counts_as_none(files, text):
     write_text(marker_path(files, "double"), text)
@@ -106,6 +106,39 @@ def test_a_marker_with_a_strange_output_counts_as_none(files, marker):
     path = marker_path(files, "double")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"outputs": [{"path": "x"}]}))
     assert read_marker(files, "double") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attempt": "2"},
+        {"seconds": None},
+        {"inputs": ["source"]},
+        {"outputs": [{"path": "../../outside", "size": 1, "mtime_ns": 1, "sha256": "a"}]},
+        {"outputs": [{"path": "/etc/hostname", "size": 1, "mtime_ns": 1, "sha256": "a"}]},
+        {"outputs": [{"path": 3, "size": 1, "mtime_ns": 1, "sha256": "a"}]},
+        {"outputs": [{"path": "x", "size": "1", "mtime_ns": 1, "sha256": "a"}]},
+        {"later": 1},
+    ],
+)
+def test_a_marker_of_other_types_or_about_files_elsewhere_counts_as_none(files, marker, changes):
+    write_marker(files, marker)
+    path = marker_path(files, "double")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert read_marker(files, "double") is None
+
+
+def test_an_output_of_a_name_that_no_file_can_have_is_not_intact(files, marker):
+    for name in ("a\0b", "x" * 300):
+        altered = replace(marker, outputs=(replace(marker.outputs[0], path=name),))
+        assert not outputs_intact(altered, files)
+
+
+def test_a_folder_of_the_same_size_is_not_intact(files, marker):
+    (files.anat / "x.txt").unlink()
+    (files.anat / "x.txt").mkdir()
+    size = (files.anat / "x.txt").stat().st_size
+    assert not outputs_intact(replace(marker, outputs=(replace(marker.outputs[0], size=size),)), files)
 
 
 def test_no_marker_is_none(files):

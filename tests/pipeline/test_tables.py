@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,3 +179,25 @@ def test_every_line_is_a_row_or_is_named(tmp_path_factory, rows):
             assert [text.strip().strip('"') for text in row.cells.values()] == [
                 cell.strip().replace('""', '"').strip('"').strip().strip('"') for cell in written
             ] or any('"' in cell for cell in written)
+
+
+@pytest.mark.parametrize(
+    "cell", ["7" * 100_000 + "!", "7" + " " * 100_000 + "!", "7" * 50_000 + "," + "7" * 50_000 + "!"]
+)
+def test_a_cell_without_end_is_refused_in_one_pass(cell):
+    started = time.process_time()
+    assert years_or_none(cell) is None
+    assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize("read", [read_tsv, read_csv])
+def test_a_table_that_is_a_pipe_or_a_giant_is_refused(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.tsv")
+    with pytest.raises(InputMissingError, match=r"table pipe\.tsv cannot be read: it is no regular file"):
+        read(tmp_path / "pipe.tsv", "table", KNOWN)
+    with (tmp_path / "giant.tsv").open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(
+        InputMissingError, match=r"table giant\.tsv cannot be read: it has 1099511627776 bytes"
+    ):
+        read(tmp_path / "giant.tsv", "table", KNOWN)

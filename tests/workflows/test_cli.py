@@ -399,3 +399,16 @@ def test_a_log_has_one_line_for_each_scan(finished):
         ("sub-01", "failed"),
         ("sub-02_ses-M00", "failed"),
     ]
+
+
+def test_a_place_whose_name_is_no_text_is_written_and_said(bids, tmp_path):
+    output = tmp_path / os.fsdecode(b"m\xff.csv")
+    command = [sys.executable, "-c", "from brainstage.workflows.cli import main; raise SystemExit(main())"]
+    said = subprocess.run(
+        [*command, "manifest", bids, "-o", output],
+        capture_output=True,
+        check=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert rb"m\udcff.csv: 2 scans" in said.stdout
+    assert output.is_file()

@@ -23,7 +23,7 @@ from brainstage.pipeline.bids import Dataset
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.errors import ExitCode, ManifestError, OutputError, UsageError
-from brainstage.pipeline.lease import is_held
+from brainstage.pipeline.lease import held, is_held
 from brainstage.pipeline.records import T1wScan
 from brainstage.pipeline.review import read_decisions
 from brainstage.workflows import output_directory as module
@@ -34,6 +34,7 @@ from brainstage.workflows.participant import ScanTask
 from brainstage.workflows.progress import Progress
 from brainstage.workflows.run import RunOptions, run
 from brainstage.workflows.run_context import RunContext
+from brainstage.workflows.status import read_status
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from stand_in import stand_in_stages
@@ -356,3 +357,125 @@ def test_a_death_is_counted_while_nobody_else_can_begin_the_scan(tmp_path, monke
     assert participant.outcome_of_death(task) is None
     assert held == [True]
     assert not is_held(participant.lease_path(task.context.files(task.scan)))
+
+
+DEEP = "[" * 100_000
+DAMAGED = {
+    ".brainstage/scans.json": (
+        "[]",
+        DEEP,
+        '{"scans": 5}',
+        '{"scans": [5, null, "../../x"], "descriptions": {"a": 1}}',
+    ),
+    ".brainstage/preprocessings.json": ("[]", DEEP, "5"),
+    ".brainstage/output.json": ("[]", DEEP, '{"dataset": 5}', '{"dataset": {"name": ["a"], "place": 5}}'),
+    ".brainstage/distributions.json": (DEEP, '{"snr": 5}', '{"snr": {"scans": "six"}}'),
+    ".brainstage/sub-02/source.json": (DEEP, "{}", '{"sha256": 5}'),
+    ".brainstage/sub-02/report.json": (DEEP, "{}", '{"shown": []}'),
+    ".brainstage/sub-02/header_findings.json": (DEEP, '{"shape": 5}'),
+    ".brainstage/sub-02/running.json": (DEEP, '{"stage": 5}'),
+    ".brainstage/sub-02/registration.json": (DEEP, '{"format": 1}'),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, texts in DAMAGED.items() for text in texts]
+)
+def test_no_damaged_file_of_ours_stops_the_tables(finished, name, text):
+    bids, out = finished
+    (out / name).write_text(text)
+    assert done(bids, out, level="group")[0] is ExitCode.DONE
+    assert [row["prediction_status"] for row in rows(out)] == ["no_model"] * 3
+    assert [row["diagnosis"] for row in rows(out, "data_manifest.csv")] == ["CN", "AD", "AD"]
+    assert [len(row["sha256"]) for row in rows(out, "data_manifest.csv")] in ([64, 64, 64], [64, 0, 64])
+    assert len(read_status(out)) == 3
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path) -> tuple[Path, Path]:
+    """Return a BIDS directory and its finished output, to be altered."""
+    shutil.copytree(finished_once, tmp_path / "copy")
+    return tmp_path / "copy" / "bids", tmp_path / "copy" / "out"
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory, save_nifti) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    for name in (ONE, TWO, THREE):
+        save_nifti(folder / "bids" / name, np.arange(8, dtype=np.uint8).reshape(2, 2, 2))
+    (folder / "bids" / "dataset_description.json").write_text('{"Name": "toy", "BIDSVersion": "1.10.0"}')
+    (folder / "bids" / "participants.tsv").write_text("participant_id\tdiagnosis\n01\tCN\n02\tAD\n03\tAD\n")
+    done(folder / "bids", folder / "out")
+    return folder
+
+
+def test_preprocessings_that_were_altered_are_left_out(finished):
+    bids, out = finished
+    path = out / ".brainstage" / "preprocessings.json"
+    [identifier] = json.loads(path.read_text())
+    path.write_text(json.dumps({identifier: 5}))
+    done(bids, out, level="group", overrides={"bias_field": {"method": "none"}})
+    assert f"under the identifier `{identifier}`" in (out / "methods.md").read_text()
+    assert set(json.loads(path.read_text())) != {identifier}
+
+
+@pytest.mark.parametrize("altered", ["", "a", "A" * 64, None, 5])
+def test_a_hash_that_was_altered_is_computed_again(finished, altered):
+    bids, out = finished
+    done(bids, out)  # with the times of the copies
+    path = out / ".brainstage" / "sub-02" / "source.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"sha256": altered}))
+    assert done(bids, out)[0] is ExitCode.DONE
+    assert json.loads(path.read_text()) == kept
+
+
+def test_notes_of_a_process_that_died_when_all_was_done_are_swept(finished):
+    bids, out = finished
+    state = out / ".brainstage" / "sub-02"
+    notes = [state / "running.json", state / "deaths.json"]
+    for note in notes:
+        note.write_text("{}")
+    with held(state / "lease.json"):  # by one that may still need them
+        done(bids, out)
+    assert all(note.exists() for note in notes)
+    done(bids, out)
+    assert not any(note.exists() for note in notes)
+
+
+def test_a_measurement_that_a_disk_forgot_is_made_again(finished):
+    bids, out = finished
+    path = next(out.glob("sub-02/anat/*_desc-qc.json"))
+    whole, status = path.read_bytes(), path.stat()
+    path.write_bytes(whole.replace(b"pass", b"p\xffss"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    code, said = done(bids, out)
+    assert code is ExitCode.DONE
+    assert "1 of 3 scans to compute" in said
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", ["", DEEP, "{}", None])
+def test_a_damaged_failure_is_no_success(finished, text):
+    bids, out = finished
+    path = out / ".brainstage" / "sub-02" / "failure.json"
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_text(text)
+    assert done(bids, out, level="group")[0] is ExitCode.SOME_SCAN_FAILED
+    assert [row["prediction_status"] for row in rows(out)] == ["no_model", "failed", "no_model"]
+    assert "failure.json, which says why it failed, is damaged" in rows(out)[1]["error"]
+    assert [scan.files.key for scan in read_cohort(out, "diagnosis", None).scans] == ["sub-01", "sub-03"]
+
+
+def test_names_of_bytes_that_are_no_text_stop_nothing(finished):
+    bids, out = finished
+    (bids / "sub-01" / "anat" / os.fsdecode(b"sub-01_acq-\xff_T1w.nii")).touch()
+    (bids / os.fsdecode(b"sub-\xe9")).mkdir()
+    renamed = bids.rename(bids.with_name(os.fsdecode(b"b\xffds")))
+    code, said = done(renamed, out)
+    assert code is ExitCode.DONE
+    assert "1 set aside" in said
+    assert r"sub-01_acq-\udcff_T1w.nii" in (out / "methods.md").read_text()
+    assert any(r"acq-\udcff" in log.read_text() for log in (out / "logs").glob("*.jsonl"))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
-from brainstage.pipeline.errors import ModelError
+from brainstage.pipeline.errors import IntensityError, ModelError
 from brainstage.pipeline.files import write_json
 from brainstage.pipeline.records import Prediction
 from brainstage.workflows import prediction as module
@@ -38,7 +39,18 @@ def test_a_prediction_is_read_back_as_it_was(files):
 
 
 @pytest.mark.parametrize(
-    "content", [{}, {"unheard_of": 1}, {**asdict(SAID), "later": 1}, {**asdict(SAID), "prediction_set": 3}]
+    "content",
+    [
+        {},
+        {"unheard_of": 1},
+        {**asdict(SAID), "later": 1},
+        {**asdict(SAID), "prediction_set": 3},
+        {**asdict(SAID), "tier": None},
+        {**asdict(SAID), "ood_score": "1"},
+        {**asdict(SAID), "reference": [{"measure": 1}]},
+        {**asdict(SAID), "probabilities": {}},
+        {**asdict(SAID), "probabilities": {"CN": 0.75, "AD": 0.75}},
+    ],
 )
 def test_what_another_version_kept_counts_as_none(files, content):
     write_json(files.state / "prediction_result.json", content)
@@ -60,3 +72,13 @@ def test_a_model_that_was_replaced_meanwhile_predicts_nothing_under_the_old_name
     with pytest.raises(ModelError, match="holds model m2 now, and m1 when the run began"):
         model_of(tmp_path, "m1")
     module.model_of.cache_clear()
+
+
+def test_a_novelty_that_is_no_number_is_no_prediction(files):
+    with pytest.raises(IntensityError, match="novelty score is nan"):
+        replace(SAID, ood_score=float("nan"))
+    files.state.mkdir(parents=True)
+    (files.state / "prediction_result.json").write_text(
+        json.dumps({**asdict(SAID), "ood_score": float("nan")})
+    )
+    assert read_prediction(files) is None

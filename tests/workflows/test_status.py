@@ -85,3 +85,13 @@ def test_the_command_prints_it_and_refuses_a_folder_of_something_else(out, scan,
     assert "1 scans: 1 done" in capsys.readouterr().out
     assert main(["status", str(tmp_path)]) == 66
     assert "no output directory of brainstage run" in capsys.readouterr().err
+
+
+def test_names_that_no_scan_can_have_are_left_out(out):
+    strange = [5, None, "", "../../etc", "sub-01/../..", "sub-a\0b", "sub-" + "x" * 300, "sub-02"]
+    write_json(out / ".brainstage" / "scans.json", {"scans": strange})
+    assert [status.scan[:8] for status in read_status(out)] == ["sub-02", "sub-xxxx"]
+    write_json(out / ".brainstage" / "scans.json", {"scans": 5})
+    assert read_status(out) == []
+    (out / ".brainstage" / "sub-03").symlink_to("sub-03")
+    assert read_status(out) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,8 @@ from brainstage.pipeline.records import Review, ReviewDecision
 from brainstage.pipeline.review import remarks_of
 from brainstage.pipeline.runner import FAILURE_MARKER
 from brainstage.workflows.output_directory import (
-    PREPROCESSINGS_FILE,
     finished_files,
+    known_preprocessings,
     own_preprocessing_id,
     own_source_sha256,
 )
@@ -245,7 +246,7 @@ def read_finished_run(
     rows = _require_run(out_dir / "data_manifest.csv", out_dir, read_manifest)
     last = _require_run(out_dir / STATE_FOLDER / "preprocessing.json", out_dir, _read_preprocessing)
     known = {
-        **read_json_or_empty(out_dir / STATE_FOLDER / PREPROCESSINGS_FILE),
+        **known_preprocessings(out_dir),
         str(last["id"]): last["content"],
     }
     found = Counter(_own_id(row, out_dir) for row in rows)
@@ -365,7 +366,7 @@ def _objection(
         finished.template_t1w.is_file() and finished.template_mask.is_file() and finished.qc_json.is_file()
     ):
         return NO_OUTPUT
-    if (files.state / f"{FAILURE_MARKER}.json").is_file():
+    if os.path.lexists(files.state / f"{FAILURE_MARKER}.json"):
         return FAILED  # its images are those of an earlier file or of other options
     if finished != files or own_preprocessing_id(files) not in (None, preprocessed):
         return OTHER_PREPROCESSING

@@ -12,6 +12,7 @@ import numpy as np
 
 from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.files import read_json_or_empty, sha256_of_json, write_json
+from brainstage.pipeline.kept import as_record
 from brainstage.pipeline.records import Completed, SubjectOutcome
 
 LEAST_SCANS: Final = 5
@@ -101,8 +102,8 @@ def _read(path: Path, _: int) -> KeptDistributions:
     """Read the file of one moment; every scan of a cohort asks for it."""
     content = read_json_or_empty(path)
     try:
-        found = {name: Distribution(**values) for name, values in content.items()}
-    except TypeError:
+        found = {name: as_record(values, Distribution) for name, values in content.items()}
+    except ValueError:
         found = {}
     return KeptDistributions(of_measure=found, key=sha256_of_json(content) if found else "")
 
