@@ -206,7 +206,7 @@ def _stamp(scan: T1wScan, status: os.stat_result) -> dict[str, int | str]:
     Devices are numbered by each machine for itself, and anew when it starts.
     """
     return {
-        "dataset": sha256_of_bytes(str(scan.root.absolute()).encode()),
+        "dataset": sha256_of_bytes(os.fsencode(scan.root.absolute())),
         "machine": this_machine(),
         "device": status.st_dev,
         "inode": status.st_ino,

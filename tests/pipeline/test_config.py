@@ -193,7 +193,7 @@ def test_a_file_that_is_a_pipe_is_refused(tmp_path):
 
 
 def test_an_infinite_bound_leaves_its_side_open(tmp_path):
-    bounds = read(tmp_path, "[quality.cjv]\npassing = [-inf, 1.4]\ntolerated = [0.0, inf]").quality["cjv"]
-    assert (bounds.passing, bounds.tolerated) == ((None, 1.4), (0.0, None))
+    bounds = read(tmp_path, "[quality.cjv]\npassing = [-inf, 1.4]\ntolerated = [-inf, inf]").quality["cjv"]
+    assert (bounds.passing, bounds.tolerated) == ((None, 1.4), (None, None))
     with pytest.raises(ConfigError, match="nan is no bound"):
         read(tmp_path, "[quality.cjv]\npassing = [nan, 1.4]")

@@ -432,6 +432,7 @@ def test_a_hash_that_was_altered_is_computed_again(finished, altered):
 
 def test_notes_of_a_process_that_died_when_all_was_done_are_swept(finished):
     bids, out = finished
+    done(bids, out)  # with the times of the copies
     state = out / ".brainstage" / "sub-02"
     notes = [state / "running.json", state / "deaths.json"]
     for note in notes:
@@ -445,6 +446,7 @@ def test_notes_of_a_process_that_died_when_all_was_done_are_swept(finished):
 
 def test_a_measurement_that_a_disk_forgot_is_made_again(finished):
     bids, out = finished
+    done(bids, out)  # with the times of the copies
     path = next(out.glob("sub-02/anat/*_desc-qc.json"))
     whole, status = path.read_bytes(), path.stat()
     path.write_bytes(whole.replace(b"pass", b"p\xffss"))
