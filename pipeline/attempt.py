@@ -20,6 +20,8 @@ from brainstage.pipeline.errors import output_error
 from brainstage.pipeline.files import make_folder_of, write_json
 from brainstage.pipeline.kept import read_record
 
+NOTES: Final = ("running.json", "deaths.json", "last_words.txt")
+"""What a scan is at, how often its process died, and what the last one said."""
 DEATHS_ALLOWED: Final = 1
 """A scan that takes a second process with it is set aside."""
 START: Final = "start"
@@ -82,6 +84,7 @@ def begin_attempt(files: ScanFiles, stage: str, key: str = "") -> None:
 def end_attempt(files: ScanFiles) -> None:
     """Note that the process is done with the scan, alive."""
     _note(files).unlink(missing_ok=True)
+    _last_words(files).unlink(missing_ok=True)
 
 
 def read_attempt(files: ScanFiles) -> Attempt | None:
@@ -147,15 +150,15 @@ def _fresh(path: Path) -> BinaryIO:
 
 
 def _note(files: ScanFiles) -> Path:
-    return files.state / "running.json"
+    return files.state / NOTES[0]
 
 
 def _deaths(files: ScanFiles) -> Path:
-    return files.state / "deaths.json"
+    return files.state / NOTES[1]
 
 
 def _last_words(files: ScanFiles) -> Path:
-    return files.state / "last_words.txt"
+    return files.state / NOTES[2]
 
 
 def _said_something(path: Path) -> bool:

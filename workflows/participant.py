@@ -9,11 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from brainstage.pipeline.attempt import begin_attempt, count_death, end_attempt, forget_deaths, time_limit
+from brainstage.pipeline.attempt import (
+    NOTES,
+    begin_attempt,
+    count_death,
+    end_attempt,
+    forget_deaths,
+    time_limit,
+)
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import BrainstageError, LeaseLostError, OutputError
-from brainstage.pipeline.files import remove_leftovers
-from brainstage.pipeline.lease import Lease, held, is_held
+from brainstage.pipeline.files import TEMPORARY_PREFIX, remove_leftovers
+from brainstage.pipeline.lease import Lease, held
 from brainstage.pipeline.nifti import read_voxel_count
 from brainstage.pipeline.records import Completed, Failure, SubjectOutcome, T1wScan
 from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, record_failure, run_chain
@@ -34,6 +41,8 @@ from brainstage.workflows.stages import read_qc
 
 LONGEST_NAME: Final = 255
 """Bytes in a file's name on nearly all file systems."""
+
+LEFT_BY_THE_DEAD: Final = frozenset({"lease.json", *NOTES})
 
 OnStage = Callable[[str, str, float, bool], None]
 
@@ -207,10 +216,19 @@ def finished_outcome(task: ScanTask) -> SubjectOutcome | None:
         if isinstance(outcome, Failure):
             return None  # a measure that cannot be read is measured again
     write_report(outcome, task.context, changed=False)
-    if not is_held(lease_path(files)):  # of a process that died when all was done
-        forget_deaths(files)
-        end_attempt(files)
+    _sweep(files)
     return outcome
+
+
+def _sweep(files: ScanFiles) -> None:
+    """Remove what a process left that died when all was done: no other comes by to work here."""
+    names = [entry.name for entry in os.scandir(files.state)]
+    if any(name in LEFT_BY_THE_DEAD or name.startswith(TEMPORARY_PREFIX) for name in names):
+        with held(lease_path(files)) as lease:
+            if lease is not None:
+                remove_leftovers(files.state, older_than_s=0.0)
+                forget_deaths(files)
+                end_attempt(files)
 
 
 def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:

@@ -434,14 +434,20 @@ def test_notes_of_a_process_that_died_when_all_was_done_are_swept(finished):
     bids, out = finished
     done(bids, out)  # with the times of the copies
     state = out / ".brainstage" / "sub-02"
-    notes = [state / "running.json", state / "deaths.json"]
+    notes = [
+        state / name for name in ("running.json", "deaths.json", "last_words.txt", ".tmp-0123abcd-x.json")
+    ]
     for note in notes:
         note.write_text("{}")
     with held(state / "lease.json"):  # by one that may still need them
         done(bids, out)
     assert all(note.exists() for note in notes)
+    (state / "lease.json").write_text("{}")
+    os.utime(state / "lease.json", (1, 1))
+    (state / ".tmp-mine").touch()
     done(bids, out)
-    assert not any(note.exists() for note in notes)
+    assert not any(note.exists() for note in (*notes, state / "lease.json"))
+    assert (state / ".tmp-mine").exists()
 
 
 def test_a_measurement_that_a_disk_forgot_is_made_again(finished):
