@@ -139,7 +139,10 @@ def _note_dataset(state: Path, dataset: Dataset) -> None:
         write_json(state / OUTPUT_FILE, {"made_by": __version__, "dataset": identity})
     known = read_json_or_empty(state / SCANS_FILE)
     described = {scan.key: _description(scan) for scan in dataset.scans}
-    scans = {**_descriptions(known), **described}
+    earlier_scans = known.get("descriptions", {})
+    if earlier_scans == described:
+        return
+    scans = {key: earlier_scans[key] for key in _described_scans(known)} | described
     if known.get("descriptions") != scans:
         names = sorted({*scans, *_names(known)})
         write_json(state / SCANS_FILE, {"scans": names, "descriptions": scans})
@@ -176,8 +179,7 @@ def planned_scans(out_dir: Path) -> tuple[str, ...]:
 
 def scans_of(out_dir: Path) -> tuple[T1wScan, ...]:
     """Return every scan that any command has begun in an output directory, with what was known about it then."""
-    known = _descriptions(read_json_or_empty(out_dir / STATE_FOLDER / SCANS_FILE))
-    return tuple(scan for one in known.values() if (scan := _scan(one)) is not None)
+    return tuple(_described_scans(read_json_or_empty(out_dir / STATE_FOLDER / SCANS_FILE)).values())
 
 
 def dataset_of(out_dir: Path) -> Dataset | None:
@@ -318,12 +320,11 @@ def _names(content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in names if _entities(f"{name}_T1w.nii") is not None)
 
 
-def _descriptions(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the descriptions in ``scans.json``; one that was altered until it is none is left out."""
+def _described_scans(content: Mapping[str, Any]) -> dict[str, T1wScan]:
+    """Return the scans in ``scans.json``, by name; one whose description was altered until it is none is left out."""
     found = content.get("descriptions")
-    if not isinstance(found, dict):
-        return {}
-    return {key: one for key, one in found.items() if (scan := _scan(one)) is not None and scan.key == key}
+    scans = {key: _scan(one) for key, one in found.items()} if isinstance(found, dict) else {}
+    return {key: scan for key, scan in scans.items() if scan is not None and scan.key == key}
 
 
 def _scan(description: object) -> T1wScan | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
@@ -80,6 +80,11 @@ class RunContext:
     def preprocessing_id(self) -> str:
         """Hash of the settings, stage versions, weights and template that change a voxel; not of tools' versions."""
         return preprocessing_id(preprocessing_content(self.config))
+
+    @cached_property
+    def config_content(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        return self.config.model_dump(mode="json")
 
     def files(self, scan: T1wScan) -> ScanFiles:
         """Return where everything about a scan lies."""

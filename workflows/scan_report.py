@@ -52,7 +52,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "label": outcome.scan.label,
         "covariates": {name: vars(outcome.scan.covariates)[name] for name in ("age", "sex", "site")},
         "review": vars(outcome.review) if isinstance(outcome, Completed) and outcome.review else None,
-        "config": context.config.model_dump(mode="json"),
+        "config": context.config_content,
         "failure": outcome.message if isinstance(outcome, Failure) else None,
         "evidence": [one.key for one in _evidence(outcome, files)],
         "cohort": read_distributions(context.out_dir).key,
