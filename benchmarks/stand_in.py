@@ -5,15 +5,18 @@ What surrounds the stages, from the engine to the cohort page, is measured and t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from brainstage.pipeline import lease
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import write_bytes, write_json
@@ -22,7 +25,13 @@ from brainstage.pipeline.stage import Stage
 NAMES = ("ingest", "brain_extraction", "bias_field", "intensity", "registration", "quality", "figures")
 MEASURES: dict[str, Any] = {"brain_volume_ml": 1400.0, "template_correlation": 0.65, "spacing_mm": 1.0}
 ORDERS = "BRAINSTAGE_STAND_IN"
-"""Variable with a JSON object: scan key to stage to what goes wrong there, or ``pace`` to seconds a stage takes."""
+"""Variable with a JSON object: scan key to stage to what goes wrong there, or ``pace`` to seconds a stage takes.
+
+With a ``host`` the process is of another machine, as far as leases can tell, whose clock is ``ahead_s`` and where a
+part of the reads of leases, ``unreadable``, fails. A ``trace`` is a file that gets a line for whatever happens.
+"""
+LEASE_TIMES: Final = {"HEARTBEAT_S": 0.5, "ABANDONED_S": 15.0, "REREAD_S": 0.01}
+"""A machine that is gone is noticed after 15 s, not 300, with as many signs of life in that time."""
 
 
 def stand_in_stages(config: Config) -> tuple[Stage, ...]:
@@ -42,10 +51,43 @@ def stand_in_stages(config: Config) -> tuple[Stage, ...]:
 
 
 def _run(state: Any, name: str) -> Any:  # noqa: ANN401 - a scan
-    orders = json.loads(os.environ.get(ORDERS, "{}"))
+    orders = _orders()
+    _trace(begun=name, scan=state.key)
     time.sleep(orders.get("pace", 0.0))
     _obey(orders.get(state.key, {}).get(name))
     return state
+
+
+def _orders() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(os.environ.get(ORDERS, "{}"))
+    return found
+
+
+def _trace(**what: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    """Write a line; one write of so few bytes is never mixed with another's."""
+    path = _orders().get("trace")
+    if path:
+        line = json.dumps({"host": _orders().get("host"), "pid": os.getpid(), "at": time.monotonic(), **what})
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def _be_of_another_machine(orders: Mapping[str, Any]) -> None:
+    """Replace what tells this process where and when it is, and let reads of leases fail."""
+    clock, read, dice = time.time, lease.read_json, random.Random()  # noqa: S311 - no secret
+
+    def stale(path: Path) -> Any:  # noqa: ANN401 - as `read_json`
+        if dice.random() < orders.get("unreadable", 0.0):
+            number = dice.choice((errno.ESTALE, errno.EIO))
+            _trace(unreadable=path.name)
+            raise OSError(number, os.strerror(number))
+        return read(path)
+
+    time.time = lambda: clock() + orders.get("ahead_s", 0.0)
+    lease._machine = lambda: orders["host"]  # noqa: SLF001 - what is replaced has no public name
+    lease.read_json = stale
+    for name, seconds in LEASE_TIMES.items():
+        setattr(lease, name, seconds)
 
 
 def _obey(order: str | None) -> None:
@@ -71,6 +113,7 @@ def _obey(order: str | None) -> None:
 
 
 def _save(state: Any, files: ScanFiles, name: str) -> Sequence[Path]:  # noqa: ANN401 - a scan
+    _trace(done=name, scan=state.key)
     content = hashlib.sha256(f"{state.key} {name}".encode()).digest() * 32
     if name == "ingest":
         return [write_json(files.state / "header_findings.json", {})]
@@ -85,3 +128,7 @@ def _save(state: Any, files: ScanFiles, name: str) -> Sequence[Path]:  # noqa: A
     if name == "quality":
         return [write_json(files.qc_json, MEASURES | {"qc_status": "pass", "qc_reasons": []})]
     return []
+
+
+if "host" in _orders():
+    _be_of_another_machine(_orders())

@@ -152,7 +152,7 @@ def test_values_that_no_scan_has_are_refused_with_their_sentence(saved_head, hea
 
 
 def test_a_scan_that_is_not_there_is_missing(tmp_path):
-    with pytest.raises(InputMissingError, match="cannot be opened"):
+    with pytest.raises(InputMissingError, match="cannot be read"):
         ingest(tmp_path / "x.nii.gz", DEFAULT)
 
 

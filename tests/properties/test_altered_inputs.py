@@ -135,10 +135,10 @@ def test_inputs_are_shared_out_among_the_kinds(fuzz):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"conformal": {"level": 0.9, "quantiles": {"CN": 0.5}}}, "must name each of the classes"),
-        ({"fold_of_training_scan": {"a" * 64: 2}}, "must lead to folds 0 to 1"),
-        ({"fold_of_training_scan": {"a" * 64: -1}}, "must lead to folds 0 to 1"),
-        ({"classes": ["CN", "CN"]}, "one stands twice"),
+        ({"conformal": {"level": 0.9, "quantiles": {"CN": 0.5}}}, "must name the classes CN, AD, each once"),
+        ({"fold_of_training_scan": {"a" * 64: 2}}, "names fold 2, and there are 2 from 0 on"),
+        ({"fold_of_training_scan": {"a" * 64: -1}}, "greater than or equal to 0"),
+        ({"classes": ["CN", "CN"]}, "stands there twice"),
         ({"files": {"a\0b": "c"}}, "is not a file of the directory"),
     ],
 )
