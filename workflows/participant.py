@@ -34,7 +34,7 @@ from brainstage.workflows.output_directory import (
     own_source_sha256,
 )
 from brainstage.workflows.prediction import model_of, prediction_stage, read_prediction
-from brainstage.workflows.resources import memory_needed_gb
+from brainstage.workflows.resources import memory_lacking_gb
 from brainstage.workflows.run_context import RunContext, tool_versions
 from brainstage.workflows.scan_report import write_report
 from brainstage.workflows.stages import read_qc
@@ -278,7 +278,7 @@ def _identified(task: ScanTask, files: ScanFiles) -> T1wScan | Failure:
         # A manifest demands bytes, not times.
         sha256 = None if task.expected_sha256 else known_sha256(scan, files)
         sha256 = sha256 or keep_sha256_of(scan, files)
-        needed_gb = memory_needed_gb(read_voxel_count(scan.path, root=scan.root) or 0)
+        voxels = read_voxel_count(scan.path, root=scan.root) or 0
     except OutputError:
         raise
     except BrainstageError as error:
@@ -292,7 +292,8 @@ def _identified(task: ScanTask, files: ScanFiles) -> T1wScan | Failure:
             "it was altered or replaced since the manifest was made",
         )
     share_gb = task.context.worker_memory_gb
-    if share_gb is not None and needed_gb > share_gb:
+    needed_gb = memory_lacking_gb(voxels, share_gb)
+    if needed_gb is not None:
         return Failure(
             scan=scan,
             stage="ingest",

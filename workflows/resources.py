@@ -26,6 +26,8 @@ MEMORY_PER_WORKER_GB: Final = 3.0
 MEMORY_OF_LIBRARIES_GB: Final = 1.5
 MEMORY_PER_VOXEL_BYTES: Final = 40
 """Both fitted to peaks: 2.0 GB for the 11.5 million voxels of a head of 1 mm, 5.7 GB for 114 million at 0.45 mm."""
+TRIED_IN_ANY_CASE_VOXELS: Final = 256**3
+"""A head of usual size is tried whatever a worker has: what the libraries take is an estimate."""
 REMOTE_WORKERS: Final = 20
 REMOTE_WORKER_MEMORY_GB: Final = 4.0
 GPU_DEVICES: Final = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
@@ -42,9 +44,19 @@ def choose_engine(options: RunOptions, scans: int, folder: Path | None) -> tuple
     )
 
 
-def memory_needed_gb(voxels: int) -> float:
-    """Return how much memory a worker needs, at its peak, for an image of so many voxels."""
-    return MEMORY_OF_LIBRARIES_GB + voxels * MEMORY_PER_VOXEL_BYTES / 1024**3
+def memory_lacking_gb(voxels: int, share_gb: float | None) -> float | None:
+    """Return what a worker needs, at its peak, for an image of so many voxels; None where its share will do.
+
+    Parameters
+    ----------
+    voxels : int
+    share_gb : float or None
+        None where the share is not known.
+    """
+    needed_gb = MEMORY_OF_LIBRARIES_GB + voxels * MEMORY_PER_VOXEL_BYTES / 1024**3
+    if share_gb is None or voxels <= TRIED_IN_ANY_CASE_VOXELS or needed_gb <= share_gb:
+        return None
+    return needed_gb
 
 
 def known_share_gb(options: RunOptions, engine: EngineOptions) -> float | None:

@@ -90,3 +90,7 @@ def test_an_image_that_does_not_fit_a_workers_memory_is_set_aside_before_it_is_r
     assert "--nprocs" in failure.message
     assert isinstance(process_scan(task(worker_memory_gb=4.0)), Completed), "and tried again in every run"
     assert isinstance(process_scan(task()), Completed)
+
+
+def test_a_head_of_usual_size_is_tried_whatever_a_worker_has(task: Callable[..., ScanTask]) -> None:
+    assert isinstance(process_scan(task(worker_memory_gb=0.5)), Completed)
