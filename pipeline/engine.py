@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -412,10 +412,14 @@ def _local_cluster(options: EngineOptions, tasks: int) -> Iterator[Any]:
         raise EngineError(
             "a worker process ended before it could begin; run the same command again, finished work is kept"
         ) from error
-    with cluster:
+    try:
         # Adaptive, because only then is a worker replaced that ended while it started in the place of another.
         cluster.adapt(minimum=count, maximum=count)
         yield cluster
+    finally:
+        # On a busy machine processes take longer to end than Dask waits: no reason to go without tables.
+        with suppress(TimeoutError):
+            cluster.close()
 
 
 def _slurm_cluster(options: EngineOptions, tasks: int) -> Any:  # noqa: ANN401 - likewise

@@ -319,3 +319,29 @@ def test_threads_are_limited_unless_the_user_did(monkeypatch):
     assert {name: os.environ[name] for name in THREAD_VARIABLES} == dict.fromkeys(THREAD_VARIABLES, "3") | {
         "OMP_NUM_THREADS": "7"
     }
+
+
+def test_a_close_that_takes_too_long_loses_no_result(work, monkeypatch):
+    from distributed import LocalCluster
+
+    close = LocalCluster.close
+
+    def too_long(self, *given, **named):
+        close(self, *given, **named)
+        raise TimeoutError
+
+    monkeypatch.setattr(LocalCluster, "close", too_long)
+    with workers(EngineOptions(workers=1), 1) as pool:
+        assert [found[1] for found in pool.run(work.double, [3], Listener(died=lambda _: None))] == [6]
+
+
+def test_workers_that_do_not_even_start_are_an_engine_error(monkeypatch):
+    def give_up(*_, **__):
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr("distributed.LocalCluster", give_up)
+    with (
+        pytest.raises(EngineError, match="a worker process ended before it could begin"),
+        workers(EngineOptions(), 1),
+    ):
+        pass
