@@ -200,9 +200,11 @@ def test_two_tabs_lose_nothing_of_each_other(open_page, tmp_path):
 
 @pytest.mark.parametrize("column", ["note", "reviewer"])
 def test_whatever_is_typed_comes_back_from_the_file(open_page, tmp_path, column):
-    page = open_page(page_of(tmp_path / "page.html"), accept_downloads=True)
-    page.get_by_role("button", name="Review scans").click()
+    path = page_of(tmp_path / "page.html")
     for text in TEXTS:
+        # A page each: chromium asks before one page may save more than ten files.
+        page = open_page(path, accept_downloads=True)
+        page.get_by_role("button", name="Review scans").click()
         typed = page.locator("#review-note" if column == "note" else "#reviewer").evaluate(
             "(input, text) => { input.value = text; input.dispatchEvent(new Event('input')); return input.value; }",
             text,
