@@ -95,6 +95,16 @@ class ScanFiles:
         """QC measures and verdict."""
         return self.anat / f"{format_entities(self.entities, desc='qc')}.json"
 
+    @property
+    def labels(self) -> Path:
+        """Hippocampi, ventricles and tissues as labels, native space."""
+        return self._anat("dseg.nii.gz", desc="volumes")
+
+    @property
+    def label_names(self) -> Path:
+        """What the labels are called (BIDS)."""
+        return self._anat("dseg.tsv", desc="volumes")
+
     def evidence_map(self, method: str, *, native: bool = False) -> Path:
         """Return the path of a map of what a prediction rests on, in template or in native space."""
         return self._anat("map.nii.gz", space="T1w" if native else TEMPLATE_SPACE, desc=method)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -382,6 +382,66 @@ class QcReport:
     verdict: QcVerdict
 
 
+VOLUMES: Final = (
+    "intracranial", "grey_matter", "white_matter", "csf", "ventricle_left", "ventricle_right",
+    "hippocampus_left", "hippocampus_right",
+)  # fmt: skip
+"""What is measured in millilitres, in the order of the tables."""
+
+
+class VolumesStatus(StrEnum):
+    """What became of the volumes of a scan."""
+
+    REPORTED = "reported"
+    PARTIAL = "partial"
+    WITHHELD = "withheld"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrainVolumes:
+    """The volumes of one scan, in native space; what its own quality does not bear out is left out.
+
+    Attributes
+    ----------
+    volumes_ml : mapping
+        A name of :data:`VOLUMES` to millilitres; None where it is withheld.
+    reasons : tuple of str
+        Why something is withheld: the name of the volume, a colon, and a short code, such as
+        ``hippocampus_left:unsure``.
+    quality : mapping
+        What the outlines were judged by, such as ``hippocampus_left_certainty``; None where it makes no sense.
+    atlas_ml : mapping
+        Region of the user's atlas to millilitres.
+    """
+
+    volumes_ml: Mapping[str, float | None]
+    reasons: tuple[str, ...] = ()
+    quality: Mapping[str, float | None] = field(default_factory=dict)
+    atlas_ml: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def status(self) -> VolumesStatus:
+        """Reported where all are there, withheld where none is."""
+        found = [self.volumes_ml.get(name) is not None for name in VOLUMES]
+        if all(found):
+            return VolumesStatus.REPORTED
+        return VolumesStatus.PARTIAL if any(found) else VolumesStatus.WITHHELD
+
+    @property
+    def measures(self) -> dict[str, float | None]:
+        """Every number of the tables by its column: millilitres, per cent of the intracranial volume, asymmetry."""
+        intracranial = self.volumes_ml.get("intracranial")
+        left, right = (self.volumes_ml.get(f"hippocampus_{side}") for side in ("left", "right"))
+        in_ml = {f"{name}_ml": self.volumes_ml.get(name) for name in VOLUMES}
+        of_head = {
+            f"{name}_pct_icv": 100.0 * ml / intracranial if ml is not None and intracranial else None
+            for name in VOLUMES[1:]
+            for ml in (self.volumes_ml.get(name),)
+        }
+        asymmetry = 200.0 * (left - right) / (left + right) if left and right else None
+        return {**in_ml, "hippocampus_asymmetry_pct": asymmetry, **of_head}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AssessedBrain:
     """A registered brain with quality control's verdict and, where there is a model, its prediction.
@@ -390,12 +450,15 @@ class AssessedBrain:
     ----------
     registered : RegisteredBrain
     qc : QcReport
+    volumes : BrainVolumes or None
+        None before they are measured.
     prediction : Prediction or None
         None without a model.
     """
 
     registered: RegisteredBrain
     qc: QcReport
+    volumes: BrainVolumes | None = None
     prediction: Prediction | None = None
 
 
@@ -529,6 +592,8 @@ class Completed:
         In the order of the stages.
     source_sha256 : str
         Of the file that the picture was made from; empty where that is not known.
+    volumes : BrainVolumes or None
+        None where they were not measured, as in an output directory of an earlier version.
     """
 
     scan: T1wScan
@@ -537,6 +602,7 @@ class Completed:
     preprocessing_id: str
     provenance: tuple[Provenance, ...] = ()
     source_sha256: str = ""
+    volumes: BrainVolumes | None = None
 
     @property
     def review(self) -> Review | None:
