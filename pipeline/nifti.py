@@ -174,6 +174,11 @@ def write_mask(path: Path, brain_mask: BrainMask) -> Path:
     return _write(path, brain_mask.data.astype(np.uint8), brain_mask.voxel_to_ras)
 
 
+def write_labels(path: Path, labels: Volume) -> Path:
+    """Write whole numbers as int16, otherwise like :func:`write_volume`."""
+    return _write(path, np.rint(labels.data).astype(np.int16), labels.voxel_to_ras)
+
+
 def nifti_bytes(
     data: NDArray[Any], voxel_to_ras: Affine, *, in_template: bool, compression: int = _GZIP_LEVEL
 ) -> bytes:

@@ -452,6 +452,8 @@ class AssessedBrain:
     qc : QcReport
     volumes : BrainVolumes or None
         None before they are measured.
+    labels : Volume or None
+        Hippocampi, ventricles and tissues as labels, native space; None where quality control failed.
     prediction : Prediction or None
         None without a model.
     """
@@ -459,6 +461,7 @@ class AssessedBrain:
     registered: RegisteredBrain
     qc: QcReport
     volumes: BrainVolumes | None = None
+    labels: Volume | None = None
     prediction: Prediction | None = None
 
 

@@ -24,23 +24,27 @@ For research; never a diagnosis."""
 PRIVATE_UMASK: Final = "077"
 """Nobody else reads what is written about participants."""
 
-_PARTICIPANTS: Final[dict[str, Any]] = {
-    "nargs": "+", "default": [], "metavar": "LABEL", "help": "with or without sub-; default: all",
-}  # fmt: skip
-_DEVICE: Final[dict[str, Any]] = {
-    "choices": ("auto", "cpu", "cuda"), "default": "auto", "help": "for the network; default: auto",
-}  # fmt: skip
-_NO_VALIDATION: Final[dict[str, Any]] = {
-    "action": "store_true", "help": "do not ask for a dataset_description.json",
-}  # fmt: skip
-
-
 def _path(text: str) -> Path:
     """Return a path; a shell leaves the ``~`` of ``--option=~/x`` alone."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # no such user: then it is a name
         return Path(text)
+
+
+_PARTICIPANTS: Final[dict[str, Any]] = {
+    "nargs": "+", "default": [], "metavar": "LABEL", "help": "with or without sub-; default: all",
+}  # fmt: skip
+_DEVICE: Final[dict[str, Any]] = {
+    "choices": ("auto", "cpu", "cuda"), "default": "auto", "help": "for the network; default: auto",
+}  # fmt: skip
+_ATLAS: Final[dict[str, Any]] = {"type": _path, "metavar": "FILE"}
+_ATLAS_HELP: Final = (
+    "labels in MNI152 space on any grid, FILE.nii.gz, and their names in FILE.tsv beside it"
+)
+_NO_VALIDATION: Final[dict[str, Any]] = {
+    "action": "store_true", "help": "do not ask for a dataset_description.json",
+}  # fmt: skip
 
 
 def _model_dir(text: str) -> Path:
@@ -163,6 +167,7 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
     what.add_argument(
         "--model", type=_model_dir, metavar="MODEL_DIR", help="predict with a model of brainstage train"
     )
+    what.add_argument("--atlas", **_ATLAS, help="measure its regions, too: " + _ATLAS_HELP)
     what.add_argument("--config", type=_path, metavar="FILE", help="TOML; options given here win over it")
     what.add_argument(
         "--skull-strip",
@@ -409,13 +414,7 @@ def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no publi
         help="gradcam takes seconds a scan; occlusion covers the brain box by box, which takes minutes without a GPU; "
         "default: gradcam",
     )
-    explain.add_argument(
-        "--atlas",
-        type=_path,
-        metavar="FILE",
-        help="labels in MNI152 space on any grid, FILE.nii.gz, and their names in FILE.tsv beside it; default: coarse "
-        "regions",
-    )
+    explain.add_argument("--atlas", **_ATLAS, help=f"{_ATLAS_HELP}; default: coarse regions")
     explain.add_argument("--participant-label", **_PARTICIPANTS)
     explain.add_argument("--device", **_DEVICE)
 

@@ -91,6 +91,7 @@ def _run(options: argparse.Namespace) -> int:
                 manifest=options.manifest,
                 qc_decisions=options.qc_decisions,
                 model_dir=options.model,
+                atlas=options.atlas,
                 config_file=options.config,
                 overrides=_overrides(options),
                 processes=options.nprocs,

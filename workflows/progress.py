@@ -22,6 +22,7 @@ STAGE_ORDER: Final = (
     "intensity",
     "registration",
     "quality",
+    "volumes",
     "figures",
     "prediction",
 )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -67,7 +68,7 @@ from brainstage.workflows.participant import (
 from brainstage.workflows.progress import Progress, RunLog
 from brainstage.workflows.resources import check_space, choose_engine, folder_for_jobs, known_share_gb
 from brainstage.workflows.run_context import RunContext, tool_versions
-from brainstage.workflows.stages import preprocessing_content, preprocessing_id, scan_stages
+from brainstage.workflows.stages import AtlasFile, preprocessing_content, preprocessing_id, scan_stages
 
 PREDICTION_BATCH: Final = 8
 OPEN_PORTS: Final = (
@@ -88,6 +89,8 @@ class RunOptions:
         Section to key to value of the configuration, from the command line.
     qc_decisions : Path or None
         What a person decided about scans.
+    atlas : Path or None
+        Labels in template space whose regions are measured, too.
     processes, threads : int or None
         None for what the machine has.
     engine : str
@@ -117,6 +120,7 @@ class RunOptions:
     manifest: Path | None = None
     qc_decisions: Path | None = None
     model_dir: Path | None = None
+    atlas: Path | None = None
     config_file: Path | None = None
     overrides: Mapping[str, Mapping[str, Any]]
     processes: int | None = None
@@ -177,6 +181,7 @@ def run(
         bids_dir=options.bids_dir.absolute(),
         out_dir=options.out_dir.absolute(),
         model_dir=options.model_dir.absolute() if options.model_dir else None,
+        atlas=options.atlas.absolute() if options.atlas else None,
     )
     config = read_config(options.config_file, options.overrides)
     require_known_measures(config.quality)
@@ -185,6 +190,8 @@ def run(
     os.umask(options.umask)
     _check_ports(options)
     model = _checked_model(options.model_dir, config) if options.model_dir else None
+    if options.atlas:
+        chain = partial(chain, atlas=_checked_atlas(options.atlas))
     context = replace(_context(options, config, model), chain=chain)
     _prepare(options)
     if everything.root != options.out_dir:
@@ -373,6 +380,14 @@ def _checked_model(model_dir: Path, config: Config) -> ModelDescription:
     for name, sha256 in model.files.items():
         checked_content(model_dir, name, sha256)
     return model
+
+
+def _checked_atlas(path: Path) -> AtlasFile:
+    """Return a user's atlas once it is known to be one, before any scan waits for it."""
+    from brainstage.preprocessing.regions import read_atlas  # heavy: SimpleITK
+
+    atlas = read_atlas(path)
+    return AtlasFile(path=path, name=atlas.name, sha256=atlas.sha256)
 
 
 def _context(options: RunOptions, config: Config, model: ModelDescription | None) -> RunContext:

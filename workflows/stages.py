@@ -6,23 +6,28 @@ The mathematics is in :mod:`brainstage.preprocessing`; here it meets the disk.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+from brainstage.models import hippocampus_network
 from brainstage.pipeline.config import Config, PreprocessingConfig
 from brainstage.pipeline.derivatives import TEMPLATE_SPACE, ScanFiles, sidecar_of
-from brainstage.pipeline.files import read_json, sha256_of_json, write_bytes, write_json
-from brainstage.pipeline.kept import as_record
-from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
+from brainstage.pipeline.errors import ImageError
+from brainstage.pipeline.files import read_json, sha256_of_json, write_bytes, write_json, write_text
+from brainstage.pipeline.kept import as_record, read_record
+from brainstage.pipeline.nifti import read_mask, read_volume, write_labels, write_mask, write_volume
 from brainstage.pipeline.records import (
     AssessedBrain,
+    BrainVolumes,
     CorrectedBrain,
     Deformation,
     IngestedHead,
     Normalisation,
     NormalisedBrain,
     QcReport,
+    QcStatus,
     RegisteredBrain,
     StrippedBrain,
     T1wScan,
@@ -35,11 +40,14 @@ from brainstage.preprocessing import (
     intensity,
     network_grid,
     quality,
+    regions,
     registration,
     template,
     transforms,
+    volumes,
 )
 
+VOLUMES_FILE: Final = "volumes_result.json"
 FIGURES_VERSION: Final = "4"
 FIGURES: Final = (
     "image_quality", "background", "mask", "registration", "flicker", "bias_field", "histogram", "montage",
@@ -143,9 +151,53 @@ def preprocessing_stages(config: Config) -> tuple[Stage, ...]:
     )
 
 
-def scan_stages(config: Config) -> tuple[Stage, ...]:
-    """Return the stages of a scan up to the pictures of its report."""
-    return (*preprocessing_stages(config), figures_stage(config))
+@dataclass(frozen=True, kw_only=True)
+class AtlasFile:
+    """An atlas of the user: where it lies, and what it holds.
+
+    Attributes
+    ----------
+    path : Path
+        As the workers see it; never written to an output.
+    name, sha256 : str
+        Of :class:`brainstage.preprocessing.regions.Atlas`.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+
+
+def scan_stages(config: Config, atlas: AtlasFile | None = None) -> tuple[Stage, ...]:
+    """Return the stages of a scan up to the pictures of its report.
+
+    Parameters
+    ----------
+    config : Config
+    atlas : AtlasFile, optional
+        Its regions are measured besides.
+    """
+    return (*preprocessing_stages(config), volumes_stage(atlas), figures_stage(config))
+
+
+def volumes_stage(atlas: AtlasFile | None = None) -> Stage:
+    """Return the stage that measures hippocampi, ventricles and tissues.
+
+    Nothing that a model sees depends on it, so that it is no part of the ``preprocessing_id``.
+    """
+    return Stage(
+        name="volumes",
+        version=volumes.STAGE_VERSION,
+        parameters={
+            "weights": hippocampus_network.hippocampus_weights_sha256(),
+            "template": template.template_sha256(),
+            "atlas": atlas.sha256 if atlas else None,
+        },
+        reads=(*_ALL, "quality"),
+        run=lambda assessed: _measured(assessed, atlas),
+        save=_save_volumes,
+        load=_load_volumes,
+    )
 
 
 def figures_stage(config: Config) -> Stage:
@@ -319,6 +371,58 @@ def _save_assessed(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:
 
 def _load_assessed(registered: RegisteredBrain, files: ScanFiles) -> AssessedBrain:
     return AssessedBrain(registered=registered, qc=read_qc(files.qc_json))
+
+
+def _measured(assessed: AssessedBrain, atlas: AtlasFile | None) -> AssessedBrain:
+    found, labels = volumes.measure_volumes(
+        assessed.registered, hippocampus_network.hippocampus_segmenter(), _atlas_of(atlas) if atlas else None
+    )
+    # A person may still pass the scan: its numbers are kept. A picture of labels that are wrong helps nobody.
+    failed = assessed.qc.verdict.status is QcStatus.FAIL
+    return replace(assessed, volumes=found, labels=None if failed else labels)
+
+
+@cache
+def _atlas_of(atlas: AtlasFile) -> regions.Atlas:
+    """Return a user's atlas; read once per process.
+
+    Raises
+    ------
+    ImageError
+        When the file is another than when the run began.
+    """
+    found = regions.read_atlas(atlas.path)
+    if found.sha256 != atlas.sha256:
+        raise ImageError(f"{atlas.name} was altered since the run began; run it again")
+    return found
+
+
+def _save_volumes(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:
+    written = [write_json(files.state / VOLUMES_FILE, asdict(assessed.volumes))] if assessed.volumes else []
+    if assessed.labels is None:
+        return written
+    names = "".join(f"{index}\t{name}\n" for index, name in volumes.LABEL_NAMES.items())
+    sidecar = {
+        "Description": "Tissues, lateral ventricles and hippocampi, native space, RAS",
+        "Manual": False,
+        "HippocampusNetwork_sha256": hippocampus_network.hippocampus_weights_sha256(),
+    }
+    return [
+        *written,
+        write_labels(files.labels, assessed.labels),
+        write_text(files.label_names, f"index\tname\n{names}"),
+        write_json(sidecar_of(files.labels), sidecar),
+    ]
+
+
+def _load_volumes(assessed: AssessedBrain, files: ScanFiles) -> AssessedBrain:
+    labels = read_volume(files.labels) if files.labels.is_file() else None
+    return replace(assessed, volumes=read_volumes(files), labels=labels)
+
+
+def read_volumes(files: ScanFiles) -> BrainVolumes | None:
+    """Return the volumes kept for a scan; None where there are none, or none that can be understood."""
+    return read_record(files.state / VOLUMES_FILE, BrainVolumes)
 
 
 def _save_figures(assessed: AssessedBrain, files: ScanFiles, *, keep_face: bool) -> Sequence[Path]:

@@ -72,6 +72,16 @@ TEMPLATE: Final = Reference(
     doi="10.1016/j.neuroimage.2010.07.033",
 )
 
+HIPPOCAMPI: Final = Reference(
+    text="Simpson AL et al. 2019. A large annotated medical image dataset for the development and evaluation of "
+    "segmentation algorithms. arXiv:1902.09063",
+    doi="10.48550/arXiv.1902.09063",
+)
+DECATHLON: Final = Reference(
+    text="Antonelli M et al. 2022. The Medical Segmentation Decathlon. Nature Communications 13:4128",
+    doi="10.1038/s41467-022-30695-9",
+)
+
 _EXTRACTION: Final = {
     "auto": "Scans that came without their skull were recognised and left as they were; in all others the brain was "
     "found by the neural networks of deepbet{deepbet} or, where they found none that is plausible, by registration of "
@@ -108,6 +118,7 @@ def method_steps(
         _normalisation(config),
         _registration(config, versions),
         _quality(),
+        _volumes(versions),
     ]
     if model_id is not None:
         steps.append(_prediction(config, versions, model_id))
@@ -238,6 +249,19 @@ def _quality() -> MethodStep:
         text="Each scan was judged automatically by measures of its brain mask, registration, contrast, noise and "
         "header against fixed bounds, with the verdict pass, warn or fail. "
         "Predictions of scans that fail are withheld.",
+    )
+
+
+def _volumes(versions: Mapping[str, str]) -> MethodStep:
+    return MethodStep(
+        title="Volumes",
+        text="Volumes were measured in native space. Grey matter, white matter and cerebrospinal fluid inside the brain "
+        "mask are those of a mixture of normal distributions with the tissue probabilities of the template; the "
+        "lateral ventricles with their temporal horns are the fluid that is connected to those of the template; the "
+        f"hippocampi were found by a 3D U-Net (MONAI{_version(versions, 'monai')}) that was trained on hand-drawn "
+        "crops of the Medical Segmentation Decathlon. The intracranial volume is that of the brain mask, fluid around "
+        "the brain included. An outline that did not meet the bounds of its own quality was withheld.",
+        references=(DECATHLON, HIPPOCAMPI),
     )
 
 
