@@ -452,6 +452,8 @@ class AssessedBrain:
     qc : QcReport
     volumes : BrainVolumes or None
         None before they are measured.
+    labels : Volume or None
+        Hippocampi, ventricles and tissues as labels, native space; None where quality control failed.
     prediction : Prediction or None
         None without a model.
     """
@@ -459,6 +461,7 @@ class AssessedBrain:
     registered: RegisteredBrain
     qc: QcReport
     volumes: BrainVolumes | None = None
+    labels: Volume | None = None
     prediction: Prediction | None = None
 
 
@@ -491,6 +494,8 @@ class ReferenceFinding:
         What is expected, and where 95 of 100 further people of the class would lie; None where nothing is compared.
     percentile : float or None
         Of the class below the scan, 0 to 100.
+    percentile_low, percentile_high : float or None
+        The 95 % interval of the percentile, for the class was known by a sample only.
     reason : str
         Why nothing is compared.
     """
@@ -504,6 +509,8 @@ class ReferenceFinding:
     low: float | None = None
     high: float | None = None
     percentile: float | None = None
+    percentile_low: float | None = None
+    percentile_high: float | None = None
     reason: str = ""
 
 
