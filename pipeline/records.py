@@ -494,6 +494,8 @@ class ReferenceFinding:
         What is expected, and where 95 of 100 further people of the class would lie; None where nothing is compared.
     percentile : float or None
         Of the class below the scan, 0 to 100.
+    percentile_low, percentile_high : float or None
+        The 95 % interval of the percentile, for the class was known by a sample only.
     reason : str
         Why nothing is compared.
     """
@@ -507,6 +509,8 @@ class ReferenceFinding:
     low: float | None = None
     high: float | None = None
     percentile: float | None = None
+    percentile_low: float | None = None
+    percentile_high: float | None = None
     reason: str = ""
 
 

@@ -23,6 +23,7 @@ from brainstage.preprocessing.quality import MEASURES, WARNING_CODES_THAT_WARN
 from brainstage.workflows.arguments import build_parser
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS
 from brainstage.workflows.group import predictions_csv, qc_csv
+from brainstage.workflows.reporting.volumes_table import WITHHELD_BECAUSE
 from brainstage.workflows.trajectories import trajectory_columns
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,6 +279,11 @@ def test_every_reason_code_is_explained():
     assert set(rows(text)) == of_measures | of_headers | {"failed"} | set(FLAG_EXPLANATIONS) | set(
         REVIEW_EXPLANATIONS
     )
+
+
+def test_every_reason_for_withholding_a_volume_has_the_words_of_the_report():
+    documented = rows(section(read("docs/how-to/read-a-report.md"), "## Volumes"))
+    assert {code: cells[0] for code, cells in documented.items()} == dict(WITHHELD_BECAUSE)
 
 
 def test_every_header_warning_is_explained():

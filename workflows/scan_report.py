@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Final
 
 from brainstage.pipeline.derivatives import ScanFiles
@@ -29,7 +29,7 @@ from brainstage.workflows.reporting.viewer import evidence_volume
 from brainstage.workflows.run_context import RunContext, run_info, tool_versions
 from brainstage.workflows.stages import read_figures, read_previews
 
-REPORT_VERSION: Final = "3"
+REPORT_VERSION: Final = "4"
 REMEDIES: Final = {
     "ingest": "Look at the file with any viewer; copy, download or convert it again.",
     "brain_extraction": "Look at the scan: is it a T1w image of a whole head, the right way up? A stripped scan needs "
@@ -54,6 +54,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "review": vars(outcome.review) if isinstance(outcome, Completed) and outcome.review else None,
         "config": context.config_content,
         "failure": outcome.message if isinstance(outcome, Failure) else None,
+        "volumes": asdict(outcome.volumes) if isinstance(outcome, Completed) and outcome.volumes else None,
         "evidence": [one.key for one in _evidence(outcome, files)],
         "cohort": read_distributions(context.out_dir).key,
     }

@@ -48,9 +48,9 @@ from brainstage.preprocessing import (
 )
 
 VOLUMES_FILE: Final = "volumes_result.json"
-FIGURES_VERSION: Final = "4"
+FIGURES_VERSION: Final = "5"
 FIGURES: Final = (
-    "image_quality", "background", "mask", "registration", "flicker", "bias_field", "histogram", "montage",
+    "image_quality", "background", "mask", "registration", "flicker", "bias_field", "histogram", "volumes", "montage",
 )  # fmt: skip
 PREVIEWS: Final = ("native", "native_mask", "registered")
 
@@ -206,7 +206,7 @@ def figures_stage(config: Config) -> Stage:
         name="figures",
         version=FIGURES_VERSION,
         parameters=config.reports.model_dump(mode="json"),
-        reads=_ALL,
+        reads=(*_ALL, "volumes"),
         run=lambda assessed: assessed,
         save=partial(_save_figures, keep_face=config.reports.keep_face),
         load=lambda assessed, _: assessed,
@@ -431,7 +431,13 @@ def _save_figures(assessed: AssessedBrain, files: ScanFiles, *, keep_face: bool)
     from brainstage.workflows.reporting.previews import scan_previews
 
     located = face_is_located(assessed.qc.measures)
-    pictures = scan_figures(assessed.registered, keep_face=keep_face, face_located=located)
+    pictures = scan_figures(
+        assessed.registered,
+        keep_face=keep_face,
+        face_located=located,
+        labels=assessed.labels,
+        volumes=assessed.volumes,
+    )
     volumes = scan_previews(assessed.registered, keep_face=keep_face)
     written = [write_bytes(files.figure(name), picture) for name, picture in pictures.items()]
     return [*written, *(write_bytes(files.preview(name), volume) for name, volume in volumes.items())]

@@ -19,6 +19,7 @@ from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import write_bytes, write_json
 from brainstage.pipeline.nifti import write_mask, write_volume
 from brainstage.pipeline.records import (
+    BrainVolumes,
     Completed,
     CorrectedBrain,
     Failure,
@@ -36,12 +37,14 @@ from brainstage.pipeline.records import (
     SubjectOutcome,
     T1wScan,
 )
+from brainstage.pipeline.volume import Volume
 from brainstage.preprocessing.quality import MEASURES
 from brainstage.preprocessing.regions import RegionShare
 from brainstage.preprocessing.template import load_template
 from brainstage.workflows.evidence import Evidence
 from brainstage.workflows.group import write_group
 from brainstage.workflows.reporting.figures import evidence_figure, scan_figures
+from brainstage.workflows.reporting.outlines import LABEL_OF
 from brainstage.workflows.reporting.previews import scan_previews
 from brainstage.workflows.run_context import RunContext
 from brainstage.workflows.scan_report import write_report
@@ -72,6 +75,9 @@ MEASURED = {
     "skull_stripped_input": False,
 }
 
+
+WITHHELD_NUMBER = 3
+"""Of the scan whose left hippocampus is withheld."""
 
 REASONS = {measure.name: measure.reason for measure in MEASURES}
 
@@ -138,6 +144,18 @@ def screenshot() -> Callable:
             page.screenshot(path=Path(folder) / f"{name}.png", full_page=full_page)
 
     return write
+
+
+def label_map(brain: RegisteredBrain) -> Volume:
+    """Return balls where hippocampi and ventricles lie in the template."""
+    head = brain.normalised.corrected.head
+    at = head.grid.places_mm(np.argwhere(np.ones(head.shape, bool))).T.reshape(*head.shape, 3)
+    labels = np.zeros(head.shape, np.float32)
+    for structure, centre, radius in (("ventricle", (10, 0, 14), 9), ("hippocampus", (26, -20, -14), 10)):
+        for side, sign in (("left", -1), ("right", 1)):
+            away = np.linalg.norm(at - np.multiply(centre, (sign, 1, 1)), axis=-1)
+            labels[away < radius] = LABEL_OF[f"{structure}_{side}"]
+    return head.with_data(labels)
 
 
 @pytest.fixture(scope="session")
@@ -217,15 +235,17 @@ def outcome_of(scan: T1wScan, number: int) -> SubjectOutcome:
                 percentile=98.4,
             ),
             ReferenceFinding(
-                measure="medial_temporal_fluid_left",
-                value=24.0,
+                measure="hippocampus_left_pct_icv",
+                value=0.193,
                 label="CN",
                 people=34,
                 by=("age", "sex"),
-                expected=22.0,
-                low=14.0,
-                high=33.0,
-                percentile=63.0,
+                expected=0.24,
+                low=0.2,
+                high=0.29,
+                percentile=1.6,
+                percentile_low=0.4,
+                percentile_high=5.2,
             ),
         ),
     )
@@ -244,6 +264,28 @@ def outcome_of(scan: T1wScan, number: int) -> SubjectOutcome:
         preprocessing_id="p3f7a90c12b44aa0",
         provenance=provenance,
         source_sha256=f"{number:064x}",
+        volumes=volumes_of(number),
+    )
+
+
+def volumes_of(number: int) -> BrainVolumes:
+    """Return the volumes of the number-th scan; the left hippocampus of one of them is withheld."""
+    sizes: dict[str, float | None] = {
+        "intracranial": 1500.0,
+        "grey_matter": 620.0,
+        "white_matter": 480.0,
+        "csf": 300.0 + number,
+        "ventricle_left": 20.0 + number,
+        "ventricle_right": 22.0,
+        "hippocampus_left": 2.6 + 0.1 * number,
+        "hippocampus_right": 3.1,
+    }
+    if number == WITHHELD_NUMBER:
+        sizes["hippocampus_left"] = None
+    return BrainVolumes(
+        volumes_ml=sizes,
+        reasons=("hippocampus_left:unsure",) if number == WITHHELD_NUMBER else (),
+        atlas_ml={f"region {region}": 5.0 + region for region in range(30)},
     )
 
 
@@ -296,17 +338,20 @@ def output(tmp_path_factory, save_nifti, brain) -> Path:
     )
     dataset = read_dataset(bids)
     outcomes = [outcome_of(scan, number) for number, scan in enumerate(dataset.scans)]
-    pictures, volumes = scan_figures(brain), scan_previews(brain)
+    labels, volumes = label_map(brain), scan_previews(brain)
+    pictures = scan_figures(brain, labels=labels, volumes=volumes_of(0))
+    withheld = scan_figures(brain, labels=labels, volumes=volumes_of(WITHHELD_NUMBER))["volumes"]
     findings = {
         "shape": [160, 192, 192], "spacing_mm": [1.0, 1.0, 1.0], "axcodes": "LAS", "affine_source": "sform",
         "warnings": ["form_conflict: sform and qform differ by 3 mm; the sform was taken"],
     }  # fmt: skip
-    for outcome in outcomes:
+    for number, outcome in enumerate(outcomes):
         files = context.files(outcome.scan)
         write_json(files.state / "header_findings.json", findings)
         if isinstance(outcome, Completed):
             for name, picture in pictures.items():
-                write_bytes(files.figure(name), picture)
+                of_scan = withheld if name == "volumes" and number == WITHHELD_NUMBER else picture
+                write_bytes(files.figure(name), of_scan)
             for name, volume in volumes.items():
                 write_bytes(files.preview(name), volume)
             explain(files, outcome, brain)

@@ -158,6 +158,35 @@ def test_a_report_links_to_its_sections_and_to_the_cohort(open_page, output):
     assert page.url.endswith("cohort.html")
 
 
+def test_volumes_stand_beside_their_outlines_and_those_of_the_atlas_are_folded(open_page, screenshot, output):
+    page = open_page(output / PAGES["reported"])
+    section = page.locator("section[aria-labelledby='volumes']")
+    assert section.get_by_role("img", name="Enlarged slices of each hippocampus").is_visible()
+    row = section.locator("tr", has=page.get_by_role("rowheader", name="hippocampus, left"))
+    assert row.locator("td").all_inner_texts()[:3] == ["2.7 ml", "0.18 %", "0.2 to 0.29 %"]
+    assert row.locator("td").last.inner_text() == "2 (< 1 to 5), below the expected range"
+    bar, band, mark = (row.locator(name).bounding_box() for name in ("svg", ".usual", ".marker"))
+    assert bar["x"] <= mark["x"] < band["x"], "the mark of the scan lies left of what is expected"
+    assert band["x"] + band["width"] <= bar["x"] + bar["width"]
+    regions = section.locator("details table")
+    assert not regions.is_visible()
+    section.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert regions.is_visible()
+    assert regions.locator("tbody tr").count() == 30
+    screenshot(page, "volumes")
+
+
+def test_a_withheld_volume_stands_there_without_a_number(open_page, output):
+    page = open_page(output / PAGES["flagged"])
+    section = page.locator("section[aria-labelledby='volumes']")
+    row = section.locator("tr", has=page.get_by_role("rowheader", name="hippocampus, left"))
+    assert row.locator("td").all_inner_texts() == ["Withheld: the outline is uncertain"]
+    assert row.locator("svg").count() == 0
+    failed = open_page(output / PAGES["withheld"])
+    assert "no volumes are shown" in failed.locator("section[aria-labelledby='volumes']").inner_text()
+
+
 # The cohort page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,16 +11,26 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from brainstage.pipeline.config import Config
+from brainstage.pipeline.derivatives import ScanFiles
+from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.records import (
+    VOLUMES,
+    AssessedBrain,
+    BrainVolumes,
     CorrectedBrain,
     HeaderFindings,
     Normalisation,
     NormalisedBrain,
+    QcReport,
+    QcStatus,
+    QcVerdict,
     RegisteredBrain,
     StrippedBrain,
 )
 from brainstage.pipeline.volume import BrainMask, Volume, spacing_of
 from brainstage.preprocessing.template import load_template
+from brainstage.workflows.reporting import outlines
 from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
 from brainstage.workflows.reporting.figures import scan_figures
 from brainstage.workflows.reporting.labels import directions
@@ -35,6 +46,13 @@ from brainstage.workflows.reporting.mosaic import (
     visibility,
     window_of,
 )
+from brainstage.workflows.reporting.outlines import (
+    LABEL_OF,
+    MOST_OUTLINES_BYTES,
+    SIDE_COLOURS,
+    volumes_figure,
+)
+from brainstage.workflows.stages import figures_stage, read_figures
 
 SHAPE_MM = (144.0, 180.0, 150.0)
 RADII_MM = np.array([52.0, 66.0, 50.0])
@@ -274,3 +292,195 @@ def test_before_registration_the_brain_lies_as_its_header_turns_it_around_the_sa
     assert np.abs(shifted - registered_band).mean() < 6
     *_, nodding = bands(registered(head, template.brain_mask.data, turned @ moved))
     assert np.abs(nodding - registered_band).mean() > 12
+
+
+# The outlines of the volumes
+
+STRUCTURES_MM = {
+    "white_matter": ((0.0, 0.0, 5.0), (34.0, 46.0, 34.0)),
+    "ventricle": ((11.0, 0.0, 12.0), (6.0, 24.0, 7.0)),
+    "hippocampus": ((25.0, -18.0, -14.0), (6.0, 17.0, 6.0)),
+}
+"""Centre, to the right, and radii of ellipsoids; those of two sides also stand on the left."""
+
+
+def label_map(axcodes: str = "RAS", spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0)) -> Volume:
+    """Return labels of ellipsoids on the grid of the phantom."""
+    shape, matrix = storage(axcodes, spacing_mm)
+    points = world_mm(shape, matrix)
+    labels = np.zeros(shape, np.float32)
+    for name, (centre, radii) in STRUCTURES_MM.items():
+        for side, sign in (("left", -1.0), ("right", 1.0)):
+            away = (points - np.multiply(centre, (sign, 1.0, 1.0))[:, None, None, None]).T / radii
+            within = (np.square(away).sum(axis=-1) < 1.0).T
+            labels[within] = LABEL_OF.get(name, LABEL_OF.get(f"{name}_{side}"))
+    return Volume(data=labels, voxel_to_ras=matrix)
+
+
+def measured(*reasons: str) -> BrainVolumes:
+    """Return volumes of which those with a reason are withheld."""
+    withheld = {reason.partition(":")[0] for reason in reasons}
+    return BrainVolumes(
+        volumes_ml={name: None if name in withheld else 3.0 for name in VOLUMES}, reasons=reasons
+    )
+
+
+def outlined(
+    axcodes: str = "RAS",
+    spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0),
+    *reasons: str,
+    labels: Volume | None = None,
+    head: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the pixels of the picture of the volumes of the phantom."""
+    plain, mask, matrix = phantom(axcodes, spacing_mm)
+    layers = {
+        "mask": mask,
+        "after": plain if head is None else head,
+        "labels": (labels or label_map(axcodes, spacing_mm)).data,
+    }
+    scene = scene_of(layers, matrix, margin_mm=12.0)
+    scene = scene.with_layer("visible", visibility(scene))
+    png = volumes_figure(scene, measured(*reasons), np.eye(4))
+    assert len(png) <= MOST_OUTLINES_BYTES
+    return pixels(png)
+
+
+def places_of(picture: np.ndarray, side: str) -> np.ndarray:
+    """Return row and column of the pixels that have the colour of a side."""
+    colour = np.array([int(SIDE_COLOURS[side][n : n + 2], 16) for n in (1, 3, 5)])
+    return np.argwhere(np.abs(picture - colour).max(axis=2) < 24)
+
+
+BAND_PIXELS = 239
+"""Of the picture of one hippocampus: title, slices and gaps."""
+BODY = slice(218, 420)
+"""The columns of its second slice, 44 mm wide."""
+LEFTMOST = slice(8, 315)
+"""The columns of the first slice of the brain, an axial one."""
+
+
+@pytest.mark.parametrize("spacing_mm", [(3.0, 3.0, 3.0), (1.5, 1.5, 4.5), (4.0, 2.0, 2.0)])
+def test_the_outline_of_a_hippocampus_stands_where_its_border_is(spacing_mm):
+    picture = outlined("RAS", spacing_mm)
+    assert picture.shape[1] == 1240
+    pixels_a_mm = 201.0 / 44.0
+    for side, top in (("left", 0), ("right", BAND_PIXELS)):
+        tile = picture[top : top + BAND_PIXELS, BODY]
+        found = places_of(tile, side)
+        height, width = (np.ptp(found, axis=0) + 1) / pixels_a_mm
+        across, _, up = (2.0 * radius for radius in STRUCTURES_MM["hippocampus"][1])
+        assert width == pytest.approx(across, abs=spacing_mm[0])
+        assert height == pytest.approx(up, abs=spacing_mm[2])
+        centre = found.mean(axis=0)
+        assert centre[1] == pytest.approx(100.0, abs=0.6 * spacing_mm[0] * pixels_a_mm)
+        assert places_of(tile, "right" if side == "left" else "left").size == 0
+
+
+@pytest.mark.parametrize("axcodes", ["LAS", "LPS", "PIR"])
+def test_outlines_are_the_same_however_the_head_is_stored(axcodes):
+    apart = np.abs(outlined(axcodes) - outlined("RAS")).max(axis=2)
+    assert (
+        apart > 40
+    ).mean() < 0.002  # the phantom's field runs along a stored axis, so greys differ a little
+
+
+def test_a_mirrored_label_map_is_outlined_on_the_other_side():
+    labels = label_map()
+    mirrored = labels.with_data(labels.data[::-1])
+    tile_middle = (LEFTMOST.start + LEFTMOST.stop) / 2 - LEFTMOST.start
+    for found, left_is_left in ((labels, True), (mirrored, False)):
+        axial = outlined(labels=found)[2 * BAND_PIXELS :, LEFTMOST]
+        columns = {side: places_of(axial, side)[:, 1] for side in SIDE_COLOURS}
+        assert (columns["left"].max() < tile_middle + 4) == left_is_left
+        assert (columns["right"].min() > tile_middle - 4) == left_is_left
+
+
+def said(monkeypatch: pytest.MonkeyPatch, *reasons: str, labels: Volume | None = None) -> list[str]:
+    """Return every word in the picture of the volumes."""
+    words: list[str] = []
+    drawn = outlines.drawn
+
+    def heard(picture, lines, notes):
+        words.extend(note.text for note in notes)
+        return drawn(picture, lines, notes)
+
+    monkeypatch.setattr(outlines, "drawn", heard)
+    outlined("RAS", (3.0, 3.0, 3.0), *reasons, labels=labels)
+    return words
+
+
+def test_a_withheld_hippocampus_has_no_outline_and_the_picture_says_why(monkeypatch):
+    labels = label_map()
+    without = labels.with_data(np.where(labels.data == LABEL_OF["hippocampus_left"], 0, labels.data))
+    for given in (labels, without):
+        picture = outlined("RAS", (3.0, 3.0, 3.0), "hippocampus_left:unsure", labels=given)
+        assert places_of(picture[:BAND_PIXELS], "left").size == 0
+        assert (picture[30:BAND_PIXELS].max(axis=2) > 8).mean() > 0.3, "the place is shown all the same"
+        assert places_of(picture[BAND_PIXELS : 2 * BAND_PIXELS], "right").size > 0
+    words = said(monkeypatch, "hippocampus_left:unsure", "ventricle_right:no_contrast", labels=without)
+    assert "left hippocampus, withheld: the outline is uncertain" in words
+    assert "right hippocampus" in words
+    assert any("ventricle right withheld: grey matter" in text for text in words)
+    assert [text.split()[0] for text in words if "  " in text] == 2 * [
+        "head", "body", "tail", "lateral", "medial",
+    ]  # fmt: skip
+
+
+def test_the_slices_of_a_hippocampus_are_named_by_the_indices_of_the_scan(monkeypatch):
+    words = said(monkeypatch)
+    indices = {text.split()[0]: text.split()[-1] for text in words if "  " in text}
+    labels = label_map().data == LABEL_OF["hippocampus_right"]
+    across, along = (np.flatnonzero(labels.any(axis=other)) for other in ((1, 2), (0, 2)))
+    assert along.min() <= int(indices["tail"]) < int(indices["body"]) < int(indices["head"]) <= along.max()
+    assert across.min() <= int(indices["medial"]) < int(indices["lateral"]) <= across.max()
+
+
+def test_no_face_stands_in_the_picture_of_the_volumes():
+    head, _, matrix = phantom()
+    points = world_mm(head.shape, matrix)
+    nose = np.linalg.norm(points - np.array([0.0, 84.0, -20.0])[:, None, None, None], axis=0) < 6.0
+    plain = outlined()
+    assert np.array_equal(plain, outlined(head=np.where(nose, 900.0, head).astype(np.float32)))
+    near = np.where(points[1] > 40.0, 900.0, head).astype(np.float32)
+    assert not np.array_equal(plain, outlined(head=near)), "what lies inside the rim is seen"
+
+
+@pytest.mark.parametrize("kind", ["no label", "one voxel", "empty mask"])
+def test_odd_labels_do_not_stop_the_report(kind):
+    head, mask, matrix = phantom("RAS", (6.0, 6.0, 6.0))
+    labels = np.zeros(mask.shape, np.float32)
+    if kind == "one voxel":
+        labels[0, 0, 0], labels[-1, -1, -1] = LABEL_OF["hippocampus_left"], LABEL_OF["ventricle_right"]
+    if kind == "empty mask":
+        mask = np.zeros_like(mask)
+    found = scan_figures(
+        registered(head, mask, matrix),
+        labels=Volume(data=labels, voxel_to_ras=matrix),
+        volumes=measured("hippocampus_right:absent"),
+    )
+    assert list(found)[-2:] == ["volumes", "montage"]
+    assert pixels(found["volumes"]).shape[1] == 1240
+
+
+def test_noise_under_outlines_stays_below_the_size_limit_and_keeps_their_colours():
+    rng = np.random.default_rng(3)
+    _, mask, _ = phantom("RAS", (1.5, 1.5, 1.5))
+    picture = outlined("RAS", (1.5, 1.5, 1.5), head=rng.integers(1, 1000, mask.shape).astype(np.float32))
+    assert all(len(places_of(picture, side)) > 300 for side in SIDE_COLOURS)
+
+
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_the_stage_keeps_the_picture_of_the_volumes_where_there_is_a_label_map(tmp_path, has_labels):
+    head, mask, matrix = phantom("RAS", (6.0, 6.0, 6.0))
+    assessed = AssessedBrain(
+        registered=registered(head, mask, matrix),
+        qc=QcReport(measures={}, verdict=QcVerdict(status=QcStatus.PASS)),
+        volumes=measured(),
+        labels=label_map("RAS", (6.0, 6.0, 6.0)),
+    )
+    files = ScanFiles(out_dir=tmp_path, entities=BidsEntities(subject="01"))
+    stage = figures_stage(Config())
+    written = stage.save(assessed if has_labels else replace(assessed, labels=None), files)
+    assert (files.figure("volumes") in written) == has_labels
+    assert ("volumes" in read_figures(files)) == has_labels

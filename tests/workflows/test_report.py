@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.records import (
+    BrainVolumes,
     Completed,
     Covariates,
     Failure,
@@ -37,6 +39,7 @@ from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
 from brainstage.workflows.reporting.image_quality import MOST_BACKGROUND_BYTES, MOST_BRAIN_BYTES
 from brainstage.workflows.reporting.methods import method_steps, render_methods
+from brainstage.workflows.reporting.outlines import MOST_OUTLINES_BYTES
 from brainstage.workflows.reporting.pages import RunInfo, percent, value_text
 from brainstage.workflows.reporting.previews import MAX_PREVIEW_BYTES, template_previews
 from brainstage.workflows.reporting.qc_table import (
@@ -44,11 +47,13 @@ from brainstage.workflows.reporting.qc_table import (
     Reason,
     bounds_text,
     gauge_of,
+    measure_label,
     qc_reasons_of,
     qc_rows_of,
 )
 from brainstage.workflows.reporting.report import (
     FIGURE_TEXTS,
+    OUTLINES_TEXT,
     ScanReport,
     figure_text,
     key_parameters,
@@ -56,6 +61,9 @@ from brainstage.workflows.reporting.report import (
 )
 from brainstage.workflows.reporting.verdict import verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
+from brainstage.workflows.reporting.volumes_table import WITHHELD_BECAUSE, place_of, why_withheld
+from brainstage.workflows.run_context import RunContext
+from brainstage.workflows.scan_report import write_report
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
 VOLUMES = dict.fromkeys(("native", "native_mask", "registered", "template", "template_edges"), b"volume")
@@ -144,10 +152,16 @@ def referenced() -> Prediction:
         reference=(
             ReferenceFinding(measure="ventricle_share", value=3.21, percentile=99.7, **about, **found),
             ReferenceFinding(
-                measure="medial_temporal_fluid_left", value=0.8, percentile=31.4, **about, **found
+                measure="hippocampus_left_pct_icv",
+                value=0.8,
+                percentile=31.4,
+                percentile_low=22.3,
+                percentile_high=41.9,
+                **about,
+                **found,
             ),
             ReferenceFinding(
-                measure="medial_temporal_fluid_right", value=1.0, reason="an age of 92 is outside", **about
+                measure="hippocampus_right_pct_icv", value=1.0, reason="an age of 92 is outside", **about
             ),
         )
     )
@@ -249,6 +263,13 @@ ALL_PAGES = {
     "reported": lambda: render_scan_report(report()),
     "explained": lambda: render_scan_report(report(evidence=(evidence(), evidence(method="occlusion")))),
     "held against a class": lambda: render_scan_report(report(completed(prediction=referenced()))),
+    "with measured volumes": lambda: render_scan_report(
+        report(
+            completed(volumes=measured(atlas_ml={"amygdala": 1.5})),
+            figures={"volumes": PNG},
+            norm_findings=(norm_finding("hippocampus_left_pct_icv"),),
+        )
+    ),
     "flagged": lambda: render_scan_report(report(status=STATUS.FLAGGED)),
     "with volumes": lambda: render_scan_report(report(volumes=VOLUMES)),
     "withheld": lambda: render_scan_report(report(completed(QcStatus.FAIL, ("cnr",)), STATUS.WITHHELD)),
@@ -360,10 +381,15 @@ def test_where_no_air_is_shown_the_caption_says_why(measures, keep_face, why):
 def test_the_largest_report_stays_below_four_and_a_half_megabytes():
     noise = np.random.default_rng(0).bytes(MAX_PREVIEW_BYTES)
     sizes = dict.fromkeys(FIGURE_TEXTS, MAX_PNG_BYTES)
+    sizes |= {"volumes": MOST_OUTLINES_BYTES}
     sizes |= {"image_quality": MOST_BRAIN_BYTES, "background": MOST_BACKGROUND_BYTES}
     pictures = {name: PNG + noise[: size - len(PNG)] for name, size in sizes.items()}
     text = render_scan_report(
-        report(figures=pictures, volumes=dict.fromkeys(("native", "registered"), noise) | template_previews())
+        report(
+            completed(volumes=measured()),
+            figures=pictures,
+            volumes=dict.fromkeys(("native", "registered"), noise) | template_previews(),
+        )
     )
     assert len(text.encode()) < 4_500_000
 
@@ -724,12 +750,219 @@ def test_methods_mention_a_model_only_where_there_was_one():
     assert "80 x 96 x 80 voxels of 2 mm" in with_model
 
 
+SIZES_ML = {
+    "intracranial": 1500.0,
+    "grey_matter": 620.0,
+    "white_matter": 480.0,
+    "csf": 300.0,
+    "ventricle_left": 21.0,
+    "ventricle_right": 24.0,
+    "hippocampus_left": 2.9,
+    "hippocampus_right": 3.1,
+}
+
+
+def measured(**changes) -> BrainVolumes:
+    return BrainVolumes(**({"volumes_ml": SIZES_ML} | changes))
+
+
+def norm_finding(measure: str, **changes) -> ReferenceFinding:
+    values = {
+        "value": 0.1933,
+        "label": "healthy",
+        "people": 412,
+        "by": ("age", "sex"),
+        "expected": 0.24,
+        "low": 0.2,
+        "high": 0.29,
+        "percentile": 1.6,
+        "percentile_low": 0.4,
+        "percentile_high": 3.8,
+    }
+    return ReferenceFinding(measure=measure, **(values | changes))
+
+
+def volumes_section(made: ScanReport) -> str:
+    """Return the words of the section of the volumes; empty without one."""
+    _, _, rest = render_scan_report(made).partition('<section aria-labelledby="volumes">')
+    return Page(rest.partition("</section>")[0]).text
+
+
+def test_volumes_are_told_in_millilitres_and_as_part_of_the_head():
+    made = report(completed(volumes=measured(), prediction=None), STATUS.NO_MODEL)
+    words = volumes_section(made)
+    assert "intracranial volume 1500 ml" in words
+    assert "hippocampus, left 2.9 ml 0.193 %" in words
+    assert "lateral ventricle, right 24 ml 1.6 %" in words
+    assert "cerebrospinal fluid 300 ml 20 %" in words
+    assert "The left hippocampus is smaller than the right by 6.7 % of the mean of both." in words
+    assert "No norms were given" in words
+    assert "automatic method" in words
+    assert "Percentile" not in words
+    assert "#volumes" in Page(render_scan_report(made)).links
+
+
+def test_a_withheld_volume_says_why_in_words_and_has_no_number():
+    sizes = SIZES_ML | {"hippocampus_left": None, "csf": None}
+    found = measured(volumes_ml=sizes, reasons=("hippocampus_left:unsure", "hippocampus_left:odd_code"))
+    finding = norm_finding("hippocampus_left_pct_icv")
+    words = volumes_section(report(completed(volumes=found), norm_findings=(finding,)))
+    assert "hippocampus, left Withheld: the outline is uncertain; odd_code hippocampus, right" in words
+    assert "cerebrospinal fluid Withheld: no reason was given" in words
+    assert "The left hippocampus is" not in words
+    assert "0.193" not in words
+
+
+@pytest.mark.parametrize("code", WITHHELD_BECAUSE)
+def test_every_reason_for_withholding_has_words_of_its_own(code):
+    found = BrainVolumes(volumes_ml={}, reasons=(f"hippocampus_right:{code}", "hippocampus_left:other"))
+    words = why_withheld(found, "hippocampus_right")
+    assert words == WITHHELD_BECAUSE[code]
+    assert words.count(" ") >= 2
+
+
+def test_volumes_stand_among_the_people_of_the_norms():
+    findings = (
+        norm_finding("hippocampus_left_pct_icv"),
+        norm_finding("ventricle_left_ml", value=21.0, low=8.0, high=30.0, expected=15.0, percentile=81.2),
+        norm_finding("grey_matter_ml", value=620.0, percentile=None, reason="an age of 92 is outside"),
+    )
+    made = report(completed(volumes=measured(), prediction=None), STATUS.NO_MODEL, norm_findings=findings)
+    words = volumes_section(made)
+    assert "412 people of the norms (healthy), at the same age and sex" in words
+    assert "0.2 to 0.29 % 2 (< 1 to 4), below the expected range" in words
+    assert "8 to 30 ml 81 (< 1 to 4), within the expected range" in words
+    assert "an age of 92 is outside" in words
+    assert "A percentile is not a diagnosis" in words
+    text = render_scan_report(made)
+    assert text.count('class="usual"') == 2
+    assert 'aria-label="hippocampus, left (% of intracranial volume) 0.193 %, expected 0.2 to 0.29 %' in text
+
+
 def test_measures_stand_against_the_class_of_reference_where_the_prediction_is_shown():
     text = Page(ALL_PAGES["held against a class"]()).text
-    assert "34 ClassOne of the training cohort, at the same age and sex" in text
-    assert "3.21 %" in text
-    assert "above the usual range, higher than in 99 of 100" in text
-    assert "within the usual range, lower than in 69 of 100" in text
+    assert "34 people of the model's training cohort (ClassOne), at the same age and sex" in text
+    assert "ventricle share 3.21 %" in text
+    assert "> 99, above the expected range" in text
+    assert "31 (22 to 42), within the expected range" in text
     assert "an age of 92 is outside" in text
     withheld = completed(QcStatus.FAIL, ("cnr",), prediction=referenced())
     assert "ClassOne" not in Page(render_scan_report(report(withheld, STATUS.WITHHELD))).text
+
+
+def test_norms_and_class_of_reference_stand_side_by_side_and_are_named():
+    finding = norm_finding("hippocampus_left_pct_icv", percentile=2.6)
+    made = report(completed(volumes=measured(), prediction=referenced()), norm_findings=(finding,))
+    words = volumes_section(made)
+    assert "people of the norms (healthy), at the same age and sex, and with 34 people" in words
+    assert "healthy: 3 (< 1 to 4), below the expected range ClassOne: 31 (22 to 42), within" in words
+    assert words.count("hippocampus, left") == 1
+    assert "ventricle share 3.21 %" in words
+
+
+@pytest.mark.parametrize("by_eye", [False, True])
+def test_no_volume_is_shown_where_quality_control_or_a_person_failed_the_scan(by_eye):
+    decision = Review(decision=ReviewDecision.FAIL) if by_eye else None
+    outcome = completed(
+        QcStatus.PASS if by_eye else QcStatus.FAIL, volumes=measured(), scan=scan(review=decision)
+    )
+    made = report(
+        outcome,
+        STATUS.WITHHELD,
+        norm_findings=(norm_finding("hippocampus_left_pct_icv"),),
+        figures={"volumes": PNG},
+    )
+    words = volumes_section(made)
+    assert "Quality control failed, so no volumes are shown" in words
+    assert not re.search(r"\d (ml|%)", words)
+    assert "<img" not in render_scan_report(made)
+
+
+def test_the_outlines_stand_with_the_volumes_and_not_among_the_figures():
+    made = report(completed(volumes=measured()), figures={"volumes": PNG, "mask": PNG})
+    text = render_scan_report(made)
+    section = text.partition('aria-labelledby="volumes"')[2].partition("</section>")[0]
+    assert OUTLINES_TEXT.title in section
+    assert section.count("<img") == 1
+    assert text.count("<img") == 2
+    assert "<img" not in render_scan_report(report(completed(), figures={"volumes": PNG}))
+
+
+def test_a_report_without_volumes_has_no_section_of_them():
+    assert volumes_section(report(completed())) == ""
+
+
+def test_regions_of_the_user_s_atlas_are_folded_and_escaped():
+    found = measured(atlas_ml={HOSTILE: 15.0, "thalamus, left": 7.5})
+    text = render_scan_report(report(completed(volumes=found)))
+    folded = text.partition("<details")[2].partition("</details>")[0]
+    assert "<script>alert" not in text
+    assert not any("alert" in attribute for attribute, _ in Page(text).attributes)
+    assert f"{HOSTILE} 15 ml 1 %" in Page(folded).text
+    assert "thalamus, left 7.5 ml 0.5 %" in Page(folded).text
+
+
+def test_a_report_is_written_again_when_its_volumes_changed(tmp_path):
+    context = RunContext(out_dir=tmp_path, config=Config())
+    outcome = completed(volumes=measured(), prediction=None)
+    path = context.files(outcome.scan).report
+    write_report(outcome, context, changed=False)
+    assert "2.9 ml" in path.read_text(encoding="utf-8")
+    path.write_text("as it was", encoding="utf-8")
+    write_report(outcome, context, changed=False)
+    assert path.read_text(encoding="utf-8") == "as it was"
+    smaller = SIZES_ML | {"hippocampus_left": 2.7}
+    write_report(replace(outcome, volumes=measured(volumes_ml=smaller)), context, changed=False)
+    assert "2.7 ml" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("value", [0.01, 0.2, 0.24, 0.29, 5.0])
+def test_the_bar_of_a_measure_holds_the_range_and_the_scan(value):
+    bar = place_of(norm_finding("hippocampus_left_pct_icv", value=value)).bar
+    assert bar is not None
+    assert 0.0 < bar.first < bar.expected < bar.first + bar.width < 100.0
+    assert 0.0 < bar.marker < 100.0
+    assert (bar.marker >= bar.first - 1e-9) == (value >= 0.2)
+    assert (bar.marker <= bar.first + bar.width + 1e-9) == (value <= 0.29)
+
+
+def test_hippocampi_and_ventricles_stand_in_the_cohort_unless_the_scan_failed():
+    found = [
+        cohort_scan(
+            completed(
+                status,
+                scan=scan(subject),
+                volumes=measured(volumes_ml=SIZES_ML | {"hippocampus_left": ml}),
+            ),
+            prediction_status,
+        )
+        for subject, ml, status, prediction_status in (
+            ("01", 2.9, QcStatus.PASS, STATUS.REPORTED),
+            ("02", 3.0, QcStatus.PASS, STATUS.REPORTED),
+            ("03", 1.0, QcStatus.FAIL, STATUS.WITHHELD),
+        )
+    ]
+    strips = {strip.label: strip for strip in strips_of(found)}
+    strip = strips["hippocampus, left (% of intracranial volume)"]
+    assert (strip.lowest, strip.highest) == ("sub-01", "sub-02")
+    assert strip.low == pytest.approx(100 * 2.9 / 1500)
+    assert set(strips) == {"hippocampus, left (% of intracranial volume)", "hippocampus asymmetry"}
+    assert "lateral ventricle, left (% of intracranial volume)" in cohort(*found)
+    assert found[2].measure("hippocampus_left_pct_icv") is None
+
+
+@pytest.mark.parametrize(
+    ("measure", "label"),
+    [
+        ("hippocampus_left_pct_icv", "hippocampus, left (% of intracranial volume)"),
+        ("ventricle_right_ml", "lateral ventricle, right"),
+        ("intracranial_ml", "intracranial volume"),
+        ("csf_pct_icv", "cerebrospinal fluid (% of intracranial volume)"),
+        ("hippocampus_asymmetry_pct", "hippocampus asymmetry"),
+        ("grey_matter", "grey matter"),
+        ("ventricle_share", "ventricle share"),
+        ("left", "left"),
+    ],
+)
+def test_measures_have_names_for_people(measure, label):
+    assert measure_label(measure) == label

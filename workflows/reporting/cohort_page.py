@@ -27,6 +27,14 @@ from brainstage.workflows.reporting.verdict import shown_prediction
 
 THUMBNAIL_WIDTH: Final = 240
 _STRIP_WIDTH: Final = 320
+VOLUME_MEASURES: Final = (
+    "hippocampus_left_pct_icv",
+    "hippocampus_right_pct_icv",
+    "hippocampus_asymmetry_pct",
+    "ventricle_left_pct_icv",
+    "ventricle_right_pct_icv",
+)
+"""Of the volumes, what is shown beside the measures of quality control; ``volumes.csv`` has them all."""
 _STATUS_RANK: Final = {"fail": 0, "warn": 1, "pass": 2}
 """Sorting by verdict shows first what needs a look."""
 
@@ -108,9 +116,21 @@ class CohortScan:
             prefixed_label(entities.run, "run"),
         )
 
+    @cached_property
+    def measures(self) -> dict[str, float | bool | str | None]:
+        """Every measure of the scan by name; no volumes where quality control failed."""
+        if isinstance(self.outcome, Failure):
+            return {}
+        volumes = None if self.qc_status is QcStatus.FAIL else self.outcome.volumes
+        sizes = volumes.measures if volumes else {}
+        return {
+            **self.outcome.qc.measures,
+            **{name: sizes[name] for name in VOLUME_MEASURES if name in sizes},
+        }
+
     def measure(self, name: str) -> float | None:
         """Return a numeric measure; None where there is none."""
-        value = None if isinstance(self.outcome, Failure) else self.outcome.qc.measures.get(name)
+        value = self.measures.get(name)
         return None if value is None or isinstance(value, bool | str) else float(value)
 
     def values(self, measures: Sequence[tuple[str, str]]) -> str:
@@ -186,7 +206,7 @@ def render_cohort(
 
 def _numeric_measures(scans: Sequence[CohortScan]) -> list[tuple[str, str]]:
     """Return name and label of every measure that is a number for any scan."""
-    names = dict.fromkeys(name for scan in scans for name in _measures(scan))
+    names = dict.fromkeys(name for scan in scans for name in scan.measures)
     return [
         (name, measure_label(name)) for name in names if any(scan.measure(name) is not None for scan in scans)
     ]
@@ -239,7 +259,7 @@ def _columns(scans: Sequence[CohortScan]) -> dict[str, bool]:
 def strips_of(scans: Sequence[CohortScan]) -> list[Strip]:
     """Return the distribution of every numeric measure that differs between scans."""
     completed = [scan for scan in scans if isinstance(scan.outcome, Completed)]
-    names = dict.fromkeys(name for scan in completed for name in _measures(scan))
+    names = dict.fromkeys(name for scan in completed for name in scan.measures)
     strips = []
     for name in names:
         known = [(scan, value) for scan in completed if (value := scan.measure(name)) is not None]
@@ -264,7 +284,3 @@ def strips_of(scans: Sequence[CohortScan]) -> list[Strip]:
             )
         )
     return strips
-
-
-def _measures(scan: CohortScan) -> list[str]:
-    return [] if isinstance(scan.outcome, Failure) else list(scan.outcome.qc.measures)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
@@ -18,6 +19,12 @@ from PIL import Image
 MAX_PNG_BYTES: Final = 290_000
 COLOUR_COUNTS: Final = (128, 64, 32, 16, 8)
 """Palette sizes tried in turn until a picture is small enough; only pure noise needs the last ones."""
+
+GREY_COUNTS: Final = (64, 48, 32, 24, 16, 8)
+"""Grey values beside colours of lines, tried in turn likewise."""
+_BLENDS: Final = (1 / 3, 2 / 3)
+_BLENDED_GREYS: Final = 8
+"""An edge of a line is a blend of its colour with whatever grey lies under it."""
 
 TEXT_COLOUR: Final = "#d3dbe2"
 TEXT_POINTS: Final = 7.5
@@ -90,15 +97,50 @@ def png_of(
 
     The bytes depend on nothing but the figure: no date, no software name.
     """
+    image = _image_of(figure)
+    palettes = (image.quantize(count, dither=Image.Dither.NONE) for count in colour_counts)
+    return _first_that_fits(palettes, max_bytes)
+
+
+def outlined_png_of(figure: Figure, colours: Sequence[str], *, max_bytes: int = MAX_PNG_BYTES) -> bytes:
+    """Return a figure of greys and thin lines as a palette PNG whose lines keep their colours.
+
+    A palette that is fitted to the pixels gives nearly all of itself to the greys, and what remains of a thin line is a
+    shade of them. Here greys get fewer where the picture would be larger than `max_bytes`, and lines stay.
+    """
+    image = _image_of(figure)
+    palettes = (
+        image.quantize(palette=_line_palette(colours, count), dither=Image.Dither.NONE)
+        for count in GREY_COUNTS
+    )
+    return _first_that_fits(palettes, max_bytes)
+
+
+def _image_of(figure: Figure) -> Image.Image:
     agg = FigureCanvasAgg(figure)
     agg.draw()
     pixels: NDArray[Any] = np.asarray(agg.buffer_rgba())[..., :3]
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _first_that_fits(images: Iterable[Image.Image], max_bytes: int) -> bytes:
+    """Return the first image that is small enough as PNG; the last one where none is."""
     content = b""
-    for count in colour_counts:
+    for image in images:
         buffer = io.BytesIO()
-        image.quantize(count, dither=Image.Dither.NONE).save(buffer, format="PNG", compress_level=9)
+        image.save(buffer, format="PNG", compress_level=9)
         content = buffer.getvalue()
         if len(content) <= max_bytes:
             break
     return content
+
+
+def _line_palette(colours: Sequence[str], grey_count: int) -> Image.Image:
+    """Return a palette of greys, of the colours, and of their blends with greys."""
+    pure = np.array([to_rgb(colour) for colour in colours])
+    greys, under = (np.linspace(0.0, 1.0, n)[:, None].repeat(3, 1) for n in (grey_count, _BLENDED_GREYS))
+    blends = [part * colour + (1 - part) * under for colour in pure for part in _BLENDS]
+    entries = np.concatenate([greys, pure, *blends])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.round(255 * entries).astype(np.uint8).tobytes())
+    return palette

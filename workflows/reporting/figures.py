@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS
-from brainstage.pipeline.records import RegisteredBrain
+from brainstage.pipeline.records import BrainVolumes, RegisteredBrain
 from brainstage.pipeline.volume import BrainMask, Grid, Volume
 from brainstage.preprocessing.resampling import resampled
 from brainstage.preprocessing.template import load_template
@@ -53,6 +53,7 @@ from brainstage.workflows.reporting.mosaic import (
     visibility,
     window_of,
 )
+from brainstage.workflows.reporting.outlines import volumes_figure
 
 _WIDTH_PIXELS: Final = 1240
 _THUMBNAIL_WIDTH_PIXELS: Final = 240
@@ -74,7 +75,12 @@ _AFTER_STYLE: Final[Mapping[str, Any]] = {"color": "#0b5cad"}
 
 
 def scan_figures(
-    registered: RegisteredBrain, *, keep_face: bool = False, face_located: bool = False
+    registered: RegisteredBrain,
+    *,
+    keep_face: bool = False,
+    face_located: bool = False,
+    labels: Volume | None = None,
+    volumes: BrainVolumes | None = None,
 ) -> dict[str, bytes]:
     """Draw every picture of a scan.
 
@@ -87,19 +93,28 @@ def scan_figures(
     face_located : bool
         Whether the registration is sound enough to tell where the face is
         (:func:`brainstage.workflows.reporting.face.face_is_located`).
+    labels : Volume, optional
+        Hippocampi, ventricles and tissues, on the grid of the native head.
+    volumes : BrainVolumes, optional
+        What was counted in it.
 
     Returns
     -------
     dict
-        ``image_quality``, ``background``, ``mask``, ``registration``, ``flicker``, ``bias_field``, ``histogram`` and
-        ``montage`` (a thumbnail 240 pixels wide), each a PNG below 300 kB. ``background`` is missing where there is no
-        air around the head, or where the face can be neither shown nor located. Masks may be odd or empty; around an
-        empty one nothing is drawn.
+        ``image_quality``, ``background``, ``mask``, ``registration``, ``flicker``, ``bias_field``, ``histogram``,
+        ``volumes`` and ``montage`` (a thumbnail 240 pixels wide), each a PNG below 300 kB. ``background`` is missing
+        where there is no air around the head, or where the face can be neither shown nor located, ``volumes`` where
+        there is no label map. Masks may be odd or empty; around an empty one nothing is drawn.
     """
-    native = _native_scene(registered)
+    native = _native_scene(registered, labels)
     shown = _whole_head_scene(registered) if keep_face else native
     registered_scene = _registered_scene(registered)
     background = background_figure(registered, keep_face=keep_face) if keep_face or face_located else None
+    outlines = (
+        volumes_figure(native, volumes, registered.native_to_template)
+        if labels is not None and volumes is not None
+        else None
+    )
     return {
         "image_quality": brain_figure(native),
         **({"background": background} if background else {}),
@@ -108,6 +123,7 @@ def scan_figures(
         "flicker": _flicker_figure(registered, registered_scene),
         "bias_field": _bias_field_figure(native),
         "histogram": _histogram_figure(registered),
+        **({"volumes": outlines} if outlines else {}),
         "montage": _montage_figure(shown, registered_scene),
     }
 
@@ -123,12 +139,13 @@ def _whole_head_scene(registered: RegisteredBrain) -> Scene:
     return scene_of(layers, corrected.brain_mask.voxel_to_ras, margin_mm=WHOLE_HEAD_MM)
 
 
-def _native_scene(registered: RegisteredBrain) -> Scene:
+def _native_scene(registered: RegisteredBrain, labels: Volume | None) -> Scene:
     corrected = registered.normalised.corrected
-    layers = {
+    layers: dict[str, NDArray[Any]] = {
         "mask": corrected.brain_mask.data,
         "before": corrected.stripped.head.data,
         "after": corrected.head.data,
+        **({} if labels is None else {"labels": labels.data}),
     }
     scene = scene_of(layers, corrected.brain_mask.voxel_to_ras, margin_mm=SURROUND_MM + 2.0)
     return scene.with_layer("visible", visibility(scene))

@@ -12,7 +12,14 @@ from brainstage.workflows.reporting.pages import value_text
 
 OpenBounds = tuple[float | None, float | None]
 _HEADER_PREFIX = "header_"
-_UNIT_SUFFIXES = ("_ml", "_mm", "_deg")
+_UNIT_SUFFIXES = ("_ml", "_mm", "_deg", "_pct")
+_OF_HEAD_SUFFIX = "_pct_icv"
+_SIDES = ("left", "right")
+_STRUCTURES = {
+    "intracranial": "intracranial volume",
+    "csf": "cerebrospinal fluid",
+    "ventricle": "lateral ventricle",
+}
 _SPELLINGS = {
     word.lower(): word for word in ("CNR", "SNR", "CJV", "EFC", "FBER", "INU", "FOV", "T1w", "Dice")
 }
@@ -95,10 +102,20 @@ class Gauge:
 
 
 def measure_label(name: str) -> str:
-    """Return a measure's name as words, without its unit."""
+    """Return a measure's name as words, without its unit; a share of the head is something else than its volume.
+
+    >>> measure_label("ventricle_left_ml"), measure_label("hippocampus_right_pct_icv")
+    ('lateral ventricle, left', 'hippocampus, right (% of intracranial volume)')
+    """
+    if name.endswith(_OF_HEAD_SUFFIX):
+        return f"{measure_label(name.removesuffix(_OF_HEAD_SUFFIX))} (% of intracranial volume)"
     for suffix in _UNIT_SUFFIXES:
         name = name.removesuffix(suffix)
-    return " ".join(_SPELLINGS.get(word, word) for word in name.split("_"))
+    structure, _, side = name.rpartition("_")
+    if structure and side in _SIDES:
+        return f"{measure_label(structure)}, {side}"
+    words = " ".join(_SPELLINGS.get(word, word) for word in name.split("_"))
+    return _STRUCTURES.get(name, words)
 
 
 def qc_rows_of(qc: QcReport, overrides: Mapping[str, QualityBounds] | None = None) -> tuple[QcRow, ...]:

@@ -9,11 +9,13 @@ from typing import Any, Final
 
 from brainstage.pipeline.config import PredictionConfig
 from brainstage.pipeline.records import (
+    BrainVolumes,
     Failure,
     HeaderFindings,
     Prediction,
     PredictionStatus,
     Provenance,
+    QcStatus,
     ReferenceFinding,
     SubjectOutcome,
 )
@@ -23,9 +25,15 @@ from brainstage.workflows.reporting.face import face_is_located
 from brainstage.workflows.reporting.flicker import BANDS
 from brainstage.workflows.reporting.methods import MethodStep, references_of
 from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent, png_size, value_text
-from brainstage.workflows.reporting.qc_table import Gauge, QcRow, Reason, bounds_text, gauge_of, measure_label
+from brainstage.workflows.reporting.qc_table import Gauge, QcRow, Reason, bounds_text, gauge_of
 from brainstage.workflows.reporting.verdict import shown_prediction, verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
+from brainstage.workflows.reporting.volumes_table import (
+    PeopleCompared,
+    asymmetry_text,
+    region_rows,
+    volume_rows,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +106,17 @@ FIGURE_TEXTS: Final[Mapping[str, FigureText]] = {
 }
 """Figure to its words; also the order on the page."""
 
+OUTLINES_TEXT: Final = FigureText(
+    title="Outlines",
+    caption="The outlines that the volumes were counted in, on the bias-corrected scan: left orange, right blue, the "
+    "border of white matter pink. Above, each hippocampus enlarged, in coronal slices through its head, body and tail "
+    "and in two sagittal ones; below, the whole brain. The outline of a hippocampus should hold its grey matter and "
+    "end at the fluid of the temporal horn (dark) and at white matter (bright); in front, the amygdala lies close and "
+    "is no part of it. That of a ventricle should hold all of its fluid. A volume is worth no more than its outline. "
+    "The person's left is on the left; numbers are voxel indices of the RAS volume.",
+    alt="Enlarged slices of each hippocampus, and slices of the brain with its ventricles and white matter, outlined.",
+)
+
 _NO_BACKGROUND: Final = "The air around the head, in which ghosts and wrap-around show best, is not shown: "
 _POLICY: Final = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -135,6 +154,8 @@ class ScanReport:
     tiers : PredictionConfig
     evidence : tuple of Evidence
         What explains the prediction; shown only with it.
+    norm_findings : tuple of ReferenceFinding
+        Volumes compared with the people of norms; shown only with the volumes.
     cohort_page : str
         Relative name of the cohort page; empty for none.
     """
@@ -154,6 +175,7 @@ class ScanReport:
     methods: tuple[MethodStep, ...] = ()
     tiers: PredictionConfig = field(default_factory=PredictionConfig)
     evidence: tuple[Evidence, ...] = ()
+    norm_findings: tuple[ReferenceFinding, ...] = ()
     cohort_page: str = "cohort.html"
 
     def __post_init__(self) -> None:
@@ -170,6 +192,25 @@ class ScanReport:
     def shown_prediction(self) -> Prediction | None:
         """The prediction where it may be seen: None when withheld, failed or without a model."""
         return shown_prediction(self.outcome, self.prediction_status)
+
+    @property
+    def shown_volumes(self) -> BrainVolumes | None:
+        """The volumes where they may be seen: None where quality control failed, or nothing was measured."""
+        if isinstance(self.outcome, Failure) or self.outcome.verdict.status is QcStatus.FAIL:
+            return None
+        return self.outcome.volumes
+
+    @property
+    def compared(self) -> tuple[PeopleCompared, ...]:
+        """Whom the measures of the scan are compared with, as far as that may be seen."""
+        prediction = self.shown_prediction
+        groups = (
+            PeopleCompared(findings=self.norm_findings if self.shown_volumes else (), origin="the norms"),
+            PeopleCompared(
+                findings=prediction.reference if prediction else (), origin="the model's training cohort"
+            ),
+        )
+        return tuple(group for group in groups if group.findings)
 
 
 def render_scan_report(report: ScanReport) -> str:
@@ -194,9 +235,12 @@ def render_scan_report(report: ScanReport) -> str:
         qc=None if isinstance(outcome, Failure) else outcome.verdict,
         prediction=report.shown_prediction,
         evidence=[(one, evidence_text(one)) for one in report.evidence] if report.shown_prediction else [],
-        reference=[(one, reference_text(one)) for one in report.shown_prediction.reference]
-        if report.shown_prediction
-        else [],
+        volumes=report.shown_volumes,
+        volume_rows=volume_rows(report.shown_volumes, report.compared),
+        asymmetry=asymmetry_text(report.shown_volumes) if report.shown_volumes else "",
+        regions=region_rows(report.shown_volumes) if report.shown_volumes else (),
+        outlines=report.figures.get("volumes"),
+        outlines_text=OUTLINES_TEXT,
         verdict=verdict_of(
             outcome,
             report.prediction_status,
@@ -260,40 +304,6 @@ def _bands(png: bytes) -> str:
     """Return width over height of one band of the flicker, as CSS writes it."""
     width, height = png_size(png)
     return f"{width} / {height / len(BANDS):g}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceText:
-    """A finding in words: the measure, what is usual, where this scan lies, and whom it is held against."""
-
-    measure: str
-    value: str
-    usual: str
-    place: str
-    against: str
-
-
-def reference_text(finding: ReferenceFinding) -> ReferenceText:
-    """Return the words for a measure against a class of reference."""
-    against = f"{finding.people} {finding.label} of the training cohort"
-    alike = " and ".join(finding.by)
-    against += f", at the same {alike}" if alike else ", whatever their age and sex"
-    usual, place = "not compared", finding.reason
-    if finding.low is not None and finding.high is not None and finding.percentile is not None:
-        usual = f"{finding.low:.2g} to {finding.high:.2g} %"
-        below = min(99.0, max(1.0, finding.percentile))
-        outside = (
-            "above" if finding.value > finding.high else "below" if finding.value < finding.low else "within"
-        )
-        side = f"higher than in {below:.0f}" if below >= 50 else f"lower than in {100 - below:.0f}"
-        place = f"{outside} the usual range, {side} of 100"
-    return ReferenceText(
-        measure=measure_label(finding.measure),
-        value=f"{finding.value:.3g} %",
-        usual=usual,
-        place=place,
-        against=against,
-    )
 
 
 def evidence_text(evidence: Evidence) -> FigureText:
