@@ -19,6 +19,16 @@ from brainstage.preprocessing.ventricles import lateral_ventricles
 STAGE_VERSION: Final = "1"
 VOLUMES_VERSION: Final = "1"
 """Raised with the stage's when a volume becomes another: what is usual by one version is not by the next."""
+LABEL_OF: Final[Mapping[str, int]] = {
+    "grey_matter": 1,
+    "white_matter": 2,
+    "csf": 3,
+    "ventricle_left": 4,
+    "ventricle_right": 5,
+    "hippocampus_left": 6,
+    "hippocampus_right": 7,
+}
+"""What the values of the label map mean; 0 is nothing."""
 LABEL_NAMES: Final[Mapping[int, str]] = {
     1: "grey matter",
     2: "white matter",
@@ -28,9 +38,8 @@ LABEL_NAMES: Final[Mapping[int, str]] = {
     6: "left hippocampus",
     7: "right hippocampus",
 }
+"""The same in words, for the table beside the map."""
 SIDES: Final = ("left", "right")
-FIRST_VENTRICLE: Final = 4
-_HIPPOCAMPI: Final = {"left": 6, "right": 7}
 
 
 def measure_volumes(
@@ -51,7 +60,7 @@ def measure_volumes(
     BrainVolumes
         What cannot be believed is None, and `reasons` says why.
     Volume
-        On the native grid: the labels of :data:`LABEL_NAMES`, 0 for nothing.
+        On the native grid: the values of ``LABEL_OF``, 0 for nothing.
     """
     corrected = registered.normalised.corrected
     head, mask, to_template = corrected.head, corrected.brain_mask, registered.native_to_template
@@ -76,7 +85,8 @@ def measure_volumes(
     else:
         volumes |= {"ventricle_left": ventricles.left_ml, "ventricle_right": ventricles.right_ml}
         of_ventricles = ventricles.on(head.grid)
-        labels[of_ventricles > 0] = FIRST_VENTRICLE - 1 + of_ventricles[of_ventricles > 0]
+        for n, side in enumerate(SIDES):
+            labels[of_ventricles == n + 1] = LABEL_OF[f"ventricle_{side}"]
     for side, found in find_hippocampi(head, to_template, segment).items():
         name = f"hippocampus_{side}"
         why = objection(found)
@@ -86,7 +96,7 @@ def measure_volumes(
             reasons.append(f"{name}:{why}")
             continue
         volumes[name] = found.volume_ml
-        labels[found.inside(head.grid)] = _HIPPOCAMPI[side]
+        labels[found.inside(head.grid)] = LABEL_OF[name]
     return (
         BrainVolumes(
             volumes_ml={name: _rounded(value) for name, value in volumes.items()},

@@ -41,10 +41,10 @@ from brainstage.pipeline.volume import Volume
 from brainstage.preprocessing.quality import MEASURES
 from brainstage.preprocessing.regions import RegionShare
 from brainstage.preprocessing.template import load_template
+from brainstage.preprocessing.volumes import LABEL_OF
 from brainstage.workflows.evidence import Evidence
 from brainstage.workflows.group import write_group
 from brainstage.workflows.reporting.figures import evidence_figure, scan_figures
-from brainstage.workflows.reporting.outlines import LABEL_OF
 from brainstage.workflows.reporting.previews import scan_previews
 from brainstage.workflows.run_context import RunContext
 from brainstage.workflows.scan_report import write_report

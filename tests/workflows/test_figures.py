@@ -46,12 +46,7 @@ from brainstage.workflows.reporting.mosaic import (
     visibility,
     window_of,
 )
-from brainstage.workflows.reporting.outlines import (
-    LABEL_OF,
-    MOST_OUTLINES_BYTES,
-    SIDE_COLOURS,
-    volumes_figure,
-)
+from brainstage.workflows.reporting.outlines import MOST_OUTLINES_BYTES, SIDE_COLOURS, volumes_figure
 from brainstage.workflows.stages import figures_stage, read_figures
 
 SHAPE_MM = (144.0, 180.0, 150.0)

@@ -14,7 +14,9 @@ from brainstage.pipeline.config import Config, RegistrationConfig
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.records import (
+    VOLUMES,
     AssessedBrain,
+    BrainVolumes,
     CorrectedBrain,
     Deformation,
     NormalisedBrain,
@@ -27,7 +29,7 @@ from brainstage.pipeline.records import (
 )
 from brainstage.pipeline.volume import BrainMask, DisplacementField, Volume
 from brainstage.preprocessing.intensity import apply_normalisation, fit_normalisation
-from brainstage.workflows.stages import preprocessing_stages
+from brainstage.workflows.stages import preprocessing_stages, volumes_stage
 
 RNG = np.random.default_rng(3)
 
@@ -58,7 +60,7 @@ def test_loading_what_was_saved_is_what_was_computed(
     path = save_nifti(tmp_path / "sub-01_T1w.nii.gz", phantom.data, phantom.voxel_to_ras)
     scan = T1wScan(entities=files.entities, path=path, t1w_path="sub-01/anat/sub-01_T1w.nii.gz")
     config = Config(registration=RegistrationConfig(method=method))
-    stages = preprocessing_stages(config)
+    stages = (*preprocessing_stages(config), volumes_stage())
     ingested = stages[0].run(scan)
     head = ingested.head
     mask = BrainMask(data=head.data > np.median(head.data), voxel_to_ras=head.voxel_to_ras)
@@ -86,8 +88,16 @@ def test_loading_what_was_saved_is_what_was_computed(
         measures={"snr": 12.5}, verdict=QcVerdict(status=QcStatus.WARN, reasons=("snr is 12.5",))
     )
     states = [scan, ingested, stripped, corrected, normalised, registered]
-    states.append(AssessedBrain(registered=registered, qc=report))
-    for stage, before, after in zip(stages, states, states[1:], strict=False):
+    assessed = AssessedBrain(registered=registered, qc=report)
+    volumes = BrainVolumes(
+        volumes_ml=dict.fromkeys(VOLUMES, 3.25) | {"hippocampus_left": None},
+        reasons=("hippocampus_left:unsure",),
+        quality={"hippocampus_left_agreement": 0.5, "hippocampus_left_contrast": None},
+        atlas_ml={"a region": 1.5},
+    )
+    labels = Volume(data=RNG.integers(0, 8, head.shape).astype(np.float32), voxel_to_ras=head.voxel_to_ras)
+    states += [assessed, replace(assessed, volumes=volumes, labels=labels)]
+    for stage, before, after in zip(stages, states, states[1:], strict=True):
         stage.save(after, files)
         assert same(stage.load(before, files), after), stage.name
     assert not same(registered, replace(registered, native_to_template=np.eye(4)))

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from brainstage.pipeline.records import BrainVolumes
 from brainstage.pipeline.volume import Affine, spacing_of
+from brainstage.preprocessing.volumes import LABEL_OF
 from brainstage.workflows.reporting.drawing import Line, Note, drawn, outlined_png_of
 from brainstage.workflows.reporting.labels import directions
 from brainstage.workflows.reporting.mosaic import (
@@ -31,17 +32,6 @@ from brainstage.workflows.reporting.mosaic import (
     window_of,
 )
 from brainstage.workflows.reporting.volumes_table import why_withheld
-
-LABEL_OF: Final[Mapping[str, int]] = {
-    "grey_matter": 1,
-    "white_matter": 2,
-    "csf": 3,
-    "ventricle_left": 4,
-    "ventricle_right": 5,
-    "hippocampus_left": 6,
-    "hippocampus_right": 7,
-}
-"""What the values of the label map mean."""
 
 SIDE_COLOURS: Final[Mapping[str, str]] = {"left": "#ffb000", "right": "#35c9ff"}
 TISSUE_COLOUR: Final = "#ff7ac8"

@@ -13,6 +13,7 @@ from brainstage.workflows.reporting.qc_table import measure_label
 WITHHELD_BECAUSE: Final[Mapping[str, str]] = {
     "absent": "nothing was found where it should be",
     "rim": "the outline touches the edge of the box that was searched",
+    "cut": "it ends where the image ends, or where tissue is missing",
     "pieces": "the outline is in several pieces",
     "unsure": "the outline is uncertain",
     "implausible": "its size is implausible",
