@@ -26,8 +26,6 @@ RIGHT_BELOW: Final = 0.05
 UNDISTURBED: Final = "undisturbed"
 HARM: Final = "harmful"
 NO_HARM: Final = "harmless"
-USUAL_BRAIN_ML: Final = 1450.0
-"""For a crop, which shows no brain: what cannot be known must not count against it."""
 
 State = Literal["right", "wrong", "between"]
 Disturbance = Callable[[Specimen, float, np.random.Generator], Specimen]
@@ -267,7 +265,7 @@ def is_withheld(row: Mapping[str, Any]) -> bool:
             for name in names
         },
     )
-    return objection(kept, float(row["mask_ml"])) is not None
+    return objection(kept) is not None
 
 
 def outlines_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -326,7 +324,6 @@ def _row(
     usual: tuple[float, float | None],
 ) -> dict[str, Any]:
     truth = specimen.truth[side]
-    mask = specimen.brain_mask
     row = {
         "dataset": specimen.dataset,
         "scan": specimen.scan,
@@ -339,7 +336,6 @@ def _row(
         "volume_ml": round(found.volume_ml, 4) if found else "",
         "undisturbed_ml": round(usual[1], 4) if usual[1] is not None else "",
         "truth_ml": round(float(truth.sum()) * specimen.grid.voxel_volume_mm3 / 1000.0, 4),
-        "mask_ml": round(mask.volume_ml if mask else USUAL_BRAIN_ML, 1),
     }
     quality = found.quality if found else {}
     return row | {f"quality_{n}": "" if v is None else float(f"{v:.5g}") for n, v in quality.items()}

@@ -212,7 +212,7 @@ def crop_specimen(name: str, places: Places) -> Specimen:
 # --- labels
 
 
-def volumes_ml(brain: RegisteredBrain) -> tuple[dict[str, float | None], Volume | None]:
+def volumes_ml(brain: RegisteredBrain) -> tuple[dict[str, float | None], Volume]:
     """Return what the stage publishes of a brain, and its label map."""
     from brainstage.preprocessing.volumes import measure_volumes
 
@@ -223,6 +223,8 @@ def volumes_ml(brain: RegisteredBrain) -> tuple[dict[str, float | None], Volume 
 def labelled_rows(scan: Scan, places: Places) -> list[Row]:
     """Return volumes and overlaps of a scan with labels, beside those of its labels."""
     from outline_failures import found_in
+
+    from brainstage.preprocessing.volumes import LABEL_OF
 
     brain = places.brain(scan)
     head = brain.normalised.corrected.head
@@ -246,17 +248,9 @@ def labelled_rows(scan: Scan, places: Places) -> list[Row]:
             row("true_ml", float(truth.sum()) * ml, case="ventricle", side=side),
             row("found_ml", volumes[f"ventricle_{side}"], case="ventricle", side=side),
         ]
-        if published is not None:
-            inside = np.rint(published.data) == _label(f"{side} lateral ventricle")
-            rows.append(row("dice", dice(inside, truth), case="ventricle", side=side))
+        inside = np.rint(published.data) == LABEL_OF[f"ventricle_{side}"]
+        rows.append(row("dice", dice(inside, truth), case="ventricle", side=side))
     return rows
-
-
-def _label(name: str) -> int:
-    from brainstage.preprocessing.volumes import LABEL_NAMES
-
-    [label] = [label for label, its_name in LABEL_NAMES.items() if its_name == name]
-    return label
 
 
 # --- known losses
@@ -596,7 +590,7 @@ def second_rows(scan: Scan, places: Places) -> list[Row]:
     """Return the seconds of a head of 1 mm: everything, and each part; medians of a few times, loaded already."""
     from brainstage.preprocessing.hippocampi import find_hippocampi
     from brainstage.preprocessing.tissues import segment_tissues
-    from brainstage.preprocessing.ventricles import ventricles_by_side
+    from brainstage.preprocessing.ventricles import lateral_ventricles
     from brainstage.preprocessing.volumes import measure_volumes
 
     brain = _at_1mm(places.brain(scan))
@@ -607,7 +601,7 @@ def second_rows(scan: Scan, places: Places) -> list[Row]:
         "everything": lambda: measure_volumes(brain, segment),
         "hippocampi": lambda: find_hippocampi(head, to_template, segment),
         "tissues": lambda: segment_tissues(head, mask, to_template),
-        "ventricles": lambda: ventricles_by_side(head, mask, to_template),
+        "ventricles": lambda: lateral_ventricles(head, mask, to_template),
     }
     rows = []
     for name, do in work.items():

@@ -55,7 +55,6 @@ def row(**changed) -> dict:
     usual = {
         "dataset": "a", "scan": "sub-01", "side": "left", "kind": "noise", "harm": outline_failures.NO_HARM,
         "dice": 0.85, "undisturbed_dice": 0.86, "volume_ml": 3.0, "undisturbed_ml": 3.1, "truth_ml": 3.5,
-        "mask_ml": 1400.0,
     }  # fmt: skip
     return usual | changed
 
