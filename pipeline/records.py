@@ -474,7 +474,7 @@ class PredictionStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFinding:
-    """A measure of one scan against a class of the training cohort.
+    """A measure of one scan, compared with a class of a model's training cohort, or with the people of norms.
 
     Attributes
     ----------
@@ -484,13 +484,15 @@ class ReferenceFinding:
     label : str
         The class.
     people : int
-        Of the class that it is held against.
+        Of the class that it is compared with.
     by : tuple of str
         ``age`` and ``sex``, as far as the comparison takes them into account.
     expected, low, high : float or None
         What is expected, and where 95 of 100 further people of the class would lie; None where nothing is compared.
     percentile : float or None
         Of the class below the scan, 0 to 100.
+    percentile_low, percentile_high : float or None
+        The 95 % interval of the percentile, for the class was known by a sample only.
     reason : str
         Why nothing is compared.
     """
@@ -504,6 +506,8 @@ class ReferenceFinding:
     low: float | None = None
     high: float | None = None
     percentile: float | None = None
+    percentile_low: float | None = None
+    percentile_high: float | None = None
     reason: str = ""
 
 

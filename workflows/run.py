@@ -15,6 +15,7 @@ from brainstage.models.model_description import (
     read_description,
     require_same_preprocessing,
 )
+from brainstage.models.norms_directory import NormsDescription, read_norms, require_measured_alike
 from brainstage.pipeline.account import account_lines
 from brainstage.pipeline.attempt import forget_deaths
 from brainstage.pipeline.bids import Dataset, ScanFilter, read_dataset, read_filter_file
@@ -45,6 +46,7 @@ from brainstage.pipeline.review import read_decisions, review_remarks, reviewed
 from brainstage.pipeline.stage import Stage
 from brainstage.pipeline.versions import differing_versions
 from brainstage.preprocessing.quality import require_known_measures
+from brainstage.preprocessing.volumes import VOLUMES_VERSION
 from brainstage.workflows.group import write_group
 from brainstage.workflows.output_directory import (
     dataset_of,
@@ -88,6 +90,8 @@ class RunOptions:
         Section to key to value of the configuration, from the command line.
     qc_decisions : Path or None
         What a person decided about scans.
+    norms_dir : Path or None
+        What is usual in a healthy cohort: volumes are compared with it.
     processes, threads : int or None
         None for what the machine has.
     engine : str
@@ -117,6 +121,7 @@ class RunOptions:
     manifest: Path | None = None
     qc_decisions: Path | None = None
     model_dir: Path | None = None
+    norms_dir: Path | None = None
     config_file: Path | None = None
     overrides: Mapping[str, Mapping[str, Any]]
     processes: int | None = None
@@ -185,7 +190,8 @@ def run(
     os.umask(options.umask)
     _check_ports(options)
     model = _checked_model(options.model_dir, config) if options.model_dir else None
-    context = replace(_context(options, config, model), chain=chain)
+    norms = _checked_norms(options.norms_dir, config) if options.norms_dir else None
+    context = replace(_context(options, config, model), norms=norms, chain=chain)
     _prepare(options)
     if everything.root != options.out_dir:
         require_same_dataset(options.out_dir, everything, other_is_meant=options.accept_dataset)
@@ -373,6 +379,13 @@ def _checked_model(model_dir: Path, config: Config) -> ModelDescription:
     for name, sha256 in model.files.items():
         checked_content(model_dir, name, sha256)
     return model
+
+
+def _checked_norms(norms_dir: Path, config: Config) -> NormsDescription:
+    """Return norms, after making sure that they are whole and about volumes that are measured as here."""
+    norms = read_norms(norms_dir)
+    require_measured_alike(norms, VOLUMES_VERSION, preprocessing_content(config))
+    return norms
 
 
 def _context(options: RunOptions, config: Config, model: ModelDescription | None) -> RunContext:

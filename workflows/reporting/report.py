@@ -135,6 +135,8 @@ class ScanReport:
     tiers : PredictionConfig
     evidence : tuple of Evidence
         What explains the prediction; shown only with it.
+    norms : tuple of ReferenceFinding
+        Volumes against the norms that the run was given.
     cohort_page : str
         Relative name of the cohort page; empty for none.
     """
@@ -154,6 +156,7 @@ class ScanReport:
     methods: tuple[MethodStep, ...] = ()
     tiers: PredictionConfig = field(default_factory=PredictionConfig)
     evidence: tuple[Evidence, ...] = ()
+    norms: tuple[ReferenceFinding, ...] = ()
     cohort_page: str = "cohort.html"
 
     def __post_init__(self) -> None:
