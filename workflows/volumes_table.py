@@ -95,7 +95,7 @@ def atlas_columns(regions: Iterable[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for region in dict.fromkeys(regions):
-        safe = re.sub(r"[\W_]+", "_", region.lower()).strip("_") or "region"
+        safe = re.sub(r"[\W_]+", "_", region.casefold()).strip("_") or "region"
         names = (f"atlas_{safe}{f'_{number}' if number > 1 else ''}_ml" for number in itertools.count(1))
         taken = set(found.values())
         found[region] = next(name for name in names if name not in taken)

@@ -95,21 +95,19 @@ def test_a_file_that_was_altered_is_refused(tmp_path, number) -> None:
     norms = made()
     written(tmp_path, norms)
     (tmp_path / NORMS_FILE).write_text(altered_text(norms.model_dump_json())[number])
-    with pytest.raises(ModelError, match="is not usable|was altered"):
+    with pytest.raises(ModelError, match=r"is not usable|was altered"):
         read_norms(tmp_path)
 
 
 def test_norms_of_another_version_of_the_volumes_are_refused_with_the_way_out() -> None:
-    with pytest.raises(
-        ModelError, match="version 1, and this brainstage measures version 2: run the healthy cohort"
-    ) as error:
+    with pytest.raises(ModelError, match="measures version 2: run the healthy cohort again") as error:
         require_measured_alike(made(), "2", CONTENT)
     assert error.value.exit_code is ExitCode.BAD_DATA_FILE
 
 
 def test_norms_of_another_preprocessing_are_refused_with_what_differs() -> None:
     here = CONTENT | {"brain_extraction": {"method": "ants"}}
-    with pytest.raises(ModelError, match='brain_extraction.method is "ants" here and "auto" in the norms'):
+    with pytest.raises(ModelError, match=r'brain_extraction.method is "ants" here and "auto" in the norms'):
         require_measured_alike(made(), "1", here)
 
 

@@ -265,7 +265,7 @@ def _norms(norms: NormsDescription) -> MethodStep:
         text=f"Volumes, in per cent of the intracranial volume, and that volume itself were compared with norms "
         f"{norms.norms_id} of {norms.people} people of {min(ages):.0f} to {max(ages):.0f} years"
         f"{f' ({norms.dataset})' if norms.dataset else ''}: regressions of the logarithm by age and sex, and "
-        "percentiles with the 95 % interval that the size of that sample leaves them. Outside these ages nothing is said.",
+        "percentiles with the 95 % interval that the size of that sample leaves. Outside these ages nothing is said.",
         references=(PERCENTILE_LIMITS,),
     )
 
