@@ -23,7 +23,7 @@ NORMS_REASONS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "age_unknown": "the age of the person at the scan is not known",
         "age_outside": "the age lies outside the ages that the norms have seen",
-        "sex_unknown": "the sex of the person is not known, and the norms differ by sex",
+        "sex_unknown": "the sex of the person is not known",
         "sex_not_seen": "the norms have seen too few people of this sex",
         "no_norm": "too few people of the norms have this volume",
         "preprocessed_otherwise": "the scan was preprocessed otherwise than those of the norms",
