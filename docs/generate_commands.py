@@ -20,6 +20,8 @@ SEE = {
     "train": "[Train on your cohort](how-to/train-on-your-cohort.md)",
     "evaluate": "[Evaluate on another cohort](how-to/train-on-your-cohort.md#evaluate-on-another-cohort)",
     "explain": "[What such a map can say](concepts/predictions.md#evidence)",
+    "norms": "[Norms](concepts/norms.md)",
+    "--norms": "[norms](concepts/norms.md)",
     "manifest": "[Choose scans](how-to/run-your-dataset.md#choose-scans)",
     "fetch": "[Without a network](how-to/offline-use.md#pretrained-weights)",
     "demo": "[Get started](get-started.md#the-demonstration)",
@@ -36,7 +38,7 @@ SEE = {
 CODE = re.compile(
     r"\{.*\}"  # JSON
     r"|(?<![\w-])--[a-z][a-z-]*(?:=\S+\b| (?:dask|slurm)\b)?"
-    r"|\bbrainstage (?:run|train)\b(?: --model| --manifest)?"
+    r"|\bbrainstage (?:run|train|norms)\b(?: --model| --manifest| --norms)?"
     r"|\b[\w.]+\.(?:csv|tsv|json|nii\.gz)\b"
     r"|\b(?:sub|ses)-(?!\w)"
 )

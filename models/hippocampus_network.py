@@ -30,7 +30,7 @@ def build_network() -> nn.Module:
     """Return the network without weights: (N, 1, D, H, W) to logits of the same shape; sizes are multiples of 8."""
     from monai.networks.nets.dynunet import DynUNet  # heavy: torch
 
-    return DynUNet(
+    network: nn.Module = DynUNet(
         spatial_dims=3,
         in_channels=1,
         out_channels=1,
@@ -41,6 +41,7 @@ def build_network() -> nn.Module:
         norm_name=("INSTANCE", {"affine": True}),
         res_block=False,
     )
+    return network
 
 
 @cache

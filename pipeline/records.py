@@ -477,7 +477,7 @@ class PredictionStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFinding:
-    """A measure of one scan against a class of the training cohort.
+    """A measure of one scan, compared with a class of a model's training cohort, or with the people of norms.
 
     Attributes
     ----------
@@ -487,7 +487,7 @@ class ReferenceFinding:
     label : str
         The class.
     people : int
-        Of the class that it is held against.
+        Of the class that it is compared with.
     by : tuple of str
         ``age`` and ``sex``, as far as the comparison takes them into account.
     expected, low, high : float or None

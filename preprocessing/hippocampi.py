@@ -248,5 +248,7 @@ def _quality(
         "length_mm": float(axes_mm[2]),
         "thickness_mm": float(axes_mm[0]),
         "inside_sd": float(image[core].std()) if core.any() else None,
-        "contrast": float(np.abs(image[ring] - image[core].mean()).mean()) if core.any() and ring.any() else None,
+        "contrast": float(np.abs(image[ring] - image[core].mean()).mean())
+        if core.any() and ring.any()
+        else None,
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from brainstage.pipeline.records import VOLUMES, BrainVolumes, RegisteredBrain
 from brainstage.pipeline.volume import Volume
-from brainstage.preprocessing.hippocampi import Hippocampus, Segment, find_hippocampi
+from brainstage.preprocessing.hippocampi import Segment, find_hippocampi
 from brainstage.preprocessing.hippocampus_quality import objection
 from brainstage.preprocessing.regions import Atlas
 from brainstage.preprocessing.tissues import segment_tissues

@@ -23,8 +23,10 @@ from brainstage.preprocessing.quality import MEASURES, WARNING_CODES_THAT_WARN
 from brainstage.workflows.arguments import build_parser
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS
 from brainstage.workflows.group import predictions_csv, qc_csv
+from brainstage.workflows.normed_volumes import NORMS_REASONS
 from brainstage.workflows.reporting.volumes_table import WITHHELD_BECAUSE
 from brainstage.workflows.trajectories import trajectory_columns
+from brainstage.workflows.volumes_table import volumes_table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -302,7 +304,8 @@ def test_every_header_warning_is_explained():
     [
         ("## predictions.csv", predictions_csv([], None, ["<CLASS>"]).strip().split(",")),
         ("## qc.csv", qc_csv([]).strip().split(",")),
-        ("## trajectories.csv", list(trajectory_columns(["<CLASS>"]))),
+        ("## volumes.csv", list(volumes_table([], None).columns)),
+        ("## trajectories.csv", list(trajectory_columns(["<CLASS>"], ["<volume>"]))),
         ("## data_manifest.csv", list(COLUMNS)),
     ],
 )
@@ -319,6 +322,11 @@ def test_every_exit_code_is_documented(page):
 def test_exit_codes_have_their_names():
     found = dict(re.findall(r"^\| (\d+) \| `(\w+)` \|", read("docs/exit-codes.md"), re.MULTILINE))
     assert found == {str(int(code)): code.name for code in ExitCode}
+
+
+def test_every_reason_of_norms_to_say_nothing_is_documented():
+    text = section(read("docs/concepts/norms.md"), "## Where nothing is said")
+    assert set(rows(text)) == set(NORMS_REASONS)
 
 
 def test_every_prediction_status_is_documented():

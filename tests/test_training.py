@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def training(request: pytest.FixtureRequest):
+def training():
     sys.path.insert(0, str(ROOT))
-    request.addfinalizer(lambda: sys.path.remove(str(ROOT)))
-    return importlib.import_module("training.hippocampus_augmentation"), importlib.import_module(
-        "training.hippocampus"
+    yield (
+        importlib.import_module("training.hippocampus_augmentation"),
+        importlib.import_module("training.hippocampus"),
     )
+    sys.path.remove(str(ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,11 @@ def crop(training):
     """Grey ellipsoid in white matter, with fluid above it."""
     augmentation, _ = training
     grid = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in (35, 50, 36)), indexing="ij"))
-    away = np.sqrt(np.square((grid - np.array([17, 25, 17]).reshape(3, 1, 1, 1)) / np.array([7, 16, 5]).reshape(3, 1, 1, 1)).sum(axis=0))
+    away = np.sqrt(
+        np.square(
+            (grid - np.array([17, 25, 17]).reshape(3, 1, 1, 1)) / np.array([7, 16, 5]).reshape(3, 1, 1, 1)
+        ).sum(axis=0)
+    )
     label = away < 1.0
     image = np.where(label, 60.0, 100.0)
     image = np.where((grid[2] > 23) & (grid[2] < 27), 10.0, image)

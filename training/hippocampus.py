@@ -5,8 +5,8 @@
 CROPS_FOLDER holds ``images/`` and ``labels/`` of Task04 of the Medical Segmentation Decathlon (CC BY-SA 4.0; Antonelli
 et al. 2022, 10.1038/s41467-022-30695-9; Simpson et al. 2019, arXiv:1902.09063). They do not say their side, but all
 show the same: each resembles their mean, a left hippocampus, more than its mirror image. Every sixth crop is held
-out: the network never sees it, and the report says what it makes of it. The same seed makes the same crops; the weights agree
-to the rounding of the machine's kernels.
+out: the network never sees it, and the report says what it makes of it. The same seed makes the same crops; the
+weights agree to the rounding of the machine's kernels.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ if TYPE_CHECKING:
 HELD_OUT_EVERY: Final = 6
 WEIGHTS: Final = Path(__file__).parents[1] / "models" / "hippocampus.safetensors"
 REPORT: Final = Path(__file__).with_suffix(".md")
-LICENCE: Final = (
-    "CC BY-SA 4.0; trained on Task04 of the Medical Segmentation Decathlon, Vanderbilt University Medical Center"
-)
+LICENCE: Final = "CC BY-SA 4.0; trained on Task04 of the Medical Segmentation Decathlon, Vanderbilt University Medical Center"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +116,23 @@ def trained(crops: Sequence[Crop], settings: Settings) -> nn.Module:
         plan.step()
         recent += loss.item()
         if step % 100 == 99:
-            print(f"{step + 1} of {settings.steps}: loss {recent / 100:.4f}, {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"{step + 1} of {settings.steps}: loss {recent / 100:.4f}, {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
             recent = 0.0
     return network.eval()
 
 
 def _batches(crops: Sequence[Crop], settings: Settings) -> Iterator[tuple[torch.Tensor, ...]]:
-    return iter(DataLoader(Augmented(crops, settings), batch_size=settings.batch, num_workers=1, prefetch_factor=8))
+    return iter(
+        DataLoader(Augmented(crops, settings), batch_size=settings.batch, num_workers=1, prefetch_factor=8)
+    )
 
 
-def _loss(logits: torch.Tensor, label: torch.Tensor, known: torch.Tensor, volume_weight: float) -> torch.Tensor:
+def _loss(
+    logits: torch.Tensor, label: torch.Tensor, known: torch.Tensor, volume_weight: float
+) -> torch.Tensor:
     """Dice, cross-entropy and the relative error of the volume, where the crop shows something."""
     axes = (1, 2, 3, 4)
     probability, truth = torch.sigmoid(logits) * known, label * known
@@ -189,13 +194,17 @@ def report_of(rows: Sequence[Judged], settings: Settings, seconds: float, people
     drawn, found = (np.array([getattr(row, name) for row in rows]) for name in ("drawn_ml", "found_ml"))
     parameters = sum(one.numel() for one in build_network().parameters())
     worst = sorted(rows, key=lambda row: row.dice)[:5]
+    made = (
+        f"Made by `training/hippocampus.py`: {people} crops, {settings.steps} steps of {settings.batch}, highest "
+        f"learning rate {settings.learning_rate:g}, weight of the volume {settings.volume_weight:g}, seed "
+        f"{settings.seed}; channels {', '.join(map(str, CHANNELS))}, {parameters:,} parameters; torch "
+        f"{torch.__version__}; {seconds / 60:.0f} min."
+    )
     return "\n".join(
         [
             "# The hippocampus network",
             "",
-            f"Made by `training/hippocampus.py`: {people} crops, {settings.steps} steps of {settings.batch}, highest "
-            f"learning rate {settings.learning_rate:g}, weight of the volume {settings.volume_weight:g}, seed "
-            f"{settings.seed}; channels {', '.join(map(str, CHANNELS))}, {parameters:,} parameters; torch {torch.__version__}; {seconds / 60:.0f} min.",
+            made,
             "",
             f"Judged on the {len(rows)} crops that no training saw (every sixth), inside the crop:",
             "",
@@ -220,7 +229,9 @@ def report_of(rows: Sequence[Judged], settings: Settings, seconds: float, people
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, store the weights, judge the stored weights, write the report."""
     defaults = Settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("crops", type=Path, metavar="CROPS_FOLDER")
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
@@ -232,7 +243,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.monotonic()
     network = trained([read_crop(options.crops, name) for name in names if name not in left_out], settings)
     weights = {name: values.detach().half().contiguous() for name, values in network.state_dict().items()}
-    save_file(weights, WEIGHTS, metadata={"licence": LICENCE, "seed": str(settings.seed), "steps": str(settings.steps)})
+    save_file(
+        weights,
+        WEIGHTS,
+        metadata={"licence": LICENCE, "seed": str(settings.seed), "steps": str(settings.steps)},
+    )
     network.load_state_dict({name: values.float() for name, values in weights.items()})
     segment = segmenter_of(network)
     rows = [judged(name, read_crop(options.crops, name), segment) for name in left_out]

@@ -140,7 +140,9 @@ def _posed(crop: Crop, rng: np.random.Generator) -> Array:
         @ np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     ) @ np.diag(size)
     grid = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in FRAME_SHAPE), indexing="ij"))
-    centred = grid - ((np.array(FRAME_SHAPE) - 1) / 2 + rng.uniform(-7, 7, 3) * rng.random())[:, None, None, None]
+    centred = (
+        grid - ((np.array(FRAME_SHAPE) - 1) / 2 + rng.uniform(-7, 7, 3) * rng.random())[:, None, None, None]
+    )
     places = np.tensordot(matrix, centred, 1) + ((np.array(crop.image.shape) - 1) / 2)[:, None, None, None]
     if rng.random() < 0.6:
         places = places + rng.uniform(0.0, 2.0) * _smooth_noise((3, *FRAME_SHAPE), 10, rng)
@@ -187,14 +189,17 @@ def _smooth_noise(shape: tuple[int, ...], spacing: int, rng: np.random.Generator
     lattice = [max(2, round(n / spacing) + 1) for n in shape[-3:]]
     lead = int(np.prod(shape[:-3], dtype=int))
     coarse = torch.from_numpy(rng.standard_normal((1, lead, *lattice)).astype(np.float32))
-    # Trilinear twice: once to half of the frame, once to all of it, so that no edge of the lattice is seen.
-    fine = functional.interpolate(coarse, size=[max(2, n // 4) for n in shape[-3:]], mode="trilinear", align_corners=True)
+    # In two steps with a mean between them, so that no edge of the lattice shows.
+    half = [max(2, n // 4) for n in shape[-3:]]
+    fine = functional.interpolate(coarse, size=half, mode="trilinear", align_corners=True)
     fine = functional.avg_pool3d(functional.pad(fine, (1,) * 6, mode="replicate"), 3, stride=1)
     found = functional.interpolate(fine, size=list(shape[-3:]), mode="trilinear", align_corners=True)
     return found.numpy().reshape(shape)
 
 
-def _widened_horn(image: Array, label: Array, horn_mm: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+def _widened_horn(
+    image: Array, label: Array, horn_mm: Array, rng: np.random.Generator
+) -> tuple[Array, Array]:
     """Let the fluid beside the hippocampus take what is near it: tissue, and a part of the hippocampus itself."""
     if rng.random() > 0.3 or not (label > 0.5).any():
         return image, label
@@ -229,7 +234,9 @@ def _contrast_agent(image: Array, distance_mm: Array, rng: np.random.Generator) 
     if rng.random() > 0.15:
         return image
     noise = np.abs(_smooth_noise(image.shape, int(rng.integers(3, 7)), rng))
-    vessels = (noise < rng.uniform(0.03, 0.12)) & (_smooth_noise(image.shape, 12, rng) > 0.5) & (distance_mm > 0.5)
+    vessels = (
+        (noise < rng.uniform(0.03, 0.12)) & (_smooth_noise(image.shape, 12, rng) > 0.5) & (distance_mm > 0.5)
+    )
     soft = ndimage.gaussian_filter(vessels.astype(np.float32), 0.6)
     return (image + rng.uniform(0.5, 2.0) * soft).astype(np.float32)
 

@@ -24,6 +24,7 @@ For research; never a diagnosis."""
 PRIVATE_UMASK: Final = "077"
 """Nobody else reads what is written about participants."""
 
+
 def _path(text: str) -> Path:
     """Return a path; a shell leaves the ``~`` of ``--option=~/x`` alone."""
     try:
@@ -39,9 +40,7 @@ _DEVICE: Final[dict[str, Any]] = {
     "choices": ("auto", "cpu", "cuda"), "default": "auto", "help": "for the network; default: auto",
 }  # fmt: skip
 _ATLAS: Final[dict[str, Any]] = {"type": _path, "metavar": "FILE"}
-_ATLAS_HELP: Final = (
-    "labels in MNI152 space on any grid, FILE.nii.gz, and their names in FILE.tsv beside it"
-)
+_ATLAS_HELP: Final = "labels in MNI152 space on any grid, FILE.nii.gz, and their names in FILE.tsv beside it"
 _NO_VALIDATION: Final[dict[str, Any]] = {
     "action": "store_true", "help": "do not ask for a dataset_description.json",
 }  # fmt: skip
@@ -51,6 +50,12 @@ def _model_dir(text: str) -> Path:
     """Return a model directory, also where its ``model.json`` was given."""
     path = _path(text)
     return path.parent if path.name == "model.json" else path
+
+
+def _norms_dir(text: str) -> Path:
+    """Return a norms directory, also where its ``norms.json`` was given."""
+    path = _path(text)
+    return path.parent if path.name == "norms.json" else path
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_explain(commands)
+    _add_norms(commands)
     _add_manifest(commands)
     _add_status(commands)
     _add_fetch(commands)
@@ -168,6 +174,12 @@ def _add_run(commands: Any) -> None:  # noqa: ANN401 - argparse has no public na
         "--model", type=_model_dir, metavar="MODEL_DIR", help="predict with a model of brainstage train"
     )
     what.add_argument("--atlas", **_ATLAS, help="measure its regions, too: " + _ATLAS_HELP)
+    what.add_argument(
+        "--norms",
+        type=_norms_dir,
+        metavar="NORMS_DIR",
+        help="compare volumes with norms of brainstage norms: percentiles for age and sex in volumes.csv and reports",
+    )
     what.add_argument("--config", type=_path, metavar="FILE", help="TOML; options given here win over it")
     what.add_argument(
         "--skull-strip",
@@ -342,8 +354,7 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     train.add_argument(
         "--reference-class",
         metavar="NAME",
-        help="the class whose ventricles and medial temporal lobes a report holds a scan against; default: CN where "
-        "it is one of the classes",
+        help="the class whose volumes a report compares a scan with; default: CN where it is one of the classes",
     )
     train.add_argument("--folds", type=_count, default=5, metavar="K", help="at least 3; default: 5")
     train.add_argument(
@@ -417,6 +428,37 @@ def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no publi
     explain.add_argument("--atlas", **_ATLAS, help=f"{_ATLAS_HELP}; default: coarse regions")
     explain.add_argument("--participant-label", **_PARTICIPANTS)
     explain.add_argument("--device", **_DEVICE)
+
+
+def _add_norms(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
+    norms = commands.add_parser(
+        "norms",
+        help="say what volumes are usual by age and sex, from a healthy cohort that was run",
+        description="Fit what is usual by age and sex for every volume, from a finished run of a healthy cohort with "
+        "at least 15 people whose age is known, and write it with its card; brainstage run --norms compares scans with "
+        "it. Of each person the best scan is taken; scans that failed quality control, whose volumes are withheld, or "
+        "whose split is test are left out and counted.",
+    )
+    norms.add_argument("out_dir", type=_path, metavar="OUT_DIR", help="output directory of brainstage run")
+    norms.add_argument("norms_dir", type=_path, metavar="NORMS_DIR", help="appears whole or not at all")
+    norms.add_argument(
+        "--label",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="who is healthy: only scans with this label, such as CN; needed where there are several labels",
+    )
+    norms.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="column of the run's data_manifest.csv with the labels; default: diagnosis",
+    )
+    norms.add_argument(
+        "--qc-decisions",
+        type=_path,
+        metavar="FILE",
+        help="qc_decisions.tsv of the cohort page: what a person decided stands over quality control",
+    )
 
 
 def _add_manifest(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it

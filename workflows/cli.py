@@ -92,6 +92,7 @@ def _run(options: argparse.Namespace) -> int:
                 qc_decisions=options.qc_decisions,
                 model_dir=options.model,
                 atlas=options.atlas,
+                norms_dir=options.norms,
                 config_file=options.config,
                 overrides=_overrides(options),
                 processes=options.nprocs,
@@ -178,6 +179,22 @@ def _explain(options: argparse.Namespace) -> int:
     )
 
 
+def _norms(options: argparse.Namespace) -> int:
+    from brainstage.workflows.norms import NormsOptions, make_norms
+
+    make_norms(
+        options.out_dir,
+        options.norms_dir,
+        NormsOptions(
+            label_column=options.label_column,
+            labels=tuple(options.label),
+            qc_decisions=options.qc_decisions,
+        ),
+        _say,
+    )
+    return ExitCode.DONE
+
+
 def _manifest(options: argparse.Namespace) -> int:
     from brainstage.workflows.dataset_manifest import make_manifest
 
@@ -243,6 +260,7 @@ HANDLERS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = MappingProx
         "train": _train,
         "evaluate": _evaluate,
         "explain": _explain,
+        "norms": _norms,
         "manifest": _manifest,
         "status": _status,
         "fetch": _fetch,

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from brainstage.pipeline.records import PredictionStatus, QcStatus
+from brainstage.models.norms import NORMED_MEASURES
+from brainstage.models.retest import Change
+from brainstage.pipeline.records import VOLUMES, PredictionStatus, QcStatus, VolumesStatus
 from brainstage.preprocessing.quality import MEASURES
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS
+from brainstage.workflows.measured_volumes import FAILED, NOT_MEASURED, QC_FAILED
+from brainstage.workflows.normed_volumes import NORMS_REASONS
 from brainstage.workflows.trajectories import IMPLAUSIBLE_REVERSAL, trajectory_columns
 
 Dictionary = dict[str, dict[str, Any]]
@@ -28,6 +32,36 @@ _QC_LEVELS: Final[Mapping[str, str]] = MappingProxyType(
         QcStatus.PASS: "no measure is out of bounds",
         QcStatus.WARN: "a measure is out of bounds, but tolerated",
         QcStatus.FAIL: "a measure is far out of bounds, or a stage failed",
+    }
+)
+_VOLUMES_LEVELS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        VolumesStatus.REPORTED: "all are there",
+        VolumesStatus.PARTIAL: "some are withheld; volumes_reasons says why",
+        VolumesStatus.WITHHELD: "none is written",
+        FAILED: "a stage failed",
+    }
+)
+_VOLUMES_REASONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        FAILED: "a stage failed",
+        QC_FAILED: "quality control, or whoever looked, failed the scan",
+        NOT_MEASURED: "an earlier version made this output, without volumes; run the participant level again",
+    }
+)
+_CHANGE_LEVELS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        Change.DECREASE: "smaller, by more than two measurements of one person differ in 95 of 100 cases",
+        Change.INCREASE: "larger, by more than that",
+        Change.WITHIN_ERROR: "two measurements of an unchanged brain may differ as much",
+    }
+)
+_TIME_LEVELS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "acq_time": "the dates in the sessions table, which may be shifted",
+        "session_id": "sessions that are named after their dates",
+        "age": "the ages at both; whole years are known to within a year",
+        "unknown": "nothing is certain, so no change in a year is written",
     }
 )
 _TIER_LEVELS: Final = MappingProxyType(
@@ -91,6 +125,46 @@ def qc_dictionary(columns: Sequence[str]) -> Dictionary:
     return {name: known[name] for name in columns}
 
 
+def volumes_dictionary(columns: Sequence[str], region_of: Mapping[str, str]) -> Dictionary:
+    """Return what the columns of ``volumes.csv`` mean, those that are there.
+
+    Parameters
+    ----------
+    columns : sequence of str
+    region_of : mapping
+        Column to the region of the user's atlas.
+    """
+    known: Dictionary = {
+        **_copied(_IDENTITY),
+        **{f"{name}_ml": _described(_volume_text(name), units="ml") for name in VOLUMES},
+        "hippocampus_asymmetry_pct": _described(
+            "left less right hippocampus over their mean; above 0 the left one is larger", units="%"
+        ),
+        **{
+            f"{name}_pct_icv": _described(f"{_volume_text(name)}, of the intracranial volume", units="%")
+            for name in VOLUMES[1:]
+        },
+        "volumes_status": _described("what became of the volumes", levels=_VOLUMES_LEVELS),
+        "volumes_reasons": _described(
+            "why something is withheld: a code for all of the scan, or the volume, a colon, and a code",
+            levels=_VOLUMES_REASONS,
+            delimiter=";",
+        ),
+        **{
+            column: _described(f"region {region} of the atlas", units="ml")
+            for column, region in region_of.items()
+        },
+        **_percentiles(),
+        "norms_reasons": _described(
+            "why nothing is said of a volume that is there: a code for all of them, or the volume, a colon, and a code",
+            levels=NORMS_REASONS,
+            delimiter=";",
+        ),
+        "norms_id": _described("hash of everything in the norms that changes a percentile"),
+    }
+    return {name: known[name] for name in columns}
+
+
 def trajectories_dictionary(classes: Sequence[str]) -> Dictionary:
     """Return what the columns of ``trajectories.csv`` mean."""
     changes = {
@@ -112,8 +186,56 @@ def trajectories_dictionary(classes: Sequence[str]) -> Dictionary:
                 "prediction sets have no class in common"
             },
         ),
+        "years_since_previous": _described(
+            "time since the previous session; empty where it is not known", units="year"
+        ),
+        "time_from": _described("what the time is known from", levels=_TIME_LEVELS),
     }
+    for name in VOLUMES:
+        since = f"of {_volume_text(name)} since the last session that has it"
+        known |= {
+            f"{name}_change_pct": _described(f"change {since}", units="%"),
+            f"{name}_change_pct_per_year": _described(
+                f"change {since} in a year, compounding; empty where the time is not known", units="%"
+            ),
+            f"{name}_change_pct_per_year_low": _described(
+                "lower end of the 95 % interval that the test-retest error allows", units="%"
+            ),
+            f"{name}_change_pct_per_year_high": _described("its upper end", units="%"),
+            f"{name}_change": _described(
+                "whether the change is larger than the test-retest error", levels=_CHANGE_LEVELS
+            ),
+        }
     return {name: known[name] for name in trajectory_columns(classes)}
+
+
+def _volume_text(name: str) -> str:
+    """Return a volume in words.
+
+    >>> _volume_text("hippocampus_left"), _volume_text("csf")
+    ('left hippocampus', 'cerebrospinal fluid')
+    """
+    *stem, side = name.split("_")
+    if side in ("left", "right"):
+        return " ".join((side, *stem))
+    return {"csf": "cerebrospinal fluid", "intracranial": "intracranial volume"}.get(
+        name, name.replace("_", " ")
+    )
+
+
+def _percentiles() -> Dictionary:
+    known: Dictionary = {}
+    for name, measure in NORMED_MEASURES.items():
+        known |= {
+            f"{name}_percentile": _described(
+                f"how many of 100 people of the norms, of the same age and sex, have a smaller {measure}"
+            ),
+            f"{name}_percentile_low": _described(
+                "lower end of its 95 % interval, for the norms rest on a sample of people"
+            ),
+            f"{name}_percentile_high": _described("its upper end"),
+        }
+    return known
 
 
 def _described(

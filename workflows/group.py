@@ -1,4 +1,4 @@
-"""From the scans of a run to its tables (predictions, quality, trajectories) and pages."""
+"""From the scans of a run to its tables (predictions, quality, volumes, trajectories) and pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from brainstage.pipeline.account import ACCOUNT_FILE, account_lines
 from brainstage.pipeline.bids import Dataset
 from brainstage.pipeline.config import differences
 from brainstage.pipeline.derivatives import STATE_FOLDER, write_dataset_description
-from brainstage.pipeline.entities import prefixed_label
 from brainstage.pipeline.files import write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
 from brainstage.pipeline.records import Completed, Failure, QcStatus, SubjectOutcome
@@ -20,18 +19,21 @@ from brainstage.workflows.data_dictionary import (
     predictions_dictionary,
     qc_dictionary,
     trajectories_dictionary,
+    volumes_dictionary,
 )
 from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
+from brainstage.workflows.normed_volumes import keep_norms
 from brainstage.workflows.output_directory import known_preprocessings, last_sha256, own_name
-from brainstage.workflows.reported import renew_reports
+from brainstage.workflows.reported import renew_reports, reported_norms_id
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.distribution import distributions_of, keep_distributions
 from brainstage.workflows.reporting.methods import render_methods
 from brainstage.workflows.run_context import RunContext, run_info, tool_versions
 from brainstage.workflows.stages import preprocessing_content
+from brainstage.workflows.table_identity import IDENTITY_COLUMNS, identity_of
 from brainstage.workflows.trajectories import chosen_of_sessions, trajectories_csv
+from brainstage.workflows.volumes_table import volumes_table
 
-IDENTITY_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path")
 QC_MEASURES: Final = tuple(measure.name for measure in MEASURES if not measure.added)
 ADDED_MEASURES: Final = tuple(measure.name for measure in MEASURES if measure.added and not measure.on_demand)
 ON_DEMAND_MEASURES: Final = tuple(measure.name for measure in MEASURES if measure.on_demand)
@@ -64,18 +66,24 @@ def write_group(
     write_json(out_dir / "predictions.json", predictions_dictionary(classes))
     write_text(out_dir / "qc.csv", qc_csv(outcomes))
     write_json(out_dir / "qc.json", qc_dictionary(qc_columns(outcomes)))
+    volumes = volumes_table(outcomes, context)
+    write_text(out_dir / "volumes.csv", volumes.text)
+    write_json(out_dir / "volumes.json", volumes_dictionary(volumes.columns, volumes.region_of))
     trajectories = trajectories_csv(outcomes, classes)
     if trajectories is None:
         for name in ("trajectories.csv", "trajectories.json"):
-            (out_dir / name).unlink(missing_ok=True)  # of an earlier run, with a model
+            (out_dir / name).unlink(missing_ok=True)  # of an earlier run
     else:
         write_text(out_dir / "trajectories.csv", trajectories)
         write_json(out_dir / "trajectories.json", trajectories_dictionary(classes))
     account = account_lines(dataset.account, dataset.scans, context.config.label_column)
     write_json(out_dir / STATE_FOLDER / ACCOUNT_FILE, {"lines": account})
     _write_pages(dataset, outcomes, context, [*account, *review_remarks(outcomes)])
-    if keep_distributions(out_dir, distributions_of(outcomes)):
-        renew_reports(outcomes, context)
+    keep_norms(out_dir, context.norms)
+    renewed = outcomes
+    if not keep_distributions(out_dir, distributions_of(outcomes)):
+        renewed = [one for one in outcomes if reported_norms_id(one.scan, context) != context.norms_id]
+    renew_reports(renewed, context)
 
 
 def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, classes: Sequence[str]) -> str:
@@ -122,7 +130,7 @@ def qc_columns(outcomes: Sequence[SubjectOutcome]) -> tuple[str, ...]:
 
 def _prediction_row(outcome: SubjectOutcome, context: RunContext) -> dict[str, object]:
     decision = decide(outcome)
-    row = _identity(outcome) | {
+    row = identity_of(outcome) | {
         "prediction_status": str(decision.status),
         "preprocessing_id": outcome.preprocessing_id,
         "model_id": context.model_id,
@@ -149,7 +157,7 @@ def _prediction_row(outcome: SubjectOutcome, context: RunContext) -> dict[str, o
 
 
 def _qc_row(outcome: SubjectOutcome) -> dict[str, object]:
-    row = _identity(outcome)
+    row = identity_of(outcome)
     if isinstance(outcome, Failure):
         return row | {"qc_status": str(QcStatus.FAIL), "qc_reasons": "failed"}
     verdict = outcome.verdict
@@ -158,16 +166,6 @@ def _qc_row(outcome: SubjectOutcome) -> dict[str, object]:
         | dict(outcome.qc.measures)
         | {"qc_status": str(verdict.status), "qc_reasons": ";".join(verdict.reasons)}
     )
-
-
-def _identity(outcome: SubjectOutcome) -> dict[str, object]:
-    entities = outcome.scan.entities
-    return {
-        "participant_id": prefixed_label(entities.subject, "sub"),
-        "session_id": prefixed_label(entities.session, "ses"),
-        "run_id": prefixed_label(entities.run, "run"),
-        "t1w_path": outcome.scan.t1w_path,
-    }
 
 
 def error_text(failure: Failure) -> str:
@@ -191,6 +189,7 @@ def _write_pages(
         n_scans=len(outcomes),
         n_failed=failed,
         model_id=context.model_id,
+        norms=context.norms,
         account=account,
         otherwise=_preprocessed_otherwise(outcomes, context),
     )

@@ -27,6 +27,7 @@ from brainstage.pipeline.runner import ChainOptions, ChainResult, read_failure, 
 from brainstage.pipeline.scratch import sweep_scratch_once
 from brainstage.pipeline.source import keep_sha256_of, known_sha256
 from brainstage.pipeline.stage import marker_path
+from brainstage.workflows.measured_volumes import read_volumes
 from brainstage.workflows.output_directory import (
     finished_files,
     keep_preprocessing_id,
@@ -253,6 +254,7 @@ def read_outcome(scan: T1wScan, context: RunContext) -> SubjectOutcome | None:
         prediction=prediction,
         preprocessing_id=identifier,
         source_sha256=own_source_sha256(files) or "",
+        volumes=read_volumes(files),
     )
 
 
@@ -372,4 +374,5 @@ def _completed(scan: T1wScan, context: RunContext, files: ScanFiles, result: Cha
         preprocessing_id=context.preprocessing_id,
         provenance=result.provenance,
         source_sha256=result.source_sha256,
+        volumes=read_volumes(files),
     )

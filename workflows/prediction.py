@@ -16,7 +16,7 @@ from brainstage.pipeline.kept import read_record
 from brainstage.pipeline.records import AssessedBrain, Prediction, ReferenceFinding
 from brainstage.pipeline.stage import Stage
 from brainstage.pipeline.tables import number_or_none
-from brainstage.preprocessing.morphometry import MORPHOMETRY_VERSION
+from brainstage.preprocessing.volumes import VOLUMES_VERSION
 
 if TYPE_CHECKING:
     from brainstage.models.model_store import StoredModel
@@ -72,7 +72,7 @@ def prediction_stage(
     covariates : mapping
         The columns that the model reads besides the image, with the scan's values: another age means another key.
     has_reference : bool
-        The model has a class of reference, so that measures of quality control are read as well.
+        The model has a class of reference, so that volumes are read as well.
     """
     return Stage(
         name="prediction",
@@ -83,7 +83,7 @@ def prediction_stage(
             "source_sha256": source_sha256,
         }
         | ({"covariates": dict(covariates)} if covariates else {}),
-        reads=("registration", "quality") if has_reference else ("registration",),
+        reads=("registration", "volumes") if has_reference else ("registration",),
         run=lambda assessed: _predicted(
             assessed, model_of(model_dir, model_id), tiers, files, source_sha256, covariates
         ),
@@ -130,14 +130,15 @@ def _predicted(
     )
     features = cached_features(model.extractor, files, image, network_input_key(files, grid))
     prediction = model.predict(features, image, source_sha256, covariates)
-    reference = reference_findings(model.description.reference, assessed.qc.measures, covariates)
+    volumes = assessed.volumes.measures if assessed.volumes else {}
+    reference = reference_findings(model.description.reference, volumes, covariates)
     tier = tier_of(prediction.confidence, tiers)
     return replace(assessed, prediction=replace(prediction, tier=tier, reference=reference))
 
 
 def reference_findings(
     reference: ReferenceClass | None,
-    measures: Mapping[str, float | bool | str | None],
+    measures: Mapping[str, float | None],
     covariates: Mapping[str, str | None],
 ) -> tuple[ReferenceFinding, ...]:
     """Return how a scan's measures lie in the model's class of reference; nothing for a model without one.
@@ -146,7 +147,7 @@ def reference_findings(
     ----------
     reference : ReferenceClass or None
     measures : mapping
-        Of quality control.
+        Of the volumes; one that is withheld is compared with nothing.
     covariates : mapping
         With ``age`` and ``sex`` as text.
     """
@@ -154,9 +155,8 @@ def reference_findings(
         return ()
     from brainstage.models.norms import compare
 
-    numbers = {name: value for name, value in measures.items() if isinstance(value, float)}
     age = number_or_none(covariates.get("age"))
-    return compare(reference, numbers, age, covariates.get("sex"), MORPHOMETRY_VERSION)
+    return compare(reference, measures, age, covariates.get("sex"), VOLUMES_VERSION)
 
 
 def _save(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:

@@ -22,6 +22,7 @@ from brainstage.pipeline.records import (
 )
 from brainstage.pipeline.runner import provenance_of
 from brainstage.pipeline.stage import read_marker
+from brainstage.workflows.normed_volumes import kept_norms
 from brainstage.workflows.participant import lease_path, read_outcome
 from brainstage.workflows.progress import STAGE_ORDER
 from brainstage.workflows.run_context import RunContext
@@ -39,7 +40,8 @@ def read_reported(
     t1w_path : str
         Relative to the BIDS directory.
     context : RunContext
-        Where to look; configuration, model and command line are replaced by those of the report.
+        Where to look; configuration, model and command line are replaced by those of the report, norms by those of the
+        tables.
     """
     files = ScanFiles(out_dir=context.out_dir, entities=entities)
     known = read_json_or_empty(files.state / "report.json")
@@ -55,10 +57,23 @@ def read_reported(
             review=as_record(review, Review) if review else None,
         )
         config = Config.model_validate(shown["config"])
-        reported = replace(context, config=config, model_id=shown["model"], command=str(known["command"]))
+        reported = replace(
+            context,
+            config=config,
+            model_id=shown["model"],
+            norms=kept_norms(context.out_dir),
+            command=str(known["command"]),
+        )
     except (KeyError, TypeError, ValueError):
         return None
     return scan, reported
+
+
+def reported_norms_id(scan: T1wScan, context: RunContext) -> str | None:
+    """Return the norms that the last report of a scan compares it with; None where it does so with none."""
+    shown = read_json_or_empty(context.files(scan).state / "report.json").get("shown")
+    found = shown.get("norms") if isinstance(shown, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def reported_outcome(scan: T1wScan, context: RunContext) -> Completed | None:

@@ -16,6 +16,7 @@ from brainstage.models.model_description import (
     read_description,
     require_same_preprocessing,
 )
+from brainstage.models.norms_directory import NormsDescription, read_norms, require_measured_alike
 from brainstage.pipeline.account import account_lines
 from brainstage.pipeline.attempt import forget_deaths
 from brainstage.pipeline.bids import Dataset, ScanFilter, read_dataset, read_filter_file
@@ -46,6 +47,7 @@ from brainstage.pipeline.review import read_decisions, review_remarks, reviewed
 from brainstage.pipeline.stage import Stage
 from brainstage.pipeline.versions import differing_versions
 from brainstage.preprocessing.quality import require_known_measures
+from brainstage.preprocessing.volumes import VOLUMES_VERSION
 from brainstage.workflows.group import write_group
 from brainstage.workflows.output_directory import (
     dataset_of,
@@ -91,6 +93,8 @@ class RunOptions:
         What a person decided about scans.
     atlas : Path or None
         Labels in template space whose regions are measured, too.
+    norms_dir : Path or None
+        What is usual in a healthy cohort: volumes are compared with it.
     processes, threads : int or None
         None for what the machine has.
     engine : str
@@ -121,6 +125,7 @@ class RunOptions:
     qc_decisions: Path | None = None
     model_dir: Path | None = None
     atlas: Path | None = None
+    norms_dir: Path | None = None
     config_file: Path | None = None
     overrides: Mapping[str, Mapping[str, Any]]
     processes: int | None = None
@@ -152,7 +157,7 @@ class RunOptions:
 def run(
     options: RunOptions,
     progress: Progress,
-    chain: Callable[[Config], Sequence[Stage]] = scan_stages,
+    chain: Callable[..., Sequence[Stage]] = scan_stages,
 ) -> ExitCode:
     """Do what ``brainstage run`` does.
 
@@ -161,7 +166,7 @@ def run(
     options : RunOptions
     progress : Progress
     chain : callable
-        Configuration to the stages of a scan; importable in a worker.
+        Configuration, and an atlas where one is given, to the stages of a scan; importable in a worker.
 
     Returns
     -------
@@ -192,7 +197,8 @@ def run(
     model = _checked_model(options.model_dir, config) if options.model_dir else None
     if options.atlas:
         chain = partial(chain, atlas=_checked_atlas(options.atlas))
-    context = replace(_context(options, config, model), chain=chain)
+    norms = _checked_norms(options.norms_dir, config) if options.norms_dir else None
+    context = replace(_context(options, config, model), norms=norms, chain=chain)
     _prepare(options)
     if everything.root != options.out_dir:
         require_same_dataset(options.out_dir, everything, other_is_meant=options.accept_dataset)
@@ -388,6 +394,13 @@ def _checked_atlas(path: Path) -> AtlasFile:
 
     atlas = read_atlas(path)
     return AtlasFile(path=path, name=atlas.name, sha256=atlas.sha256)
+
+
+def _checked_norms(norms_dir: Path, config: Config) -> NormsDescription:
+    """Return norms, after making sure that they are whole and about volumes that are measured as here."""
+    norms = read_norms(norms_dir)
+    require_measured_alike(norms, VOLUMES_VERSION, preprocessing_content(config))
+    return norms
 
 
 def _context(options: RunOptions, config: Config, model: ModelDescription | None) -> RunContext:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from brainstage.models.norms_directory import NormsDescription
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
 from brainstage.pipeline.records import T1wScan
@@ -45,7 +46,9 @@ class RunContext:
     model_covariates : tuple of str
         The columns that it reads besides the image.
     model_has_reference : bool
-        It holds measures of quality control against a class of its training cohort.
+        It compares volumes with a class of its training cohort.
+    norms : NormsDescription or None
+        What the volumes are compared with in tables and reports.
     retry_failed, reports_only : bool
     started : str
         When the run began, for the reports.
@@ -67,6 +70,7 @@ class RunContext:
     model_id: str | None = None
     model_covariates: tuple[str, ...] = ()
     model_has_reference: bool = False
+    norms: NormsDescription | None = None
     retry_failed: bool = False
     reports_only: bool = False
     started: str = ""
@@ -80,6 +84,11 @@ class RunContext:
     def preprocessing_id(self) -> str:
         """Hash of the settings, stage versions, weights and template that change a voxel; not of tools' versions."""
         return preprocessing_id(preprocessing_content(self.config))
+
+    @property
+    def norms_id(self) -> str | None:
+        """Of the norms; None without any."""
+        return self.norms.norms_id if self.norms else None
 
     @cached_property
     def config_content(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from brainstage.pipeline.records import (
 )
 from brainstage.workflows.evidence import Evidence, read_evidence, remove_evidence
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
+from brainstage.workflows.normed_volumes import normed_volumes
 from brainstage.workflows.reporting.distribution import read_distributions
 from brainstage.workflows.reporting.methods import method_steps
 from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
@@ -49,6 +50,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "status": decision.status,
         "codes": decision.codes,
         "model": context.model_id,
+        "norms": context.norms_id,
         "label": outcome.scan.label,
         "covariates": {name: vars(outcome.scan.covariates)[name] for name in ("age", "sex", "site")},
         "review": vars(outcome.review) if isinstance(outcome, Completed) and outcome.review else None,
@@ -94,9 +96,12 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
             for code in decision.codes
         ),
         remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
-        methods=method_steps(config, tool_versions(), model_id=context.model_id) if completed else (),
+        methods=method_steps(config, tool_versions(), model_id=context.model_id, norms=context.norms)
+        if completed
+        else (),
         tiers=config.prediction,
         evidence=evidence,
+        norm_findings=tuple(one.finding for one in normed_volumes(outcome, context)),
     )
 
 

@@ -16,11 +16,10 @@ from brainstage.pipeline.config import Config, PreprocessingConfig
 from brainstage.pipeline.derivatives import TEMPLATE_SPACE, ScanFiles, sidecar_of
 from brainstage.pipeline.errors import ImageError
 from brainstage.pipeline.files import read_json, sha256_of_json, write_bytes, write_json, write_text
-from brainstage.pipeline.kept import as_record, read_record
+from brainstage.pipeline.kept import as_record
 from brainstage.pipeline.nifti import read_mask, read_volume, write_labels, write_mask, write_volume
 from brainstage.pipeline.records import (
     AssessedBrain,
-    BrainVolumes,
     CorrectedBrain,
     Deformation,
     IngestedHead,
@@ -46,8 +45,8 @@ from brainstage.preprocessing import (
     transforms,
     volumes,
 )
+from brainstage.workflows.measured_volumes import VOLUMES_RECORD, read_volumes
 
-VOLUMES_FILE: Final = "volumes_result.json"
 FIGURES_VERSION: Final = "5"
 FIGURES: Final = (
     "image_quality", "background", "mask", "registration", "flicker", "bias_field", "histogram", "volumes", "montage",
@@ -398,7 +397,7 @@ def _atlas_of(atlas: AtlasFile) -> regions.Atlas:
 
 
 def _save_volumes(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:
-    written = [write_json(files.state / VOLUMES_FILE, asdict(assessed.volumes))] if assessed.volumes else []
+    written = [write_json(files.state / VOLUMES_RECORD, asdict(assessed.volumes))] if assessed.volumes else []
     if assessed.labels is None:
         return written
     names = "".join(f"{index}\t{name}\n" for index, name in volumes.LABEL_NAMES.items())
@@ -418,11 +417,6 @@ def _save_volumes(assessed: AssessedBrain, files: ScanFiles) -> Sequence[Path]:
 def _load_volumes(assessed: AssessedBrain, files: ScanFiles) -> AssessedBrain:
     labels = read_volume(files.labels) if files.labels.is_file() else None
     return replace(assessed, volumes=read_volumes(files), labels=labels)
-
-
-def read_volumes(files: ScanFiles) -> BrainVolumes | None:
-    """Return the volumes kept for a scan; None where there are none, or none that can be understood."""
-    return read_record(files.state / VOLUMES_FILE, BrainVolumes)
 
 
 def _save_figures(assessed: AssessedBrain, files: ScanFiles, *, keep_face: bool) -> Sequence[Path]:

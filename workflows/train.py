@@ -20,7 +20,7 @@ from brainstage.models.features import FeatureExtractor, choose_device
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_directory import replaced_directory, require_replaceable
 from brainstage.models.model_store import StoredModel, write_model
-from brainstage.models.norms import ReferenceClass, fit_reference
+from brainstage.models.norms import NORMED_MEASURES, ReferenceClass, fit_reference
 from brainstage.models.splits import fold_of_scans, require_folds
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.account import ACCOUNT_FILE
@@ -28,7 +28,7 @@ from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.errors import BrainstageError, UsageError
 from brainstage.pipeline.files import read_json_or_empty, write_text
 from brainstage.pipeline.review import read_decisions
-from brainstage.preprocessing.morphometry import MORPHOMETRY, MORPHOMETRY_VERSION
+from brainstage.preprocessing.volumes import VOLUMES_VERSION
 from brainstage.workflows.learning.features import TrainingArrays, read_network_input, training_arrays
 from brainstage.workflows.learning.fitting import fit, tuning_for
 from brainstage.workflows.learning.labelled_cohort import (
@@ -167,11 +167,10 @@ def _reference(cohort: Cohort, asked: str | None, say: Callable[[str], None]) ->
         raise UsageError(
             f"--reference-class {label!r} is none of the classes, which are {', '.join(cohort.classes)}"
         )
-    reference = fit_reference(
-        label, reference_people(cohort, label), MORPHOMETRY, measured_by=MORPHOMETRY_VERSION
-    )
+    people = reference_people(cohort, label)
+    reference = fit_reference(label, people, tuple(NORMED_MEASURES.values()), measured_by=VOLUMES_VERSION)
     if reference is None:
-        say(f"too few people of class {label} to say what is usual there: no scan will be held against it")
+        say(f"too few people of class {label} to say what is usual there: no scan will be compared with it")
     return reference
 
 

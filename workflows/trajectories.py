@@ -1,4 +1,4 @@
-"""The visits of a participant in the order of time, and where what is said about them cannot both be right."""
+"""The visits of a participant in the order of time: what changes, and what cannot both be right."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from brainstage.models.retest import VolumeChange, change_of
 from brainstage.pipeline.entities import natural_order, prefixed_label
 from brainstage.pipeline.manifest import csv_text
-from brainstage.pipeline.records import Completed, Failure, Prediction, QcStatus, SubjectOutcome
+from brainstage.pipeline.records import VOLUMES, Completed, Failure, Prediction, QcStatus, SubjectOutcome
 from brainstage.workflows.gate import decide
 from brainstage.workflows.learning.labelled_cohort import CLINICAL_ORDER
+from brainstage.workflows.measured_volumes import shown_volumes
+from brainstage.workflows.visit_times import time_between
 
 IMPLAUSIBLE_REVERSAL: Final = "implausible_reversal"
 SURE_TIERS: Final = frozenset({"high", "review"})
 """A step back between two visits counts only where the model is this sure of both."""
+CHANGE_COLUMNS: Final = (
+    "change_pct", "change_pct_per_year", "change_pct_per_year_low", "change_pct_per_year_high", "change",
+)  # fmt: skip
+"""What is said of the change of a volume."""
 _QC_RANK: Final = {QcStatus.PASS: 0, QcStatus.WARN: 1, QcStatus.FAIL: 2}
 _FAILED_RANK: Final = 3
 
@@ -63,7 +70,7 @@ def in_time_order(visits: Iterable[SubjectOutcome]) -> list[SubjectOutcome]:
 
 
 def trajectories_csv(outcomes: Sequence[SubjectOutcome], classes: Sequence[str]) -> str | None:
-    """Return ``trajectories.csv``: a row for every session; None without a model, or where nobody came twice.
+    """Return ``trajectories.csv``: a row for every session; None where nobody came twice.
 
     Parameters
     ----------
@@ -72,14 +79,21 @@ def trajectories_csv(outcomes: Sequence[SubjectOutcome], classes: Sequence[str])
         The model's, in its order; empty without a model.
     """
     visits = visits_of(outcomes)
-    if not classes or all(len(of_person) < 2 for of_person in visits.values()):
+    if all(len(of_person) < 2 for of_person in visits.values()):
         return None
     rows = [row for of_person in visits.values() for row in _rows(of_person, classes)]
     return csv_text(trajectory_columns(classes), rows)
 
 
-def trajectory_columns(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns of ``trajectories.csv``."""
+def trajectory_columns(classes: Sequence[str], volumes: Sequence[str] = VOLUMES) -> tuple[str, ...]:
+    """Return the columns of ``trajectories.csv``.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        The model's, in its order; empty without a model.
+    volumes : sequence of str
+    """
     return (
         "participant_id",
         "session_id",
@@ -91,6 +105,9 @@ def trajectory_columns(classes: Sequence[str]) -> tuple[str, ...]:
         "confidence",
         *(f"change_of_p_{name}" for name in classes),
         "flag",
+        "years_since_previous",
+        "time_from",
+        *(f"{name}_{column}" for name in volumes for column in CHANGE_COLUMNS),
     )
 
 
@@ -111,8 +128,11 @@ def _rows(visits: Sequence[SubjectOutcome], classes: Sequence[str]) -> list[dict
     rows = []
     previous: Prediction | None = None
     last_sure: Prediction | None = None
-    for visit in visits:
+    for earlier, visit in zip([None, *visits], visits, strict=False):
         row = _identity(visit)
+        if earlier is not None:
+            time = time_between(earlier.scan, visit.scan)
+            row |= {"years_since_previous": time.years.best if time.years else None, "time_from": time.source}
         shown = _shown(visit)
         if shown is not None:
             row |= {"predicted_label": shown.predicted_label, "confidence": shown.confidence}
@@ -127,7 +147,35 @@ def _rows(visits: Sequence[SubjectOutcome], classes: Sequence[str]) -> list[dict
             previous = shown
             last_sure = shown if shown.tier in SURE_TIERS else last_sure
         rows.append(row)
+    for row, changes in zip(rows, volume_changes(visits), strict=True):
+        for name, change in changes.items():
+            found = (change.percent, change.per_year, change.low, change.high, str(change.verdict))
+            row |= {f"{name}_{column}": value for column, value in zip(CHANGE_COLUMNS, found, strict=True)}
     return rows
+
+
+def volume_changes(visits: Sequence[SubjectOutcome]) -> list[dict[str, VolumeChange]]:
+    """Return, for each visit of one participant, how much each volume has changed since the last visit that has it.
+
+    Visits that were preprocessed otherwise are not compared: the change would hold what the methods differ in.
+
+    Parameters
+    ----------
+    visits : sequence
+        In the order of time.
+    """
+    found: list[dict[str, VolumeChange]] = []
+    last: dict[tuple[str, str], tuple[SubjectOutcome, float]] = {}
+    for visit in visits:
+        changes = {}
+        for name, ml in shown_volumes(visit).volumes_ml.items():
+            known = last.get((name, visit.preprocessing_id))
+            if known is not None:
+                years = time_between(known[0].scan, visit.scan).years
+                changes[name] = change_of(name, known[1], ml, years)
+            last[name, visit.preprocessing_id] = (visit, ml)
+        found.append(changes)
+    return found
 
 
 def _identity(visit: SubjectOutcome) -> dict[str, object]:

@@ -9,7 +9,7 @@ import subprocess
 import pandas as pd
 import pytest
 
-TABLES = ("predictions", "qc", "trajectories")
+TABLES = ("predictions", "qc", "volumes", "trajectories")
 TO_JSON = """
 arguments <- commandArgs(trailingOnly = TRUE)
 table <- read.csv(arguments[1], check.names = FALSE, na.strings = "")
@@ -38,7 +38,11 @@ def test_pandas_reads_numbers_as_numbers_and_every_column_is_described(table):
     described = json.loads(table.with_suffix(".json").read_text())
     assert list(frame.columns) == list(described)
     assert len(frame) >= 2
-    numbers = [name for name in frame if name.startswith("p_") or name in ("confidence", "cnr", "age")]
+    numbers = [
+        name
+        for name in frame
+        if name.startswith("p_") or name.endswith("_ml") or name in ("confidence", "cnr", "age")
+    ]
     assert numbers
     assert all(pd.api.types.is_numeric_dtype(frame[name]) for name in numbers)
 

@@ -77,7 +77,9 @@ def test_the_volumes_of_a_phantom_are_found_on_their_sides(affine, spacing_mm, o
         assert found[side] is not None
         assert found[side].volume_ml == pytest.approx(truth_ml, rel=within)
         inside = found[side].inside(head.grid)
-        assert inside.sum() * head.grid.voxel_volume_mm3 / 1000.0 == pytest.approx(truth_ml, rel=within + 0.04)
+        assert inside.sum() * head.grid.voxel_volume_mm3 / 1000.0 == pytest.approx(
+            truth_ml, rel=within + 0.04
+        )
         place = head.grid.places_mm(np.argwhere(inside)).mean(axis=1)
         expected = np.linalg.inv(affine) @ [*CENTRES_MM[side], 1.0]
         assert np.abs(place - expected[:3] - off_mm).max() < 0.6
@@ -93,9 +95,7 @@ def test_how_the_voxels_are_stored_changes_nothing(order, flips):
     turn = np.zeros((4, 4))
     turn[order, range(3)] = flips
     turn[3, 3] = 1.0
-    turn[:3, 3] = [
-        (n - 1) if np.any(turn[axis, :3] < 0) else 0 for axis, n in enumerate(head.shape)
-    ]
+    turn[:3, 3] = [(n - 1) if np.any(turn[axis, :3] < 0) else 0 for axis, n in enumerate(head.shape)]
     data = np.transpose(head.data, order)
     data = data[tuple(slice(None, None, flip) for flip in flips)]
     stored = Volume(data=np.ascontiguousarray(data), voxel_to_ras=head.voxel_to_ras @ turn)

@@ -25,7 +25,9 @@ from brainstage.preprocessing.template import load_template
 from brainstage.preprocessing.volumes import LABEL_NAMES, LABEL_OF, atlas_volumes_ml, measure_volumes
 
 
-def registered_of(head: Volume, mask: BrainMask, native_to_template: np.ndarray | None = None) -> RegisteredBrain:
+def registered_of(
+    head: Volume, mask: BrainMask, native_to_template: np.ndarray | None = None
+) -> RegisteredBrain:
     findings = HeaderFindings(
         shape=head.shape, spacing_mm=head.spacing_mm, axcodes="RAS", affine_source="sform"
     )
@@ -118,12 +120,11 @@ def test_regions_of_an_atlas_have_the_size_that_the_registration_gives_them(temp
     index = np.stack(np.meshgrid(*(np.arange(n) for n in places.shape), indexing="ij"))
     mm = np.tensordot(places.voxel_to_ras[:3, :3], index, 1) + places.voxel_to_ras[:3, 3][:, None, None, None]
     ball = np.sqrt(np.square(mm - centre[:, None, None, None]).sum(axis=0)) < 12.0
-    labels = corrected.head.with_data(
-        np.where(ball, np.where(mm[0] < -20.0, 1, 2), 0).astype(np.float32)
-    )
+    labels = corrected.head.with_data(np.where(ball, np.where(mm[0] < -20.0, 1, 2), 0).astype(np.float32))
     shrunk = np.diag([scale, scale, scale, 1.0])  # native mm to template mm: the template is larger
     found = atlas_volumes_ml(
-        atlas_of(labels, {1: "half", 2: "half", 7: "nowhere"}), registered_of(corrected.head, corrected.brain_mask, shrunk)
+        atlas_of(labels, {1: "half", 2: "half", 7: "nowhere"}),
+        registered_of(corrected.head, corrected.brain_mask, shrunk),
     )
     assert found["nowhere"] == 0.0
     assert found["half"] == pytest.approx(4 / 3 * np.pi * 1.2**3 / scale**3, rel=0.02)

@@ -37,7 +37,7 @@ FIGURES = {
 PREVIEWS = {"native", "nativemask", "registered"}
 COHORT = {
     "dataset_description.json", ".bidsignore", "data_manifest.csv", "predictions.csv", "qc.csv", "cohort.html",
-    "predictions.json", "qc.json", "methods.md",
+    "predictions.json", "qc.json", "volumes.csv", "volumes.json", "methods.md",
 }  # fmt: skip
 
 

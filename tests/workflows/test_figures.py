@@ -30,6 +30,7 @@ from brainstage.pipeline.records import (
 )
 from brainstage.pipeline.volume import BrainMask, Volume, spacing_of
 from brainstage.preprocessing.template import load_template
+from brainstage.preprocessing.volumes import LABEL_OF
 from brainstage.workflows.reporting import outlines
 from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
 from brainstage.workflows.reporting.figures import scan_figures

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
@@ -34,8 +35,10 @@ from brainstage.pipeline.errors import (
     UsageError,
     WeightsMissingError,
 )
+from brainstage.pipeline.files import write_json
 from brainstage.pipeline.manifest import ManifestRow, read_manifest, write_manifest
 from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
+from brainstage.pipeline.records import BrainVolumes
 from brainstage.pipeline.review import read_decisions
 from brainstage.pipeline.stage import content_key
 from brainstage.pipeline.volume import BrainMask, Volume
@@ -855,23 +858,25 @@ def test_other_peoples_directory_is_never_replaced(finished_run, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def with_fluid(out_dir: Path) -> None:
-    """Give every scan a measure of fluid."""
+def with_volumes(out_dir: Path) -> None:
+    """Give every scan volumes: one hippocampus, and a ventricle that is withheld."""
     generator = np.random.default_rng(5)
     for file in sorted(out_dir.glob("sub-*/**/*_desc-qc.json")):
-        content = json.loads(file.read_text())
-        file.write_text(json.dumps(content | {"ventricle_share": float(np.exp(generator.normal(0, 0.3)))}))
+        hippocampus = 3.0 * float(np.exp(generator.normal(0, 0.1)))
+        found = {"intracranial": 1500.0, "hippocampus_left": hippocampus, "ventricle_left": None}
+        state = out_dir / ".brainstage" / file.name.removesuffix("_desc-qc.json")
+        write_json(state / "volumes_result.json", asdict(BrainVolumes(volumes_ml=found)))
 
 
 @pytest.fixture
 def many(finished_run, tmp_path):
-    """20 controls and 20 patients of a run whose scans have measures of fluid."""
+    """20 controls and 20 patients of a run whose scans have volumes."""
     out_dir = tmp_path / "many"
     generator = np.random.default_rng(1)
     rows = [add_scan(out_dir, f"{n:02d}", "AD" if n % 2 else "CN", generator) for n in range(40)]
     rows.append(add_scan(out_dir, "00", "CN", generator, session="M12"))
     write_manifest(out_dir / "data_manifest.csv", rows)
-    with_fluid(out_dir)
+    with_volumes(out_dir)
     state = out_dir / ".brainstage"
     state.mkdir(exist_ok=True)
     shutil.copy(finished_run / ".brainstage" / "preprocessing.json", state)
@@ -882,7 +887,8 @@ def test_people_of_a_class_are_taken_once_with_what_is_known_of_them(many):
     cohort = read_cohort(many, "diagnosis", None)
     people = reference_people(cohort, "CN")
     assert len(people) == 20
-    assert all(set(person.measures) == {"ventricle_share"} and person.sex == "F" for person in people)
+    measured = {"intracranial_ml", "hippocampus_left_ml", "hippocampus_left_pct_icv"}
+    assert all(set(person.measures) == measured and person.sex == "F" for person in people)
 
 
 def test_a_model_keeps_what_is_usual_in_its_class_of_reference_and_the_card_says_so(
@@ -894,9 +900,39 @@ def test_a_model_keeps_what_is_usual_in_its_class_of_reference_and_the_card_says
     assert description.reference is not None
     assert description.reference.label == "CN"
     assert description.columns_read == ("age", "sex")
-    (finding,) = reference_findings(description.reference, {"ventricle_share": 9.0, "cnr": None}, {})
-    assert finding.percentile > 99
-    assert "## Class of reference" in (result.model_dir / "MODEL_CARD.md").read_text()
+    shrunk = {"hippocampus_left_pct_icv": 0.1, "ventricle_left_pct_icv": None, "hippocampus_left_ml": 1.5}
+    (finding,) = reference_findings(description.reference, shrunk, {})
+    assert finding.percentile < 1
+    assert finding.percentile_low < finding.percentile < finding.percentile_high
+    assert reference_findings(description.reference, {"hippocampus_left_pct_icv": None}, {}) == ()
+    card = (result.model_dir / "MODEL_CARD.md").read_text()
+    assert "## Class of reference" in card
+    assert re.search(r"hippocampus left pct icv \| 20.* \| 0\.1\d to 0\.2\d %", card)
+
+
+def test_a_model_of_before_volumes_were_measured_keeps_its_id_and_says_nothing_of_what_is_no_more(
+    trained, tmp_path
+):
+    """Its class of reference has no curve and no widening, and measures of another version."""
+    result, _ = trained
+    model_dir = shutil.copytree(result.model_dir, tmp_path / "model")
+    norm = {
+        "measure": "ventricle_share", "by": [], "people": 20, "coefficients": [0.5], "spread": [[0.05]],
+        "residual_sd": 0.3, "ages": None,
+    }  # fmt: skip
+    content = json.loads((model_dir / "model.json").read_text())
+    content["reference"] = {"label": "CN", "norms": [norm], "measured_by": "2"}
+    unnamed = {
+        name: value for name, value in content.items() if name not in ("model_id", "versions", "kernels")
+    }
+    unnamed["backbone"] = {name: value for name, value in content["backbone"].items() if name != "origin"}
+    digits = hashlib.sha256(json.dumps(unnamed, sort_keys=True).encode()).hexdigest()[:11]
+    content["model_id"] = f"m{digits}"
+    (model_dir / "model.json").write_text(json.dumps(content))
+    description = read_description(model_dir)
+    volumes = BrainVolumes(volumes_ml={"intracranial": 1500.0, "ventricle_left": 20.0})
+    assert description.reference is not None
+    assert reference_findings(description.reference, volumes.measures, {"age": "70", "sex": "F"}) == ()
 
 
 def test_a_class_of_reference_that_is_none_of_the_classes_is_refused(finished_run, tmp_path):

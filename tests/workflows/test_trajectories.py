@@ -1,4 +1,4 @@
-"""Visits in the order of time, the scan that stands for a session, and reversals that cannot be."""
+"""Visits in the order of time, the scan that stands for a session, changes, and reversals that cannot be."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.records import (
+    VOLUMES,
+    BrainVolumes,
     Completed,
     Covariates,
     Failure,
@@ -56,6 +58,8 @@ def visit(
     age=None,
     qc=QcStatus.PASS,
     cnr: float | None = 2.0,
+    ml: dict[str, float | None] | None = None,
+    preprocessed: str = "p",
     **said,
 ) -> Completed:
     entities = BidsEntities(subject=subject, session=session, run=run)
@@ -65,7 +69,8 @@ def visit(
         ),
         qc=QcReport(measures={"cnr": cnr}, verdict=QcVerdict(status=qc)),
         prediction=prediction(label, **said) if label else None,
-        preprocessing_id="p",
+        preprocessing_id=preprocessed,
+        volumes=BrainVolumes(volumes_ml=ml) if ml else None,
     )
 
 
@@ -96,7 +101,6 @@ def test_a_participant_with_two_sessions_makes_a_table_of_all():
     ("outcomes", "classes"),
     [
         pytest.param([visit("M00"), visit("M00", run="2"), visit("M00", subject="02")], CLINICAL, id="once"),
-        pytest.param([visit("M00", None), visit("M12", None)], (), id="no model"),
         pytest.param([], CLINICAL, id="nothing"),
     ],
 )
@@ -208,3 +212,75 @@ def test_a_reversal_is_flagged_across_visits_that_say_nothing_sure():
         visit("M36", "CN"),
     ]
     assert [row["flag"] for row in rows(outcomes)] == ["", "", "", "implausible_reversal", ""]
+
+
+def hippocampi(left: float | None, right: float = 3.0) -> dict[str, float | None]:
+    return {"intracranial": 1500.0, "hippocampus_left": left, "hippocampus_right": right}
+
+
+def test_without_a_model_the_table_is_about_volumes_alone():
+    found = rows([visit("M00", None, age=70.0), visit("M12", None, age=71.0)], ())
+    assert [row["prediction_status"] for row in found] == ["no_model", "no_model"]
+    assert not [name for name in found[0] if name.startswith(("p_", "change_of_p_"))]
+    assert found[0].keys() >= {f"{name}_change_pct_per_year" for name in VOLUMES}
+
+
+def test_the_change_of_a_volume_in_a_year_has_its_interval_and_a_word():
+    first, second = rows(
+        [
+            visit("M00", None, age=70.51, ml=hippocampi(3.0)),
+            visit("M24", None, age=72.51, ml=hippocampi(2.4, 2.98)),
+        ],
+        (),
+    )
+    assert {text for name, text in first.items() if "change" in name or name == "time_from"} == {""}
+    assert (second["years_since_previous"], second["time_from"]) == ("2", "age")
+    assert second["hippocampus_left_change_pct"] == "-20"
+    per_year, low, high = (
+        float(second[f"hippocampus_left_change_pct_per_year{end}"]) for end in ("", "_low", "_high")
+    )
+    assert low < per_year < high < 0
+    assert per_year == pytest.approx(-10.557, abs=0.01)
+    assert second["hippocampus_left_change"] == "decrease"
+    assert second["hippocampus_right_change"] == "within measurement error"
+    assert (second["intracranial_change"], second["intracranial_change_pct"]) == (
+        "within measurement error",
+        "0",
+    )
+    assert second["csf_change"] == ""
+
+
+def test_where_the_time_is_not_known_there_is_no_change_in_a_year_and_that_is_said():
+    _, second = rows([visit("M00", None, ml=hippocampi(3.0)), visit("M12", None, ml=hippocampi(2.4))], ())
+    assert (second["years_since_previous"], second["time_from"]) == ("", "unknown")
+    assert (second["hippocampus_left_change_pct"], second["hippocampus_left_change"]) == ("-20", "decrease")
+    assert {second[f"hippocampus_left_change_pct_per_year{end}"] for end in ("", "_low", "_high")} == {""}
+
+
+def test_a_volume_is_compared_with_the_last_visit_that_has_it_and_with_its_time():
+    found = rows(
+        [
+            visit("M00", None, age=70.51, ml=hippocampi(3.0)),
+            visit("M12", None, age=71.51, ml=hippocampi(None)),
+            visit("M24", None, age=72.51, ml=hippocampi(1.0), qc=QcStatus.FAIL),
+            failed("M30"),
+            visit("M48", None, age=74.51, ml=hippocampi(2.4)),
+        ],
+        (),
+    )
+    # The failed visit has no age here, so the order is that of the labels.
+    assert [row["hippocampus_left_change_pct"] for row in found] == ["", "", "", "", "-20"]
+    assert float(found[-1]["hippocampus_left_change_pct_per_year"]) == pytest.approx(-5.426, abs=0.01)
+    assert [row["hippocampus_right_change_pct"] for row in found] == ["", "0", "", "", "0"]
+
+
+def test_visits_that_were_preprocessed_otherwise_are_not_compared():
+    found = rows(
+        [
+            visit("M00", None, age=70.51, ml=hippocampi(3.0)),
+            visit("M12", None, age=71.51, ml=hippocampi(2.0), preprocessed="other"),
+            visit("M24", None, age=72.51, ml=hippocampi(2.97)),
+        ],
+        (),
+    )
+    assert [row["hippocampus_left_change_pct"] for row in found] == ["", "", "-1"]

@@ -19,11 +19,12 @@ from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, ScanFiles
 from brainstage.pipeline.entities import entities_of, parse_name, validate_name
 from brainstage.pipeline.errors import InputMissingError, ManifestError, UsageError
-from brainstage.pipeline.files import read_json, read_json_or_empty
+from brainstage.pipeline.files import read_json
 from brainstage.pipeline.manifest import COLUMNS, ManifestRow, read_manifest
 from brainstage.pipeline.records import Review, ReviewDecision
 from brainstage.pipeline.review import remarks_of
 from brainstage.pipeline.runner import FAILURE_MARKER
+from brainstage.workflows.measured_volumes import read_volumes
 from brainstage.workflows.output_directory import (
     finished_files,
     known_preprocessings,
@@ -200,23 +201,25 @@ def read_cohort(
 
 
 def reference_people(cohort: Cohort, label: str) -> list[ReferencePerson]:
-    """Return the participants of a class with the measures, age and sex of their first scan."""
+    """Return the participants of a class with the volumes, age and sex of their first scan."""
     chosen: dict[str, LabelledScan] = {}
     for scan, person in zip(cohort.scans, cohort.participants, strict=True):
         if scan.label == label:
             chosen.setdefault(person, scan)
     return [
         ReferencePerson(
-            measures={
-                name: value
-                for name, value in read_json_or_empty(scan.files.qc_json).items()
-                if isinstance(value, float)
-            },
+            measures=_volumes_of(scan.files),
             age=scan.row.age,
             sex=scan.row.value("sex"),
         )
         for scan in chosen.values()
     ]
+
+
+def _volumes_of(files: ScanFiles) -> dict[str, float]:
+    """Return the volumes of a scan that are not withheld."""
+    found = read_volumes(files)
+    return {name: value for name, value in found.measures.items() if value is not None} if found else {}
 
 
 def read_finished_run(

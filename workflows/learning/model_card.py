@@ -75,7 +75,8 @@ def reference_rows(reference: ReferenceClass | None) -> list[tuple[Norm, str]]:
         whom = ", ".join(
             filter(None, (f"at {age} years" if age is not None else "", "female" if sex else ""))
         )
-        usual = f"{found.low:.2g} to {found.high:.2g} %" + (f" ({whom})" if whom else "")
+        unit, digits = ("ml", 4) if norm.measure.endswith("_ml") else ("%", 2)
+        usual = f"{found.low:.{digits}g} to {found.high:.{digits}g} {unit}" + (f" ({whom})" if whom else "")
         rows.setdefault(norm.measure, (norm, usual))
     return list(rows.values())
 

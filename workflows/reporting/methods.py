@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from brainstage.models.norms_directory import NormsDescription
 from brainstage.pipeline.config import Config
 from brainstage.workflows.reporting.markdown import markdown_environment
 
@@ -81,6 +82,11 @@ DECATHLON: Final = Reference(
     text="Antonelli M et al. 2022. The Medical Segmentation Decathlon. Nature Communications 13:4128",
     doi="10.1038/s41467-022-30695-9",
 )
+PERCENTILE_LIMITS: Final = Reference(
+    text="Crawford JR, Garthwaite PH. 2002. Investigation of the single case in neuropsychology: confidence limits on "
+    "the abnormality of test scores and test score differences. Neuropsychologia 40:1196-1208",
+    doi="10.1016/S0028-3932(01)00224-X",
+)
 
 _EXTRACTION: Final = {
     "auto": "Scans that came without their skull were recognised and left as they were; in all others the brain was "
@@ -99,7 +105,11 @@ _NORMALISATION: Final = {
 
 
 def method_steps(
-    config: Config, versions: Mapping[str, str], *, model_id: str | None = None
+    config: Config,
+    versions: Mapping[str, str],
+    *,
+    model_id: str | None = None,
+    norms: NormsDescription | None = None,
 ) -> tuple[MethodStep, ...]:
     """Describe the processing, step by step, as the configuration has it.
 
@@ -110,6 +120,8 @@ def method_steps(
         Package name, as on the package index, to version; an absent one is left out of the text.
     model_id : str, optional
         The model that made predictions; None when there was none.
+    norms : NormsDescription, optional
+        What volumes were compared with; None when there were none.
     """
     steps = [
         _reading(versions),
@@ -120,6 +132,8 @@ def method_steps(
         _quality(),
         _volumes(versions),
     ]
+    if norms is not None:
+        steps.append(_norms(norms))
     if model_id is not None:
         steps.append(_prediction(config, versions, model_id))
     return tuple(steps)
@@ -133,6 +147,7 @@ def render_methods(
     n_scans: int,
     n_failed: int = 0,
     model_id: str | None = None,
+    norms: NormsDescription | None = None,
     account: Sequence[str] = (),
     otherwise: Mapping[str, tuple[int, Sequence[tuple[str, str, str]]]] | None = None,
 ) -> str:
@@ -147,13 +162,14 @@ def render_methods(
     n_scans, n_failed : int
         Scans of the run, and how many of them a stage could not handle.
     model_id : str, optional
+    norms : NormsDescription, optional
     account : sequence of str
         What became of the dataset's participants, files and labels.
     otherwise : mapping, optional
         Other ``preprocessing_id`` among the scans to their number, and to key, value there and value here of what
         differs.
     """
-    steps = method_steps(config, versions, model_id=model_id)
+    steps = method_steps(config, versions, model_id=model_id, norms=norms)
     return markdown_environment(trimmed=True).get_template("methods.md.j2").render(
         steps=steps,
         references=references_of(steps),
@@ -255,13 +271,25 @@ def _quality() -> MethodStep:
 def _volumes(versions: Mapping[str, str]) -> MethodStep:
     return MethodStep(
         title="Volumes",
-        text="Volumes were measured in native space. Grey matter, white matter and cerebrospinal fluid inside the brain "
-        "mask are those of a mixture of normal distributions with the tissue probabilities of the template; the "
+        text="Volumes were measured in native space. Grey matter, white matter and cerebrospinal fluid inside the "
+        "brain mask are those of a mixture of normal distributions with the tissue probabilities of the template; the "
         "lateral ventricles with their temporal horns are the fluid that is connected to those of the template; the "
         f"hippocampi were found by a 3D U-Net (MONAI{_version(versions, 'monai')}) that was trained on hand-drawn "
         "crops of the Medical Segmentation Decathlon. The intracranial volume is that of the brain mask, fluid around "
         "the brain included. An outline that did not meet the bounds of its own quality was withheld.",
         references=(DECATHLON, HIPPOCAMPI),
+    )
+
+
+def _norms(norms: NormsDescription) -> MethodStep:
+    ages = [age for norm in norms.reference.norms for age in norm.ages or ()]
+    return MethodStep(
+        title="Norms",
+        text=f"Volumes, in per cent of the intracranial volume, and that volume itself were compared with norms "
+        f"{norms.norms_id} of {norms.people} people of {min(ages):.0f} to {max(ages):.0f} years"
+        f"{f' ({norms.dataset})' if norms.dataset else ''}: regressions of the logarithm by age and sex, and "
+        "percentiles with the 95 % interval that the size of that sample leaves. Outside these ages nothing is said.",
+        references=(PERCENTILE_LIMITS,),
     )
 
 
