@@ -23,7 +23,7 @@ class ShownVolumes:
     Attributes
     ----------
     status : str
-        A :class:`VolumesStatus`, or ``failed``.
+        A ``VolumesStatus``, or ``failed``.
     reasons : tuple of str
         Why something is withheld.
     measures : mapping
