@@ -66,8 +66,8 @@ def head_of(
         pytest.param(affine_of(15.0, 1.15, (4, -3, 2)), (1.0, 1.0, 1.0), (0, 0, 0), 0.02, id="turned and scaled"),
         pytest.param(affine_of(), (1.0, 1.0, 1.0), (6, -7, 5), 0.02, id="elsewhere than expected"),
         pytest.param(affine_of(), (0.7, 0.7, 0.7), (2, 1, 0), 0.02, id="0.7 mm"),
-        pytest.param(affine_of(), (2.0, 2.0, 2.0), (0, 2, 0), 0.07, id="2 mm"),
-        pytest.param(affine_of(), (1.0, 1.0, 3.0), (0, 0, 0), 0.1, id="thick slices"),
+        pytest.param(affine_of(), (2.0, 2.0, 2.0), (0, 2, 0), 0.15, id="2 mm"),
+        pytest.param(affine_of(), (1.0, 1.0, 3.0), (0, 0, 0), 0.2, id="thick slices"),
     ],
 )  # fmt: skip
 def test_the_volumes_of_a_phantom_are_found_on_their_sides(affine, spacing_mm, off_mm, within):

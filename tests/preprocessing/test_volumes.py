@@ -84,7 +84,7 @@ def test_the_map_holds_what_the_table_says(measured) -> None:
         side = {"left": -1, "right": 1}.get(name.rpartition("_")[2])
         if side:
             x_mm = labels.grid.places_mm(np.argwhere(labels.data == value))[0]
-            assert np.mean(side * x_mm > 0) > 0.99
+            assert np.mean(side * x_mm >= 0) > 0.99
 
 
 def test_a_brain_of_one_value_has_its_size_and_says_why_nothing_else(template_brain) -> None:
@@ -127,7 +127,7 @@ def test_regions_of_an_atlas_have_the_size_that_the_registration_gives_them(temp
         registered_of(corrected.head, corrected.brain_mask, shrunk),
     )
     assert found["nowhere"] == 0.0
-    assert found["half"] == pytest.approx(4 / 3 * np.pi * 1.2**3 / scale**3, rel=0.02)
+    assert found["half"] == pytest.approx(ball.sum() / 1000.0 / scale**3, rel=0.02)
 
 
 def test_what_lies_outside_the_brain_is_not_counted(template_brain) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_loading_what_was_saved_is_what_was_computed(
     )
     labels = Volume(data=RNG.integers(0, 8, head.shape).astype(np.float32), voxel_to_ras=head.voxel_to_ras)
     states += [assessed, replace(assessed, volumes=volumes, labels=labels)]
-    for stage, before, after in zip(stages, states, states[1:], strict=True):
+    for stage, (before, after) in zip(stages, pairwise(states), strict=True):
         stage.save(after, files)
         assert same(stage.load(before, files), after), stage.name
     assert not same(registered, replace(registered, native_to_template=np.eye(4)))
