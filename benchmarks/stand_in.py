@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +21,20 @@ from brainstage.pipeline import lease
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import write_bytes, write_json
+from brainstage.pipeline.records import VOLUMES, BrainVolumes
 from brainstage.pipeline.stage import Stage
+from brainstage.workflows.measured_volumes import VOLUMES_RECORD
 
-NAMES = ("ingest", "brain_extraction", "bias_field", "intensity", "registration", "quality", "figures")
+NAMES = (
+    "ingest",
+    "brain_extraction",
+    "bias_field",
+    "intensity",
+    "registration",
+    "quality",
+    "volumes",
+    "figures",
+)
 MEASURES: dict[str, Any] = {"brain_volume_ml": 1400.0, "template_correlation": 0.65, "spacing_mm": 1.0}
 ORDERS = "BRAINSTAGE_STAND_IN"
 """Variable with a JSON object: scan key to stage to what goes wrong there, or ``pace`` to seconds a stage takes.
@@ -127,6 +139,12 @@ def _save(state: Any, files: ScanFiles, name: str) -> Sequence[Path]:  # noqa: A
         return [write_bytes(files.template_t1w, content), write_bytes(files.template_mask, content)]
     if name == "quality":
         return [write_json(files.qc_json, MEASURES | {"qc_status": "pass", "qc_reasons": []})]
+    if name == "volumes":
+        return [
+            write_json(
+                files.state / VOLUMES_RECORD, asdict(BrainVolumes(volumes_ml=dict.fromkeys(VOLUMES, 1.0)))
+            )
+        ]
     return []
 
 

@@ -167,18 +167,11 @@ def crop_names(places: Places) -> tuple[list[str], list[str]]:
 
 
 def crop_rows(names: Sequence[str], places: Places) -> list[Row]:
-    """Return overlap and volumes of crops: the network once, on the crop in the middle of its frame."""
-    from brainstage.preprocessing.hippocampi import FRAME_SHAPE, mirrored_mean, normalised
-
+    """Return overlap and volumes of crops: the network on the crop in the middle of its box."""
     rows = []
     for name in names:
         image, truth = read_crop(places.data_dir / CROPS, name)
-        # Multiples of 8 are what the network takes; a few crops are larger than the frame.
-        shape = tuple(max(n, -(-m // 8) * 8) for n, m in zip(FRAME_SHAPE, image.shape, strict=True))
-        place = tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(shape, image.shape, strict=True))
-        box, shown = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=bool)
-        box[place], shown[place] = image, True
-        probability = mirrored_mean(segmenter(), normalised(box, shown)[np.newaxis])[0][place]
+        probability = training().found_in_crop(image, segmenter())
         measures = {
             "dice": dice(probability > 0.5, truth),
             "true_ml": float(truth.sum()) / 1000.0,

@@ -171,13 +171,18 @@ class Judged:
     found_ml: float
 
 
+def found_in_crop(image: NDArray[np.float32], segment: Segmenter) -> NDArray[np.float32]:
+    """Return the probabilities (I, J, K) inside a crop; 0 where it is longer than a box."""
+    box = normalised(in_box(image), in_box(np.ones_like(image)) > 0)
+    into, out_of = _places(image.shape)
+    probability = np.zeros_like(image)
+    probability[out_of] = opinions(segment, box[None]).mean(axis=0)[0][into]
+    return probability
+
+
 def judged(name: str, crop: Crop, segment: Segmenter) -> Judged:
     """Compare what is found inside a crop with what was drawn."""
-    shown = in_box(np.ones_like(crop.image)) > 0
-    box = normalised(in_box(crop.image), shown)
-    into, out_of = _places(crop.image.shape)
-    probability = np.zeros_like(crop.image)
-    probability[out_of] = opinions(segment, box[None]).mean(axis=0)[0][into]
+    probability = found_in_crop(crop.image, segment)
     found, drawn = probability > 0.5, crop.label > 0.5
     return Judged(
         name=name,

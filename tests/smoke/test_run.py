@@ -31,6 +31,12 @@ PREPROCESSED = {
     "anat/{key}_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5",
     "anat/{key}_desc-qc.json",
 }
+MEASURED = {
+    "anat/{key}_desc-volumes_dseg.nii.gz",
+    "anat/{key}_desc-volumes_dseg.json",
+    "anat/{key}_desc-volumes_dseg.tsv",
+}
+"""Where quality control did not fail the scan."""
 FIGURES = {
     "imagequality", "background", "mask", "registration", "flicker", "biasfield", "histogram", "montage",
 }  # fmt: skip
@@ -79,11 +85,12 @@ def keys_of(bids: Path) -> list[str]:
     return sorted(p.name.removesuffix("_T1w.nii") for p in bids.rglob("*_T1w.nii"))
 
 
-def expected_files(key: str) -> set[str]:
+def expected_files(key: str, *, failed_qc: bool = False) -> set[str]:
     entities = dict(part.split("-") for part in key.split("_"))
     subject, session = f"sub-{entities['sub']}", f"ses-{entities['ses']}"
-    volumes = {f"{subject}/{session}/{name.format(key=key)}" for name in PREPROCESSED}
-    pictures = {f"{subject}/figures/{key}_desc-{name}_T1w.png" for name in FIGURES}
+    names, shown = (PREPROCESSED, FIGURES) if failed_qc else (PREPROCESSED | MEASURED, FIGURES | {"volumes"})
+    volumes = {f"{subject}/{session}/{name.format(key=key)}" for name in names}
+    pictures = {f"{subject}/figures/{key}_desc-{name}_T1w.png" for name in shown}
     pictures |= {f"{subject}/figures/{key}_desc-{name}_T1w.nii.gz" for name in PREVIEWS}
     return volumes | pictures | {f"{key}.html"}
 
@@ -92,9 +99,10 @@ def test_a_run_writes_exactly_the_files_of_the_contract(finished: Path, bids: Pa
     sound, failed, wrong = keys_of(bids)
     found = {name for name in files_under(finished) if not name.startswith((".brainstage/", "logs/"))}
     # A T2w brain fits the template too badly to tell where its face is, so the air around it is not shown.
-    no_air = {name for name in expected_files(wrong) if "_desc-background_" in name}
+    of_wrong = expected_files(wrong, failed_qc=True)
+    no_air = {name for name in of_wrong if "_desc-background_" in name}
     assert len(no_air) == 1
-    assert found == COHORT | expected_files(sound) | expected_files(wrong) - no_air | {f"{failed}.html"}
+    assert found == COHORT | expected_files(sound) | of_wrong - no_air | {f"{failed}.html"}
     logs = [name for name in files_under(finished) if name.startswith("logs/")]
     assert len(logs) == 1
     assert logs[0].endswith(".jsonl")
@@ -111,7 +119,7 @@ def test_every_scan_has_its_row_and_the_damaged_one_says_why(finished: Path, bid
 
 def test_volumes_say_where_they_are_twice_and_nothing_else(finished: Path) -> None:
     volumes = sorted(finished.rglob("*.nii.gz"))
-    assert len(volumes) == 8 + 2 * len(PREVIEWS)
+    assert len(volumes) == 8 + 1 + 2 * len(PREVIEWS)
     for path in volumes:
         image = nib.load(path)
         assert int(image.header["sform_code"]) == int(image.header["qform_code"]) > 0
@@ -121,7 +129,20 @@ def test_volumes_say_where_they_are_twice_and_nothing_else(finished: Path) -> No
             b"", b"", b"",
         ]  # fmt: skip
         small = path.name.endswith("mask.nii.gz") or path.parent.name == "figures"
-        assert image.get_data_dtype() == (np.uint8 if small else np.float32)
+        labels = path.name.endswith("dseg.nii.gz")
+        assert image.get_data_dtype() == (np.uint8 if small else np.int16 if labels else np.float32)
+
+
+def test_every_scan_has_a_row_of_volumes_and_only_the_sound_one_has_numbers(
+    finished: Path, bids: Path
+) -> None:
+    rows = rows_of(finished / "volumes.csv")
+    assert [(row["volumes_status"], row["volumes_reasons"]) for row in rows] == [
+        ("reported", ""), ("failed", "failed"), ("withheld", "qc_failed"),
+    ]  # fmt: skip
+    assert 1000 < float(rows[0]["intracranial_ml"]) < 2000
+    assert all(2.0 < float(rows[0][f"hippocampus_{side}_ml"]) < 6.0 for side in ("left", "right"))
+    assert not any(value for row in rows[1:] for name, value in row.items() if name.endswith(("_ml", "_icv")))
 
 
 def test_no_output_names_a_folder_of_this_machine(finished: Path, bids: Path) -> None:
