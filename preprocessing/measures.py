@@ -18,7 +18,6 @@ from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.records import CorrectedBrain, RegisteredBrain, StrippedBrain
 from brainstage.pipeline.volume import BrainMask, Volume
-from brainstage.preprocessing.morphometry import MEDIAL_TEMPORAL, medial_temporal_fluid
 from brainstage.preprocessing.motion import band_misregistration, gradient_entropy
 from brainstage.preprocessing.orientation import centre_mm, correlation_inside, rotation_degrees_of
 from brainstage.preprocessing.regions import brain_without_ventricles
@@ -43,7 +42,6 @@ MIXTURE_GAIN: Final = 1e-3
 """Of the mean log-likelihood in a step, where the fit ends."""
 MIXTURE_STEPS: Final = 60
 MIXTURE_LEAST: Final = 1e-6
-LEAST_VOXELS_OF_TISSUES: Final = 1000
 WELL_INSIDE_MM: Final = 8.0
 """Template voxels deeper under its surface are brain in every person, once the brain is registered."""
 NO_SIGNAL: Final = (0.05, 0.15)
@@ -120,21 +118,11 @@ def measure(
         "band_misregistration": _or_none(band_misregistration(stripped.head, stripped.brain_mask)),
         "gradient_entropy": _or_none(gradient_entropy(stripped.head, stripped.brain_mask)),
         "ventricle_share": ventricle_share(corrected, registered.native_to_template),
-        **_medial_temporal(brain, brain_mask),
     }
     if second_opinion:
         agreement = mask_agreement(stripped, seed=seed)
         measures["mask_agreement_dice"] = _or_none(agreement)
     return measures
-
-
-def _medial_temporal(brain: NDArray[np.float32], brain_mask: BrainMask) -> dict[str, float | None]:
-    """Return the shares of fluid, compared with tissue of the same voxel size: mixed voxels count alike."""
-    values = brain[brain_mask.data]
-    if values.size < LEAST_VOXELS_OF_TISSUES:
-        return dict.fromkeys(MEDIAL_TEMPORAL)
-    tissues = fit_tissues(values)
-    return medial_temporal_fluid(brain, brain_mask, tissues.grey_mean, tissues.white_mean)
 
 
 def upright_margin(brain: NDArray[np.float32], template: Template) -> float:

@@ -16,7 +16,7 @@ from brainstage.pipeline.errors import ConfigError
 from brainstage.pipeline.records import QcReport, QcStatus, QcVerdict, RegisteredBrain
 from brainstage.preprocessing.measures import MeasureValue, measure
 
-STAGE_VERSION: Final = "7"
+STAGE_VERSION: Final = "8"
 
 CAUSE: Final = "wrong_contrast"
 MISPLACED: Final = "mask_overlap"
@@ -340,23 +340,6 @@ MEASURES: Final[tuple[Measure, ...]] = (
         explanation="Lateral ventricles with their temporal horns over the brain mask, in native space: fluid by how "
         "little tissue lies between it and the template's ventricles. It rises with age and with atrophy; it is "
         "reported, and never judged.",
-        source=_FLUID,
-    ),
-    Measure(
-        name="medial_temporal_fluid_left",
-        unit="%",
-        direction="note",
-        added=True,
-        explanation="Share of fluid in the left medial temporal region, a box around hippocampus and amygdala. It "
-        "rises where tissue gives way to fluid; it is coarse, and no volume of the hippocampus.",
-        source=_FLUID,
-    ),
-    Measure(
-        name="medial_temporal_fluid_right",
-        unit="%",
-        direction="note",
-        added=True,
-        explanation="The same on the right.",
         source=_FLUID,
     ),
     Measure(

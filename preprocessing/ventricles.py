@@ -48,6 +48,8 @@ FLUID_RAMP: Final = (0.2, 0.8)
 """On the scale from deep grey matter (0) to the darkest fluid (1): around the half, where a boundary is drawn by hand,
 and soft enough for mixed voxels."""
 DARKEST_PERCENTILE: Final = 10.0
+FLUID_UP_TO: Final = 0.4
+"""Of the way from the darkest fluid to deep grey matter: what is brighter in narrow ventricles is mixed or tissue."""
 CORE_TISSUE: Final = (0.85, 0.97)
 """Template probability of grey and of white matter from which a voxel has that tissue in nearly everybody."""
 BRIGHTEST_PERCENTILE: Final = 90.0
@@ -78,6 +80,60 @@ class _Prior:
     inside_mm: NDArray[np.float64]
     grey_mm: NDArray[np.float64]
     white_mm: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepLevels:
+    """Intensities in the middle of a brain.
+
+    Attributes
+    ----------
+    darkest, fluid : float
+        In the ventricles: the darkest fluid, and the mean of what is not mixed with tissue.
+    grey, white : float
+        Medians of deep grey and of deep white matter.
+    """
+
+    darkest: float
+    fluid: float
+    grey: float
+    white: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ventricles:
+    """The lateral ventricles with their temporal horns.
+
+    Attributes
+    ----------
+    fractions : Volume
+        As of :func:`ventricle_fractions`.
+    left : ndarray, (I, J, K) bool
+        On the same grid: which voxels are on the person's left; all others are on the right.
+    """
+
+    fractions: Volume
+    left: NDArray[np.bool_]
+
+    @property
+    def left_ml(self) -> float:
+        """Volume of the left ventricle, millilitres."""
+        return self._volume_ml(self.left)
+
+    @property
+    def right_ml(self) -> float:
+        """Volume of the right ventricle, millilitres."""
+        return self._volume_ml(~self.left)
+
+    def _volume_ml(self, side: NDArray[np.bool_]) -> float:
+        mm3 = self.fractions.grid.voxel_volume_mm3
+        return float(self.fractions.data[side].sum(dtype=np.float64)) * mm3 / 1000.0
+
+    def on(self, grid: Grid) -> NDArray[np.int8]:
+        """Return labels (I, J, K) on another native grid: 1 left, 2 right, 0 where less than half is ventricle."""
+        sides = (np.where(side, self.fractions.data, np.float32(0)) for side in (self.left, ~self.left))
+        left, right = (interpolated(one, self.fractions.voxel_to_ras, grid, None) for one in sides)
+        return np.where(left + right < 0.5, 0, np.where(left >= right, 1, 2)).astype(np.int8)
 
 
 def ventricle_share(corrected: CorrectedBrain, native_to_template: Affine) -> float | None:
@@ -130,6 +186,55 @@ def ventricle_fractions(head: Volume, brain_mask: BrainMask, native_to_template:
     )
 
 
+def lateral_ventricles(head: Volume, brain_mask: BrainMask, native_to_template: Affine) -> Ventricles | None:
+    """Return the lateral ventricles with their temporal horns, and which of their fluid is left and which right.
+
+    Divided by the template's midplane, carried over by the affine: in twenty brains with very different ventricles,
+    it has 0.4 % of their labelled voxels on the other side, 1.5 % at most. To look for the septum finds other clefts
+    where ventricles are narrow.
+
+    Parameters
+    ----------
+    head : Volume
+        Native space, bias-corrected or nearly so.
+    brain_mask : BrainMask
+        On the same grid.
+    native_to_template : ndarray, (4, 4)
+        RAS+ mm to RAS+ mm.
+
+    Returns
+    -------
+    Ventricles or None
+        None as of :func:`ventricle_share`.
+    """
+    fractions = ventricle_fractions(head, brain_mask, native_to_template)
+    if fractions is None:
+        return None
+    to_template = native_to_template @ fractions.voxel_to_ras
+    i, j, k = np.ogrid[tuple(slice(n) for n in fractions.shape)]
+    x_mm = to_template[0, 0] * i + to_template[0, 1] * j + to_template[0, 2] * k + to_template[0, 3]
+    return Ventricles(fractions=fractions, left=x_mm <= 0)
+
+
+def deep_levels(head: Volume, native_to_template: Affine) -> DeepLevels | None:
+    """Return the levels of fluid in the ventricles and of grey and white matter around them.
+
+    Parameters
+    ----------
+    head : Volume
+        Native space, bias-corrected or nearly so.
+    native_to_template : ndarray, (4, 4)
+        RAS+ mm to RAS+ mm.
+
+    Returns
+    -------
+    DeepLevels or None
+        None where fluid is not darker than grey matter and that not darker than white matter, or where the brain
+        lies beside the template.
+    """
+    return _levels(head, native_to_template, _prior())
+
+
 def _ventricles(
     head: Volume, mask: BrainMask, native_to_template: Affine
 ) -> tuple[NDArray[np.float64], Grid] | None:
@@ -141,9 +246,8 @@ def _ventricles(
     levels = _levels(head, native_to_template, prior)
     if levels is None:
         return None
-    grey, darkest = levels
     part = head.grid.part(box)
-    depth = (grey - head.data[box]) / (grey - darkest)
+    depth = (levels.grey - head.data[box]) / (levels.grey - levels.darkest)
     low, high = FLUID_RAMP
     fluid = Volume(
         data=np.where(mask.data[box], np.clip((depth - low) / (high - low), 0.0, 1.0), 0.0),
@@ -182,8 +286,8 @@ def _least_wall_mm(
     return np.asarray(sitk.GetArrayFromImage(marching.Execute(speed)).T, dtype=np.float64)
 
 
-def _levels(head: Volume, native_to_template: Affine, prior: _Prior) -> tuple[float, float] | None:
-    """Return the intensities of deep grey matter and of the darkest fluid; None where they have no contrast.
+def _levels(head: Volume, native_to_template: Affine, prior: _Prior) -> DeepLevels | None:
+    """Return the levels of :func:`deep_levels`.
 
     Medians and percentiles over places of the template, those of tissue without what wide ventricles have filled:
     where the mixture of a whole brain's intensities has its peaks depends on stripping and on age.
@@ -197,8 +301,16 @@ def _levels(head: Volume, native_to_template: Affine, prior: _Prior) -> tuple[fl
     grey, white = grey[grey > from_here], white[white > from_here]
     if not grey.size or not white.size:
         return None
-    grey_level = float(np.median(grey))
-    return (grey_level, float(darkest)) if darkest < grey_level < np.median(white) else None
+    grey_level, white_level = float(np.median(grey)), float(np.median(white))
+    if not darkest < grey_level < white_level:
+        return None
+    unmixed = fluid[fluid < darkest + FLUID_UP_TO * (grey_level - darkest)]
+    return DeepLevels(
+        darkest=float(darkest),
+        fluid=float(unmixed.mean(dtype=np.float64)),
+        grey=grey_level,
+        white=white_level,
+    )
 
 
 def _values_at(

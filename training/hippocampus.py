@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 HELD_OUT_EVERY: Final = 6
 WEIGHTS: Final = Path(__file__).parents[1] / "models" / "hippocampus.safetensors"
 REPORT: Final = Path(__file__).with_suffix(".md")
-LICENCE: Final = "CC BY-SA 4.0; trained on Task04 of the Medical Segmentation Decathlon, Vanderbilt University Medical Center"
+LICENCE: Final = (
+    "CC BY-SA 4.0; trained on Task04 of the Medical Segmentation Decathlon, "
+    "Vanderbilt University Medical Center"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from brainstage.pipeline.config import QualityBounds
 from brainstage.pipeline.records import QcStatus, RegisteredBrain
 from brainstage.pipeline.volume import BrainMask
 from brainstage.preprocessing.measures import measure
-from brainstage.preprocessing.morphometry import MORPHOMETRY
 from brainstage.preprocessing.quality import MEASURES, assess, judge, status_of
 from brainstage.preprocessing.regions import ventricle_surroundings
 from brainstage.preprocessing.registration import carry_to_template
@@ -24,7 +23,7 @@ CONTRACT = {
 }  # fmt: skip
 ADDED = {
     "upright_margin", "missing_tissue_ml", "rim_to_grey", "clipped_share", "white_matter_noise", "bright_share",
-    "band_misregistration", "gradient_entropy", *MORPHOMETRY,
+    "band_misregistration", "gradient_entropy", "ventricle_share",
 }  # fmt: skip
 ON_DEMAND = {"mask_agreement_dice"}
 

@@ -120,8 +120,6 @@ def test_qc_has_the_columns_of_the_contract():
         "band_misregistration",
         "gradient_entropy",
         "ventricle_share",
-        "medial_temporal_fluid_left",
-        "medial_temporal_fluid_right",
     ]
 
 
