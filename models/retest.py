@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
-from brainstage.pipeline.records import VOLUMES
-
 COVERAGE_SDS: Final = 1.959964
 """Standard deviations to either side that hold 95 of 100."""
-RETEST_SD: Final[Mapping[str, float]] = {
-    name: 0.01 if name == "intracranial" else 0.03 if name.startswith(("hippocampus", "ventricle")) else 0.02
-    for name in VOLUMES
-}
+RETEST_SD: Final[Mapping[str, float]] = MappingProxyType(
+    {
+        "intracranial": 0.015,
+        "grey_matter": 0.015,
+        "white_matter": 0.015,
+        "csf": 0.04,
+        "ventricle_left": 0.04,
+        "ventricle_right": 0.04,
+        "hippocampus_left": 0.02,
+        "hippocampus_right": 0.02,
+    }
+)
 """Standard deviation of one measurement over its value, of the same person on the same scanner.
 
-Round numbers of the order that ``benchmarks/volumes.py`` finds in pairs of scans of one person on different days
-(OASIS; Marcus 2007, 10.1162/jocn.2007.19.9.1498): the spread of the logarithm of their ratio over the square root of
-two.
+Twice what ``benchmarks/volumes.py`` finds in two pairs of scans of one person on different days (OASIS; Marcus 2007,
+10.1162/jocn.2007.19.9.1498): so few pairs may show half of what there is. Another scanner or sequence adds to it.
 """
 
 

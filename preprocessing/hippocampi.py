@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainstage.pipeline.volume import Affine, Grid, Volume, inverse_of
-from brainstage.preprocessing.resampling import interpolated, resampled
+from brainstage.preprocessing.resampling import interpolated, placed, resampled
 
 FRAME_SHAPE: Final = (40, 56, 40)
 """Voxels of what the network sees: left to right, back to front, bottom to top."""
@@ -65,9 +65,7 @@ class Hippocampus:
 
     def inside(self, grid: Grid) -> NDArray[np.bool_]:
         """Return which voxels of a native grid are mostly hippocampus, (I, J, K)."""
-        inside: NDArray[np.bool_] = (
-            interpolated(self.probability.data, self.probability.voxel_to_ras, grid, None) >= 0.5
-        )
+        inside: NDArray[np.bool_] = placed(self.probability, grid) >= 0.5
         return inside
 
 

@@ -53,6 +53,32 @@ def _antialiased(data: NDArray[np.float32], ratio: NDArray[np.float64]) -> NDArr
     return smoothed
 
 
+def placed(volume: Volume, grid: Grid) -> NDArray[np.float32]:
+    """Return the values of a small volume on a large grid, trilinear, computed only where the small one lies.
+
+    Parameters
+    ----------
+    volume : Volume
+    grid : Grid
+        In the same space.
+
+    Returns
+    -------
+    ndarray, (I, J, K) float32
+        0 outside the volume.
+    """
+    values = np.zeros(grid.shape, dtype=np.float32)
+    corners = np.stack(np.meshgrid(*[(-1.0, float(n)) for n in volume.shape], indexing="ij")).reshape(3, -1)
+    to_index = np.linalg.inv(grid.voxel_to_ras) @ volume.voxel_to_ras
+    index = to_index[:3, :3] @ corners + to_index[:3, 3:]
+    low = np.maximum(np.floor(index.min(axis=1)).astype(int), 0)
+    high = np.minimum(np.ceil(index.max(axis=1)).astype(int) + 1, grid.shape)
+    if (high > low).all():
+        i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        values[i, j, k] = interpolated(volume.data, volume.voxel_to_ras, grid.part((i, j, k)), None)
+    return values
+
+
 def interpolated(
     data: NDArray[np.float32], voxel_to_ras: Affine, grid: Grid, grid_to_data: Affine | None
 ) -> NDArray[np.float32]:

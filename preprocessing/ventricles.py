@@ -22,7 +22,7 @@ from brainstage.pipeline.records import CorrectedBrain
 from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume, inverse_of
 from brainstage.preprocessing.regions import ventricle_fluid, ventricle_surroundings
 from brainstage.preprocessing.registration import box_of
-from brainstage.preprocessing.resampling import interpolated, resampled
+from brainstage.preprocessing.resampling import interpolated, placed, resampled
 from brainstage.preprocessing.template import load_template
 
 ATLAS_MM: Final = 1.0
@@ -131,8 +131,10 @@ class Ventricles:
 
     def on(self, grid: Grid) -> NDArray[np.int8]:
         """Return labels (I, J, K) on another native grid: 1 left, 2 right, 0 where less than half is ventricle."""
-        sides = (np.where(side, self.fractions.data, np.float32(0)) for side in (self.left, ~self.left))
-        left, right = (interpolated(one, self.fractions.voxel_to_ras, grid, None) for one in sides)
+        left, right = (
+            placed(self.fractions.with_data(np.where(side, self.fractions.data, np.float32(0))), grid)
+            for side in (self.left, ~self.left)
+        )
         return np.where(left + right < 0.5, 0, np.where(left >= right, 1, 2)).astype(np.int8)
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from brainstage.pipeline.volume import BrainMask, Grid, Volume
-from brainstage.preprocessing.resampling import resampled, resampled_mask
+from brainstage.preprocessing.resampling import interpolated, placed, resampled, resampled_mask
 
 
 def ramp(voxel_to_ras: np.ndarray, shape: tuple[int, int, int] = (30, 34, 38)) -> Volume:
@@ -50,3 +51,16 @@ def test_a_masks_volume_survives_a_change_of_grid() -> None:
     for spacing_mm in (0.8, 1.5, 2.5):
         moved = resampled_mask(ball, ball.grid.rescaled(spacing_mm))
         assert moved.volume_ml == pytest.approx(ball.volume_ml, rel=0.02)
+
+
+@pytest.mark.parametrize("shift_mm", [(0.0, 0.0, 0.0), (-14.0, 3.0, 14.0), (500.0, 0.0, 0.0)])
+def test_a_small_volume_is_placed_as_if_the_whole_grid_had_been_computed(shift_mm):
+    turn = Rotation.from_euler("xyz", (20.0, -10.0, 35.0), degrees=True).as_matrix()
+    small = np.eye(4)
+    small[:3, :3] = turn @ np.diag([1.0, 1.2, 0.8])
+    small[:3, 3] = np.array([10.0, 12.0, 9.0]) + shift_mm
+    large = Grid(shape=(40, 44, 36), voxel_to_ras=np.diag([1.5, 1.0, 2.0, 1.0]))
+    volume = Volume(data=np.random.default_rng(1).random((9, 12, 7)).astype(np.float32), voxel_to_ras=small)
+    expected = interpolated(volume.data, volume.voxel_to_ras, large, None)
+    assert np.array_equal(placed(volume, large), expected)
+    assert expected.any() == (shift_mm[0] < 100)
