@@ -60,7 +60,7 @@ def _save(state: Any, files: ScanFiles) -> Sequence[Path]:
 
 def stages(config: Config) -> tuple[Stage, ...]:
     """Return stages of milliseconds, with volumes among them."""
-    *before, figures = stand_in_stages(config)
+    *before, _, figures = stand_in_stages(config)
     volumes = Stage(
         name="volumes",
         version="1",
@@ -304,11 +304,11 @@ def test_reports_are_written_anew_where_the_norms_change_and_only_there(
     ):
         done(others, out, **options)
     first, second = reported["sub-99"]
-    assert first.norms == ()
-    (small,) = (one for one in second.norms if one.measure == "hippocampus_left_pct_icv")
+    assert first.norm_findings == ()
+    (small,) = (one for one in second.norm_findings if one.measure == "hippocampus_left_pct_icv")
     assert small.percentile_low < small.percentile < small.percentile_high
     assert small.people == PEOPLE
-    assert reported["sub-97"][1].norms[0].reason.startswith("the age lies outside")
+    assert reported["sub-97"][1].norm_findings[0].reason.startswith("the age lies outside")
 
 
 def test_the_group_level_alone_brings_norms_into_tables_and_reports_and_takes_them_out(
@@ -316,10 +316,10 @@ def test_the_group_level_alone_brings_norms_into_tables_and_reports_and_takes_th
 ) -> None:
     done(others, out, level="group", norms_dir=norms_dir)
     assert rows(out)[2]["hippocampus_left_percentile"]
-    assert reported["sub-99"][-1].norms
+    assert reported["sub-99"][-1].norm_findings
     done(others, out, level="group")
     assert "norms_id" not in rows(out)[0]
-    assert reported["sub-99"][-1].norms == ()
+    assert reported["sub-99"][-1].norm_findings == ()
     assert not (out / ".brainstage" / "norms.json").exists()
 
 
@@ -329,7 +329,7 @@ def test_scans_of_earlier_runs_are_compared_with_the_norms_of_the_last(
     done(others, out, participants=("99",))
     done(others, out, participants=("97",), norms_dir=norms_dir)
     assert rows(out)[2]["hippocampus_left_percentile"]
-    assert reported["sub-99"][-1].norms
+    assert reported["sub-99"][-1].norm_findings
 
 
 def test_a_report_that_is_written_again_later_keeps_its_norms(norms_dir, others, out, reported) -> None:
@@ -339,12 +339,12 @@ def test_a_report_that_is_written_again_later_keeps_its_norms(norms_dir, others,
     assert known is not None
     assert known[1].norms == read_norms(norms_dir)
     write_report(before.outcome, known[1], changed=True)
-    assert reported["sub-99"][-1].norms == before.norms
+    assert reported["sub-99"][-1].norm_findings == before.norm_findings
 
 
 def test_reports_only_takes_norms_too(norms_dir, others, out, reported) -> None:
     prepare(others, out, reports_only=True, norms=read_norms(norms_dir))
-    assert reported["sub-99"][-1].norms
+    assert reported["sub-99"][-1].norm_findings
 
 
 def test_norms_of_another_version_or_preprocessing_are_refused_before_any_scan(

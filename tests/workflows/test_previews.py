@@ -8,7 +8,7 @@ import io
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 
@@ -184,6 +184,7 @@ def test_the_same_state_gives_the_same_bytes():
     shape=st.tuples(*[st.integers(12, 24)] * 3),
     wanted_mm=st.floats(1.0, 5.0),
 )
+@example(spacing_mm=(1.0, 1.0, 0.5), shape=(12, 12, 12), wanted_mm=3.75)  # hardly thicker than one new voxel
 def test_a_linear_ramp_keeps_its_place_when_it_is_made_coarser(spacing_mm, shape, wanted_mm):
     matrix = np.diag([*spacing_mm, 1.0])
     matrix[:3, 3] = [-7.0, 3.0, 11.0]

@@ -37,8 +37,8 @@ def scan(out):
 
 
 def test_every_scan_is_shown_also_those_not_begun(out, scan):
-    scan("02", 8)
-    scan("01", 7)
+    scan("02", len(STAGE_ORDER))
+    scan("01", len(STAGE_ORDER) - 1)
     scan("03", 2)
     write_json(out / ".brainstage" / "scans.json", {"scans": ["sub-01", "sub-04"]})
     statuses = read_status(out)
@@ -48,13 +48,13 @@ def test_every_scan_is_shown_also_those_not_begun(out, scan):
         ("sub-03", "begun"),
         ("sub-04", "not begun"),
     ]
-    assert list(statuses[2].stages.values()) == ["done", "done", *["-"] * 6]
+    assert list(statuses[2].stages.values()) == ["done", "done", *["-"] * 7]
 
 
 def test_a_failure_hides_what_earlier_runs_made_after_it(out, scan):
-    scan("01", 8, failed="registration")
+    scan("01", len(STAGE_ORDER), failed="registration")
     [status] = read_status(out)
-    assert list(status.stages.values()) == [*["done"] * 4, "FAILED", "-", "-", "-"]
+    assert list(status.stages.values()) == [*["done"] * 4, "FAILED", *["-"] * 4]
     assert status.summary == "failed"
 
 

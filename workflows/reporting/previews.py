@@ -123,6 +123,8 @@ def coarse_scene(scene: Scene, spacing_mm: float) -> Scene:
     """
     spacing = np.array(spacing_of(scene.voxel_to_ras))
     counts = np.clip(np.floor(spacing_mm / spacing + 1e-3), 1, scene.mask.shape).astype(int)
+    # Less than two of the new voxels become one: between one voxel and nothing there is nothing to interpolate.
+    counts = np.where(np.array(scene.mask.shape) < 2 * counts, scene.mask.shape, counts)
     step = spacing_mm / (counts * spacing)
     step[step < _LEAST_STEP] = 1.0
     layers = {name: _interpolated(_mean(array, counts), step) for name, array in scene.layers.items()}
