@@ -22,7 +22,7 @@ author = project_copyright = "The brainstage developers"
 version = release = brainstage.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = INDEX
-include_patterns = ["*.md", "docs/**", "benchmarks/*.md"]
+include_patterns = ["*.md", "docs/**", "benchmarks/*.md", "training/*.md"]
 exclude_patterns = ["docs/_build", ".*", "demo", "src", "tests"]
 highlight_language = "none"
 myst_heading_anchors = 4
@@ -105,7 +105,7 @@ def _with_contents(_app: Sphinx, page: str, source: list[str]) -> None:
             "Project", ["README <../README>", "../CHANGELOG", "../CONTRIBUTING", "../SECURITY"]
         )
     elif page == "benchmarks/README":
-        source[0] += _contents("Benchmarks", ["*"])
+        source[0] += _contents("Benchmarks", ["*", "../training/*"])
 
 
 def _contents(caption: str, pages: list[str]) -> str:

@@ -4,7 +4,7 @@ One number, the doubt, joins what tells wrong outlines from right ones. Its weig
 ``training/hippocampus_quality.py`` to outlines of known overlap with the truth (``benchmarks/volumes.md``): crops and
 heads of adults, and what wrong boxes, motion, lesions and cut fields of view made of them. Whom it is for are the old:
 the border of a small hippocampus is a larger share of it, so that uncertainty counts relative to size, size itself
-counts nothing, and a length beyond :data:`LONG_ENOUGH_MM` is no merit.
+counts nothing, and a length beyond ``LONG_ENOUGH_MM`` is no merit.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def features(measured: Mapping[str, float], volume_ml: float) -> dict[str, float
     Parameters
     ----------
     measured : mapping
-        Of :attr:`Hippocampus.quality`.
+        Of ``Hippocampus.quality``.
     volume_ml : float
     """
     length_mm = max(measured["length_mm"], 5.0)
@@ -85,7 +85,7 @@ def doubt(measured: Mapping[str, float], volume_ml: float) -> float:
     Parameters
     ----------
     measured : mapping
-        Of :attr:`Hippocampus.quality`.
+        Of ``Hippocampus.quality``.
     volume_ml : float
     """
     fitted = _fitted()

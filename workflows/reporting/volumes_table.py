@@ -14,7 +14,6 @@ WITHHELD_BECAUSE: Final[Mapping[str, str]] = {
     "absent": "nothing was found where it should be",
     "rim": "the outline touches the edge of the box that was searched",
     "cut": "it ends where the image ends, or where tissue is missing",
-    "pieces": "the outline is in several pieces",
     "unsure": "the outline is uncertain",
     "implausible": "its size is implausible",
     "no_contrast": "grey matter, white matter and fluid are too much alike",
