@@ -17,7 +17,7 @@ from brainstage.pipeline.volume import BrainMask, Grid, Volume
 from brainstage.preprocessing.regions import ventricle_fluid, ventricle_surroundings
 from brainstage.preprocessing.resampling import resampled, resampled_mask
 from brainstage.preprocessing.template import load_template
-from brainstage.preprocessing.ventricles import ventricle_share
+from brainstage.preprocessing.ventricles import Ventricles, lateral_ventricles, ventricle_share
 
 FLUID, GREY, WHITE = 30.0, 150.0, 220.0
 Make = Callable[..., CorrectedBrain]
@@ -149,6 +149,101 @@ def test_without_contrast_or_brain_nothing_is_measured(make_corrected: Make) -> 
     assert ventricle_share(make_corrected(brain, mask), aside) is None
 
 
+def made_sides(made: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return what is left and what is right of the template's midplane, x = 0; x grows to the right."""
+    x_mm = load_template(1.0).grid.voxel_to_ras[0, 3] + np.arange(made.shape[0])
+    left = (x_mm <= 0)[:, np.newaxis, np.newaxis]
+    return made & left, made & ~left
+
+
+def lopsided() -> NDArray[np.bool_]:
+    """Ventricles of which the left is wider by 3 mm."""
+    wide, narrow = (made_sides(own_ventricles(widened)) for widened in (3, 0))
+    return wide[0] | narrow[1]
+
+
+def found_in(brain: Volume, mask: BrainMask, native_to_template: NDArray[np.float64]) -> Ventricles:
+    found = lateral_ventricles(brain, mask, native_to_template)
+    assert found is not None
+    return found
+
+
+def test_left_is_left_and_both_are_as_large_as_they_were_made() -> None:
+    made = lopsided()
+    left, right = (float(side.sum()) / 1000.0 for side in made_sides(made))
+    found = found_in(*brain_with(made), np.eye(4))
+    assert left > 1.5 * right
+    assert found.left_ml == pytest.approx(left, rel=0.06)
+    assert found.right_ml == pytest.approx(right, rel=0.06)
+
+
+def test_the_two_sides_together_are_the_share(make_corrected: Make) -> None:
+    brain, mask = brain_with(lopsided())
+    found = found_in(brain, mask, np.eye(4))
+    share = ventricle_share(make_corrected(brain, mask), np.eye(4))
+    assert 100.0 * (found.left_ml + found.right_ml) / mask.volume_ml == pytest.approx(share, rel=1e-5)
+
+
+def test_a_mirrored_brain_has_its_sides_exchanged() -> None:
+    brain, mask = brain_with(lopsided())
+    mirrored = found_in(
+        brain.with_data(brain.data[::-1]),
+        BrainMask(data=mask.data[::-1], voxel_to_ras=mask.voxel_to_ras),
+        np.eye(4),
+    )
+    found = found_in(brain, mask, np.eye(4))
+    assert mirrored.right_ml == pytest.approx(found.left_ml, rel=0.03)
+    assert mirrored.left_ml == pytest.approx(found.right_ml, rel=0.03)
+
+
+@pytest.mark.parametrize("flip", [0, 1, 2])
+def test_the_order_in_which_voxels_are_stored_says_nothing_about_sides(flip: int) -> None:
+    brain, mask = brain_with(lopsided())
+    matrix = brain.voxel_to_ras.copy()
+    matrix[:3, 3] += matrix[:3, flip] * (brain.shape[flip] - 1)
+    matrix[:3, flip] *= -1
+    flipped = found_in(
+        Volume(data=np.flip(brain.data, flip), voxel_to_ras=matrix),
+        BrainMask(data=np.flip(mask.data, flip), voxel_to_ras=matrix),
+        np.eye(4),
+    )
+    found = found_in(brain, mask, np.eye(4))
+    assert flipped.left_ml == pytest.approx(found.left_ml, rel=1e-4)
+    assert flipped.right_ml == pytest.approx(found.right_ml, rel=1e-4)
+
+
+@pytest.mark.parametrize("spacing_mm", [(0.7, 0.7, 0.7), (1.0, 1.0, 3.0)])
+def test_labels_stand_on_the_scans_own_grid_on_their_own_sides_of_a_turned_head(
+    spacing_mm: tuple[float, float, float],
+) -> None:
+    made = lopsided()
+    brain, mask = brain_with(made)
+    native_to_template = np.eye(4)
+    native_to_template[:3, :3] = Rotation.from_euler("xyz", (12, -7, 15), degrees=True).as_matrix()
+    native_to_template[:3, 3] = (14.0, -9.0, 6.0)
+    matrix = np.diag([*spacing_mm, 1.0])
+    matrix[:3, 3] = (-120.0, -135.0, -95.0)
+    grid = Grid(
+        shape=tuple(int(n / s) for n, s in zip((210, 250, 210), spacing_mm, strict=True)), voxel_to_ras=matrix
+    )
+    head = resampled(brain, grid, native_to_template)
+    found = found_in(head, resampled_mask(mask, grid, native_to_template), native_to_template)
+    labels = found.on(head.grid)
+    assert labels.shape == head.shape
+    for label, side in enumerate(made_sides(made), start=1):
+        placed = resampled_mask(
+            BrainMask(data=side, voxel_to_ras=brain.voxel_to_ras), head.grid, native_to_template
+        ).data
+        assert (labels[placed] == 3 - label).mean() < 0.01
+        assert (labels[placed] == label).mean() > 0.85
+
+
+def test_without_contrast_there_are_no_sides() -> None:
+    brain, mask = brain_with(own_ventricles())
+    inverted = brain.with_data(np.where(mask.data, 300.0 - brain.data, 0.0).astype(np.float32))
+    assert lateral_ventricles(inverted, mask, np.eye(4)) is None
+
+
 @pytest.mark.slow
 @pytest.mark.shared_data
 def test_in_old_people_it_agrees_with_a_segmentation_of_its_own_kind(shared_data: Path) -> None:
@@ -172,3 +267,7 @@ def test_in_old_people_it_agrees_with_a_segmentation_of_its_own_kind(shared_data
         expected = 100.0 * np.isin(raw.data, ventricles).sum() * voxel_ml / stripped.brain_mask.volume_ml
         found = ventricle_share(corrected, registered.native_to_template)
         assert found == pytest.approx(expected, rel=0.25), name
+        sides = lateral_ventricles(corrected.head, corrected.brain_mask, registered.native_to_template)
+        assert sides is not None
+        for found_ml, labels in ((sides.left_ml, (50, 52)), (sides.right_ml, (49, 51))):
+            assert found_ml == pytest.approx(np.isin(raw.data, labels).sum() * voxel_ml, rel=0.25), name
