@@ -137,35 +137,45 @@ class _Lattice:
 
     Attributes
     ----------
+    apart : tuple of int
+        Voxels from one to the next, along each axis.
     steps : tuple of slice
         Which voxels these are.
+    shape : tuple of int
+        Of the grid.
     grid : Grid
         The lattice's own.
-    between : tuple of ndarray
-        For each axis (n, m), linear interpolation from the lattice's m places to the grid's n.
     """
 
+    apart: tuple[int, int, int]
     steps: tuple[slice, slice, slice]
+    shape: tuple[int, int, int]
     grid: Grid
-    between: tuple[Array, Array, Array]
 
     @classmethod
     def of(cls, grid: Grid) -> _Lattice:
-        apart = [max(1, round(LATTICE_MM / spacing)) for spacing in grid.spacing_mm]
-        i, j, k = apart
-        a, b, c = (-(-n // step) for n, step in zip(grid.shape, apart, strict=True))
-        x, y, z = (_between(n, step) for n, step in zip(grid.shape, apart, strict=True))
+        i, j, k = (max(1, round(LATTICE_MM / spacing)) for spacing in grid.spacing_mm)
+        a, b, c = (-(-n // step) for n, step in zip(grid.shape, (i, j, k), strict=True))
         return cls(
+            apart=(i, j, k),
             steps=(slice(None, None, i), slice(None, None, j), slice(None, None, k)),
+            shape=grid.shape,
             grid=Grid(shape=(a, b, c), voxel_to_ras=grid.voxel_to_ras @ np.diag([i, j, k, 1.0])),
-            between=(x, y, z),
         )
 
     def interpolated(self, values: Array) -> Array:
-        """Return values of the lattice on the whole grid."""
-        x, y, z = self.between
-        filled: Array = np.matmul(y, np.tensordot(x, values, (1, 0))) @ z.T
-        return filled
+        """Return values of the lattice on the whole grid, linear; level beyond the last voxel of the lattice.
+
+        Axis by axis: by the matrices of linear algebra, threads would wait for each other where cores are busy.
+        """
+        for axis, (n, step) in enumerate(zip(self.shape, self.apart, strict=True)):
+            last = values.shape[axis] - 1
+            place = np.minimum(np.arange(n, dtype=np.float32) / np.float32(step), np.float32(last))
+            low = place.astype(np.intp)
+            beyond = np.expand_dims(place - low.astype(np.float32), tuple({0, 1, 2} - {axis}))
+            steps = np.diff(values, axis=axis, append=np.take(values, [last], axis=axis))
+            values = np.take(values, low, axis=axis) + beyond * np.take(steps, low, axis=axis)
+        return values
 
 
 def segment_tissues(head: Volume, brain_mask: BrainMask, native_to_template: Affine) -> Tissues | None:
@@ -332,13 +342,6 @@ def _around(fractions: Array, inside: NDArray[np.bool_], spacing_mm: tuple[float
         found[tissue] = total[inside]
     found[0] = np.float32(6.0) - found[1] - found[2]
     return found
-
-
-def _between(n: int, step: int) -> Array:
-    """Return linear interpolation from every `step`-th of n places to all of them, (n, m); level beyond the last."""
-    places = np.arange(0, n, step)
-    rows = [np.interp(np.arange(n), places, one) for one in np.eye(len(places))]
-    return np.stack(rows, axis=1).astype(np.float32)
 
 
 def _prior_on(grid: Grid, native_to_template: Affine) -> Array:
