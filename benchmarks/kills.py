@@ -34,7 +34,9 @@ import psutil
 
 FOLDER = Path(__file__).resolve().parent
 PATHS = os.pathsep.join(filter(None, (str(FOLDER), os.environ.get("PYTHONPATH"))))
-STAGES = ("ingest", "brain_extraction", "bias_field", "intensity", "registration", "quality", "figures")
+STAGES = (
+    "ingest", "brain_extraction", "bias_field", "intensity", "registration", "quality", "volumes", "figures",
+)  # fmt: skip
 DRIVER = """
 import json, signal, sys
 from pathlib import Path

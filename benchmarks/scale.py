@@ -104,7 +104,7 @@ def main() -> None:
         with MemoryWatch() as memory:
             first = timed(lambda: run(asked, Progress(io.StringIO()), stand_in_stages))
         rows.append(("first run", f"{first:.0f} s"))
-        rows.append(("**overhead a scan** (7 stages, report, row)", f"{1000 * first / options.scans:.1f} ms"))
+        rows.append(("**overhead a scan** (8 stages, report, row)", f"{1000 * first / options.scans:.1f} ms"))
         rows.append(("memory of the driver, begin / middle / end, MB", course(memory.driver)))
         rows.append(("memory of the largest worker, MB", course(memory.workers)))
         again = timed(lambda: run(asked, Progress(io.StringIO()), stand_in_stages))
