@@ -32,11 +32,11 @@ from typing import Any, Final
 
 import psutil
 
+from brainstage.workflows.progress import STAGE_ORDER
+
 FOLDER = Path(__file__).resolve().parent
 PATHS = os.pathsep.join(filter(None, (str(FOLDER), os.environ.get("PYTHONPATH"))))
-STAGES = (
-    "ingest", "brain_extraction", "bias_field", "intensity", "registration", "quality", "volumes", "figures",
-)  # fmt: skip
+STAGES: Final = STAGE_ORDER[:-1]
 DRIVER = """
 import json, signal, sys
 from pathlib import Path

@@ -24,17 +24,10 @@ from brainstage.pipeline.files import write_bytes, write_json
 from brainstage.pipeline.records import VOLUMES, BrainVolumes
 from brainstage.pipeline.stage import Stage
 from brainstage.workflows.measured_volumes import VOLUMES_RECORD
+from brainstage.workflows.progress import STAGE_ORDER
 
-NAMES = (
-    "ingest",
-    "brain_extraction",
-    "bias_field",
-    "intensity",
-    "registration",
-    "quality",
-    "volumes",
-    "figures",
-)
+NAMES: Final = STAGE_ORDER[:-1]
+"""All but the prediction, which needs a model."""
 MEASURES: dict[str, Any] = {"brain_volume_ml": 1400.0, "template_correlation": 0.65, "spacing_mm": 1.0}
 ORDERS = "BRAINSTAGE_STAND_IN"
 """Variable with a JSON object: scan key to stage to what goes wrong there, or ``pace`` to seconds a stage takes.

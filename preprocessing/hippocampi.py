@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from brainstage.pipeline.volume import Affine, Grid, Volume, inverse_of
-from brainstage.preprocessing.resampling import interpolated, placed, resampled
+from brainstage.preprocessing.resampling import (
+    box_holding,
+    corners_around,
+    interpolated,
+    placed,
+    resampled,
+)
 
 FRAME_SHAPE: Final = (40, 56, 40)
 """Voxels of what the network sees: left to right, back to front, bottom to top."""
@@ -98,7 +104,7 @@ def find_hippocampi(
     segment : callable
         The network: :func:`brainstage.models.hippocampus_network.hippocampus_segmenter`.
     """
-    turn = _turn_of(native_to_template)
+    turn, background = _turn_of(native_to_template), head.data.min()
     to_native = inverse_of(native_to_template)
     expected = {side: to_native[:3, :3] @ np.array(at) + to_native[:3, 3] for side, at in CENTRES_MM.items()}
     centres = dict(expected)
@@ -106,7 +112,7 @@ def find_hippocampi(
     for _ in range(MOVES):
         if not moving:
             break
-        boxes = [_box(head, _grid(turn, centres[side], side))[0][_MIDDLE] for side in moving]
+        boxes = [_box(head, _grid(turn, centres[side], side), background)[0][_MIDDLE] for side in moving]
         for side, probability in zip(tuple(moving), segment(np.stack(boxes)), strict=True):
             piece = _largest(probability)
             off = np.zeros(3) if piece is None else np.array(ndimage.center_of_mass(piece)) - _CENTRE
@@ -115,7 +121,7 @@ def find_hippocampi(
             else:
                 centres[side] = centres[side] + _axes(turn, side) @ off * FRAME_MM
     grids = {side: _grid(turn, centre, side) for side, centre in centres.items()}
-    cut = {side: _box(head, grid) for side, grid in grids.items()}
+    cut = {side: _box(head, grid, background) for side, grid in grids.items()}
     both = opinions(segment, np.stack([box for box, _ in cut.values()]))
     return {
         side: _hippocampus(
@@ -167,28 +173,24 @@ def _grid(turn: NDArray[np.float64], centre_mm: NDArray[np.float64], side: str) 
     return Grid(shape=BOX_SHAPE, voxel_to_ras=matrix)
 
 
-def _box(head: Volume, grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _box(head: Volume, grid: Grid, background: np.float32) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return the normalised values of a box, and which of its voxels show something."""
     part = _part(head, grid)
     if part is None:
         return np.zeros(grid.shape, dtype=np.float32), np.zeros(grid.shape, dtype=bool)
     values = resampled(part, grid).data
-    seen = (part.data != head.data.min()).astype(np.float32)
+    seen = (part.data != background).astype(np.float32)
     shown = interpolated(seen, part.voxel_to_ras, grid, None) > 0.5
     return normalised(values, shown), shown
 
 
 def _part(head: Volume, grid: Grid) -> Volume | None:
     """Return the voxels of a head that a box needs; None where it lies outside."""
-    corners = np.stack(np.meshgrid(*[(-1.0, n) for n in grid.shape], indexing="ij")).reshape(3, -1)
     to_index = inverse_of(head.voxel_to_ras) @ grid.voxel_to_ras
-    index = to_index[:3, :3] @ corners + to_index[:3, 3:]
-    low = np.maximum(np.floor(index.min(axis=1)).astype(int) - 1, 0)
-    high = np.minimum(np.ceil(index.max(axis=1)).astype(int) + 2, head.shape)
-    if (high - low < 2).any():
+    box = box_holding(corners_around(grid.shape), to_index, head.shape, margin=1)
+    if box is None or min(head.data[box].shape) < 2:
         return None
-    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return Volume(data=head.data[i, j, k], voxel_to_ras=head.grid.part((i, j, k)).voxel_to_ras)
+    return Volume(data=head.data[box], voxel_to_ras=head.grid.part(box).voxel_to_ras)
 
 
 def _largest(probability: NDArray[np.float32]) -> NDArray[np.bool_] | None:

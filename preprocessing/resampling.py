@@ -53,6 +53,36 @@ def _antialiased(data: NDArray[np.float32], ratio: NDArray[np.float64]) -> NDArr
     return smoothed
 
 
+def corners_around(shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Return the corners of a grid one voxel beyond its outermost voxels, voxel indices (3, 8)."""
+    ends = [(-1.0, float(n)) for n in shape]
+    return np.stack(np.meshgrid(*ends, indexing="ij")).reshape(3, -1)
+
+
+def box_holding(
+    points: NDArray[np.float64], to_index: Affine, shape: tuple[int, int, int], margin: int = 0
+) -> tuple[slice, slice, slice] | None:
+    """Return the smallest box of voxels of a grid that holds some points; None where the grid has none of it.
+
+    Parameters
+    ----------
+    points : ndarray, (3, N)
+    to_index : ndarray, (4, 4)
+        From their frame to voxel indices of the grid.
+    shape : tuple of int
+        Of the grid.
+    margin : int
+        Voxels more on every side.
+    """
+    index = to_index[:3, :3] @ points + to_index[:3, 3:]
+    low = np.maximum(np.floor(index.min(axis=1)).astype(int) - margin, 0)
+    high = np.minimum(np.ceil(index.max(axis=1)).astype(int) + 1 + margin, shape)
+    if (high <= low).any():
+        return None
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return i, j, k
+
+
 def placed(volume: Volume, grid: Grid) -> NDArray[np.float32]:
     """Return the values of a small volume on a large grid, trilinear, computed only where the small one lies.
 
@@ -68,14 +98,10 @@ def placed(volume: Volume, grid: Grid) -> NDArray[np.float32]:
         0 outside the volume.
     """
     values = np.zeros(grid.shape, dtype=np.float32)
-    corners = np.stack(np.meshgrid(*[(-1.0, float(n)) for n in volume.shape], indexing="ij")).reshape(3, -1)
     to_index = np.linalg.inv(grid.voxel_to_ras) @ volume.voxel_to_ras
-    index = to_index[:3, :3] @ corners + to_index[:3, 3:]
-    low = np.maximum(np.floor(index.min(axis=1)).astype(int), 0)
-    high = np.minimum(np.ceil(index.max(axis=1)).astype(int) + 1, grid.shape)
-    if (high > low).all():
-        i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        values[i, j, k] = interpolated(volume.data, volume.voxel_to_ras, grid.part((i, j, k)), None)
+    box = box_holding(corners_around(volume.shape), to_index, grid.shape)
+    if box is not None:
+        values[box] = interpolated(volume.data, volume.voxel_to_ras, grid.part(box), None)
     return values
 
 

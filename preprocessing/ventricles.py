@@ -22,7 +22,7 @@ from brainstage.pipeline.records import CorrectedBrain
 from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume, inverse_of
 from brainstage.preprocessing.regions import ventricle_fluid, ventricle_surroundings
 from brainstage.preprocessing.registration import box_of
-from brainstage.preprocessing.resampling import interpolated, placed, resampled
+from brainstage.preprocessing.resampling import box_holding, interpolated, placed, resampled
 from brainstage.preprocessing.template import load_template
 
 ATLAS_MM: Final = 1.0
@@ -242,7 +242,8 @@ def _ventricles(
 ) -> tuple[NDArray[np.float64], Grid] | None:
     """Return the fractions of :func:`ventricle_fractions` and the grid that they stand on."""
     prior = _prior()
-    box = _box_of(prior.corners_mm, head.grid, native_to_template)
+    to_index = inverse_of(head.voxel_to_ras) @ inverse_of(native_to_template)
+    box = box_holding(prior.corners_mm, to_index, head.shape)
     if box is None or not mask.data.any():
         return None
     levels = _levels(head, native_to_template, prior)
@@ -327,20 +328,6 @@ def _values_at(
 
 def _at(of_template: Volume, grid: Grid, native_to_template: Affine) -> NDArray[np.float32]:
     return interpolated(of_template.data, of_template.voxel_to_ras, grid, native_to_template)
-
-
-def _box_of(
-    corners_mm: NDArray[np.float64], grid: Grid, native_to_template: Affine
-) -> tuple[slice, slice, slice] | None:
-    """Return the voxels of a native grid that hold a box of the template; None where there are none."""
-    to_index = inverse_of(grid.voxel_to_ras) @ inverse_of(native_to_template)
-    corners = to_index[:3, :3] @ corners_mm + to_index[:3, 3:]
-    low = np.maximum(np.floor(corners.min(axis=1)).astype(int), 0)
-    high = np.minimum(np.ceil(corners.max(axis=1)).astype(int) + 1, grid.shape)
-    if (high <= low).any():
-        return None
-    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return i, j, k
 
 
 @cache
