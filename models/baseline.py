@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from brainstage.models.imbalance import resampled
+from brainstage.models.linear_fit import fit_classes
 from brainstage.models.rotation import Rotation, rotate
 from brainstage.pipeline.records import NetworkInput
 
@@ -32,8 +32,6 @@ _SCREENED_AT_A_TIME: Final = 8192
 """Values: the test copies what it is given, which for all of them would be the size of the cohort again."""
 _MASK_PART: Final = 0.5
 """A voxel is used when it is brain in at least this part of the training scans."""
-_INVERSE_PENALTY: Final = 1.0
-"""scikit-learn's C, on scores whose leading component has unit variance; fixed, so nothing is chosen on a fold."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,25 +117,12 @@ def fit_baseline(
     seed : int
         Of sampling.
     """
-    from sklearn.linear_model import LogisticRegression  # heavy, and predictions do without
-
     used = _screened(values, inside, targets)
     rotation = rotate(values[:, used])
-    model = LogisticRegression(
-        C=_INVERSE_PENALTY, class_weight="balanced" if imbalance == "weights" else None, max_iter=1000
-    ).fit(*resampled(rotation.scores, targets, imbalance, seed=seed))
-    coefficients, intercepts = model.coef_, model.intercept_
-    if classes == 2:  # scikit-learn gives one row for two classes
-        coefficients, intercepts = np.vstack([0 * coefficients, coefficients]), np.r_[0, intercepts]
-    return _unrotated(rotation, used, coefficients, intercepts, values.shape[1])
-
-
-def mean_baseline(folds: list[LinearBaseline]) -> LinearBaseline:
-    """Return the ensemble of the folds: the mean of linear maps is a linear map."""
-    return LinearBaseline(
-        weight=np.stack([fold.weight for fold in folds]).mean(axis=0, dtype=np.float64).astype(np.float32),
-        bias=np.stack([fold.bias for fold in folds]).mean(axis=0, dtype=np.float64).astype(np.float32),
+    coefficients, intercepts = fit_classes(
+        rotation.scores, targets, classes=classes, imbalance=imbalance, seed=seed
     )
+    return _unrotated(rotation, used, coefficients, intercepts, values.shape[1])
 
 
 def _screened(

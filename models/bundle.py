@@ -1,4 +1,4 @@
-"""The same network as a MONAI bundle, for whoever builds with MONAI."""
+"""The member ``network`` of a model as a MONAI bundle, for those who build with MONAI."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEIGHTS_FILE: Final = "models/model.safetensors"
 
 
 class EnsembleClassifier(nn.Module):
-    """Networks and heads of all folds, and the temperature, in one module.
+    """Networks, heads and temperatures of all folds in one module.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class EnsembleClassifier(nn.Module):
         One network for all folds, because none was trained further.
     """
 
-    temperature: Tensor
+    temperatures: Tensor
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class EnsembleClassifier(nn.Module):
         networks = [build_med3d(architecture, strides) for _ in range(1 if shared else folds)]
         self.networks = nn.ModuleList(networks)
         self.heads = nn.ModuleList([HeadModule(features, classes, channels) for _ in range(folds)])
-        self.register_buffer("temperature", torch.ones(1))
+        self.register_buffer("temperatures", torch.ones(folds, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return calibrated probabilities (B, C) of network inputs (B, 1, D, H, W)."""
@@ -57,11 +57,11 @@ class EnsembleClassifier(nn.Module):
         if len(features) == 1:
             features *= len(self.heads)
         logits = [head(own) for head, own in zip(self.heads, features, strict=True)]
-        return torch.softmax(torch.stack(logits).mean(dim=0) / self.temperature, dim=1)
+        return torch.softmax((torch.stack(logits) / self.temperatures).mean(dim=0), dim=1)
 
 
 def ensemble_classifier(model: StoredModel) -> EnsembleClassifier:
-    """Return a stored model as one PyTorch module, in evaluation mode."""
+    """Return the network of a stored model as one PyTorch module, in evaluation mode."""
     description, heads = model.description, [head_module(head) for head in model.heads]
     shared = len({id(network) for network in model.networks}) == 1
     classes, features = heads[0].weight.shape
@@ -78,7 +78,8 @@ def ensemble_classifier(model: StoredModel) -> EnsembleClassifier:
         own.load_state_dict({key: value.cpu() for key, value in network.state_dict().items()})
     for own, head in zip(module.heads.children(), heads, strict=True):
         own.load_state_dict(head.state_dict())
-    module.temperature.fill_(description.temperature)
+    temperatures = [fold.temperatures["network"] for fold in description.predictor.folds]
+    module.temperatures.copy_(torch.tensor(temperatures).reshape(-1, 1, 1))
     return module.eval()
 
 
@@ -120,13 +121,16 @@ def _inference_config(module: EnsembleClassifier, model: StoredModel) -> dict[st
     }
 
 
-def _without_covariates(model: StoredModel) -> str:
-    columns = ", ".join(model.description.covariate_columns)
-    return (
-        f" The model also looks at {columns}; that is not in this bundle: it takes the image."
-        if columns
-        else ""
-    )
+def _what_is_missing(model: StoredModel) -> str:
+    """Say in what the bundle's probabilities differ from those of ``predictions.csv``."""
+    description = model.description
+    others = sorted({name for fold in description.predictor.folds for name in fold.weights} - {"network"})
+    columns = ", ".join(description.covariate_columns)
+    missing = [f"what its members {' and '.join(others)} say"] if others else []
+    missing += [f"the columns {columns}"] if columns else []
+    if not missing:
+        return ""
+    return f" The published probabilities of the model also rest on {' and on '.join(missing)}, not in this bundle."
 
 
 def _metadata(model: StoredModel) -> dict[str, Any]:
@@ -145,9 +149,9 @@ def _metadata(model: StoredModel) -> dict[str, Any]:
         "name": f"brainstage {model.model_id}",
         "task": f"Classification of T1w MRI into {', '.join(classes)}",
         "description": f"Med3D ResNet ({model.description.finetune}) with {model.description.head} heads, an "
-        f"ensemble of cross-validation folds.{_without_covariates(model)}",
+        f"ensemble of cross-validation folds.{_what_is_missing(model)}",
         "authors": "made with brainstage",
-        "copyright": "of whoever trained it",
+        "copyright": "of those who trained it",
         "intended_use": "Research only; not a diagnosis.",
         "network_data_format": {
             "inputs": {

@@ -62,11 +62,6 @@ def calibrated(logits: NDArray[np.float64], temperature: float) -> NDArray[np.fl
     return np.asarray(softmax(logits / temperature, axis=1), dtype=np.float64)
 
 
-def uncalibrated(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Return logits (N, C), up to a constant in each row, that :func:`calibrated` makes these probabilities of."""
-    return np.asarray(temperature * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)))
-
-
 def cross_calibrated(
     logits: NDArray[np.float64], targets: NDArray[np.int64], folds: NDArray[np.int64]
 ) -> NDArray[np.float64]:
@@ -83,21 +78,3 @@ def cross_calibrated(
         own = folds == fold
         probabilities[own] = calibrated(logits[own], fit_temperature(logits[~own], targets[~own]))
     return probabilities
-
-
-def combined(*probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the softmax of the mean of several models' log-probabilities: their normalised geometric mean.
-
-    Parameters
-    ----------
-    probabilities : ndarray, (N, C) float64
-        Calibrated, of each model. A probability of 0 counts as the smallest positive number.
-
-    Returns
-    -------
-    ndarray, (N, C) float64
-        Rows sum to 1.
-    """
-    smallest = np.finfo(np.float64).tiny
-    logarithms = [np.log(np.maximum(one, smallest)) for one in probabilities]
-    return np.asarray(softmax(np.mean(logarithms, axis=0), axis=1), dtype=np.float64)

@@ -18,6 +18,15 @@ REGIMES: Final[tuple[Regime, ...]] = get_args(Regime)
 MED3D_ASSETS: Final = ("med3d-resnet10", "med3d-resnet18", "med3d-resnet34", "med3d-resnet50")
 """Names of the published weights, as given to ``brainstage fetch`` and ``--weights``."""
 
+Member = Literal["volumes", "linear", "network"]
+"""What a model consists of: volumes of structures, a linear model on voxels, a network."""
+MEMBERS: Final[tuple[Member, ...]] = get_args(Member)
+"""The simplest first, which is the order in which one of several equally good ones is preferred."""
+
+PredictorChoice = Literal["auto", "network", "linear", "volumes", "stack"]
+"""Whose probabilities are published: one member's, the product of all, or what inner folds find best."""
+PREDICTORS: Final[tuple[PredictorChoice, ...]] = get_args(PredictorChoice)
+
 IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
 """What may be done about classes of different size."""
 

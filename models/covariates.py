@@ -186,37 +186,6 @@ def fit_expert(
     )
 
 
-def cross_validate_covariates(
-    columns: Sequence[Column],
-    rows: Sequence[Row],
-    targets: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    *,
-    classes: int,
-    imbalance: str,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[CovariateExpert, ...]]:
-    """Fit one expert per fold on the other folds.
-
-    Returns
-    -------
-    log_probabilities, evidence : ndarray, (N, C) float64
-        Out of fold.
-    experts : tuple of CovariateExpert
-    """
-    said, evidence = np.empty((len(targets), classes)), np.empty((len(targets), classes))
-    experts = []
-    for fold in range(int(folds.max()) + 1):
-        own = np.flatnonzero(folds == fold)
-        others = np.flatnonzero(folds != fold)
-        expert = fit_expert(
-            columns, [rows[n] for n in others], targets[others], classes=classes, imbalance=imbalance
-        )
-        mine = [rows[n] for n in own]
-        said[own], evidence[own] = expert.log_probabilities(mine), expert.evidence(mine)
-        experts.append(expert)
-    return said, evidence, tuple(experts)
-
-
 def text_of(row: Row, name: str) -> str | None:
     """Return a value as text; the sexes under one spelling.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,16 +36,19 @@ class FoldModel:
     state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Learner(Protocol):
-    """Learns from some of a cohort's scans and judges others."""
+Model = TypeVar("Model")
+
+
+class Learner(Protocol[Model]):
+    """Learns from some of a cohort's scans and predicts others."""
 
     def fit(
         self, chosen: NDArray[np.bool_], targets: NDArray[np.int64], *, fold: int, seed: int, name: str
-    ) -> tuple[FoldModel, list[LogRow]]:
+    ) -> tuple[Model, list[LogRow]]:
         """Learn from the chosen scans, (N,) bool, with the targets (N,) of all; `name` tells one run from another."""
         ...
 
-    def logits(self, model: FoldModel, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def logits(self, model: Model, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return uncalibrated logits (M, C) of the chosen scans."""
         ...
 

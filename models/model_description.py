@@ -12,15 +12,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from brainstage.models.baseline import BASELINE_VERSION
-from brainstage.models.calibration import BOUNDS
-from brainstage.models.choices import HeadKind, Regime, Strides, class_fault
+from brainstage.models.choices import HeadKind, Member, PredictorChoice, Regime, Strides, class_fault
+from brainstage.models.conformal import Scores
 from brainstage.models.covariates import CovariateExpert
 from brainstage.models.norms import ReferenceClass
 from brainstage.models.pooling import feature_id
+from brainstage.models.predictor import FoldPredictor
 from brainstage.models.published import Origin
+from brainstage.models.volume_model import VolumeModel
 from brainstage.pipeline.config import NetworkGridConfig, differences
 from brainstage.pipeline.errors import ModelError
-from brainstage.pipeline.files import read_regular, sha256_of_bytes
+from brainstage.pipeline.files import read_json_or_empty, read_regular, sha256_of_bytes
 
 DESCRIPTION_FILE: Final = "model.json"
 AGE_AND_SEX: Final = ("age", "sex")
@@ -38,6 +40,7 @@ _NO_PART_OF_ID: Final[Mapping[str, Any]] = MappingProxyType(
 _MAX_DIFFERENCES_SHOWN: Final = 5
 _ROUNDING: Final = 1e-9
 """By which a probability may lie outside 0 to 1."""
+Count = Annotated[int, Field(ge=0)]
 
 
 class _Part(BaseModel):
@@ -57,10 +60,48 @@ class BackboneDescription(_Part):
 
 
 class ConformalDescription(_Part):
-    """Class-conditional quantiles of the non-conformity; None stands for infinite, the class is in every set."""
+    """What prediction sets are made of.
 
-    level: float = Field(gt=0, lt=1)
-    quantiles: dict[str, Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)] | None]
+    Attributes
+    ----------
+    levels : dict
+        Class to the level that its scans allow, at most 0.9.
+    scores : dict
+        Class to the score, the fold that did not learn from it, and the person (a number) of each training scan.
+    """
+
+    levels: dict[str, Annotated[float, Field(gt=0, lt=1)]]
+    scores: dict[
+        str, tuple[tuple[Annotated[float, Field(ge=-_ROUNDING, le=1 + _ROUNDING)], Count, Count], ...]
+    ]
+
+    @property
+    def level(self) -> float:
+        """What sets hold for every class: the smallest of the levels."""
+        return min(self.levels.values())
+
+
+class PredictorDescription(_Part):
+    """Whose probabilities are published.
+
+    Attributes
+    ----------
+    choice : str
+        As asked for.
+    folds : tuple of FoldPredictor
+    above_chance : bool
+        The interval of the out-of-fold balanced accuracy lies above chance.
+    compared_members : tuple of str
+        Members whose own answers are better than chance out of fold.
+    disagreement_flags : bool
+        Out of fold, scans about which these members disagree were predicted wrongly more often.
+    """
+
+    choice: PredictorChoice
+    folds: tuple[FoldPredictor, ...]
+    above_chance: bool
+    compared_members: tuple[Member, ...] = ()
+    disagreement_flags: bool = False
 
 
 class TierBounds(_Part):
@@ -87,13 +128,14 @@ class TierBounds(_Part):
 class ModelDescription(_Part):
     """``model.json``: all of a model but its weights.
 
-    `fold_of_training_scan` leads from the sha256 of a training scan's file to the fold that held it out;
+    `members` are those that the model has. `training_scans` leads from the sha256 of a training scan's file to the
+    fold that did not learn from it, and to the number of its person among the scores of `conformal`;
     `covariate_experts` has one for each fold, or none where the model looks at the image alone. `reference` says what
     is usual in one of the classes, and has no part in predictions. `kernels` are those of the training, from
     :func:`~brainstage.models.kernels.kernels`; another processor adds in another order.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model_id: str = ""
     classes: tuple[str, ...] = Field(min_length=2)
     label_column: str
@@ -106,13 +148,15 @@ class ModelDescription(_Part):
     baseline_version: int = 1  # of those written before there was a second
     preprocessing_id: str
     preprocessing_content: dict[str, Any]
-    temperature: float = Field(ge=BOUNDS[0], le=BOUNDS[1])
+    members: tuple[Member, ...] = Field(min_length=1)
+    predictor: PredictorDescription
     conformal: ConformalDescription
     novelty_threshold: float = Field(ge=0)
     tiers: TierBounds = TierBounds()
     seed: int
     pretraining_cohorts: tuple[str, ...] = ()
-    fold_of_training_scan: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    training_scans: dict[str, tuple[Count, Count]] = Field(default_factory=dict)
+    volume_models: tuple[VolumeModel, ...] = ()
     covariate_experts: tuple[CovariateExpert, ...] = ()
     reference: ReferenceClass | None = None
     versions: dict[str, str] = Field(default_factory=dict)
@@ -137,25 +181,44 @@ class ModelDescription(_Part):
 
     @model_validator(mode="after")
     def _of_one_piece(self) -> ModelDescription:
-        """Hold what is said of classes and folds against how many there are."""
-        if set(self.conformal.quantiles) != set(self.classes):
+        """Compare what is said of classes, members and folds with how many there are."""
+        if set(self.conformal.levels) != set(self.classes) or set(self.conformal.scores) != set(self.classes):
             raise ValueError(
-                f"conformal.quantiles must name the classes {', '.join(self.classes)}, each once"
+                f"conformal.levels and conformal.scores must name the classes {', '.join(self.classes)}, each once"
             )
-        strange = {fold for fold in self.fold_of_training_scan.values() if fold >= self.folds}
-        if strange:
+        folds = {fold for fold, _ in self.training_scans.values()}
+        folds |= {fold for scores in self.conformal.scores.values() for _, fold, _ in scores}
+        if folds and max(folds) >= self.folds:
             raise ValueError(
-                f"fold_of_training_scan names fold {min(strange)}, and there are {self.folds} from 0 on"
+                f"training_scans or conformal.scores name fold {max(folds)}, and there are {self.folds} from 0 on"
             )
-        if len(self.covariate_experts) not in (0, self.folds):
+        if len(self.predictor.folds) != self.folds:
             raise ValueError(
-                f"{len(self.covariate_experts)} covariate_experts, where there are {self.folds} folds"
+                f"predictor.folds has {len(self.predictor.folds)} entries for {self.folds} folds"
             )
-        for expert in self.covariate_experts:
-            if len(expert.bias) != len(self.classes):
-                raise ValueError(
-                    f"a covariate_expert tells {len(expert.bias)} of {len(self.classes)} classes apart"
-                )
+        for fold in self.predictor.folds:
+            if set(fold.temperatures) != set(self.members):
+                raise ValueError(f"a temperature is needed for each of {', '.join(self.members)}")
+        if bool(self.volume_models) is not ("volumes" in self.members):
+            raise ValueError(
+                "volume_models must be there where volumes is one of the members, and only there"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _of_the_classes(self) -> ModelDescription:
+        """Compare what is said of the models that stand here with the classes and folds."""
+        for name, models in (
+            ("volume_models", self.volume_models),
+            ("covariate_experts", self.covariate_experts),
+        ):
+            if len(models) not in (0, self.folds):
+                raise ValueError(f"{len(models)} {name}, where there are {self.folds} folds")
+            for model in models:
+                if len(model.bias) != len(self.classes):
+                    raise ValueError(
+                        f"one of {name} tells {len(model.bias)} of {len(self.classes)} classes apart"
+                    )
         if self.reference is not None and self.reference.label not in self.classes:
             raise ValueError(f"reference.label {self.reference.label!r} is none of the classes")
         return self
@@ -168,8 +231,13 @@ class ModelDescription(_Part):
     @property
     def columns_read(self) -> tuple[str, ...]:
         """The columns that anything said with this model depends on."""
-        of_reference = AGE_AND_SEX if self.reference else ()
-        return tuple(dict.fromkeys((*self.covariate_columns, *of_reference)))
+        whose = AGE_AND_SEX if self.reference or self.volume_models else ()
+        return tuple(dict.fromkeys((*self.covariate_columns, *whose)))
+
+    @property
+    def reads_volumes(self) -> bool:
+        """Whether anything said with this model depends on the volumes of a scan."""
+        return bool(self.volume_models or self.reference)
 
     @property
     def own_id(self) -> str:
@@ -178,10 +246,21 @@ class ModelDescription(_Part):
         return f"m{sha256_of_bytes(json.dumps(content, sort_keys=True).encode())[:11]}"
 
     @property
-    def class_quantiles(self) -> list[float]:
-        """The quantiles of the conformal sets, in the order of the classes."""
-        found = (self.conformal.quantiles[name] for name in self.classes)
-        return [np.inf if quantile is None else quantile for quantile in found]
+    def scores(self) -> tuple[Scores, ...]:
+        """Scores of the training scans, in the order of the classes."""
+        return tuple(
+            Scores(
+                score=np.array([score for score, _, _ in found], dtype=np.float64),
+                fold=np.array([fold for _, fold, _ in found], dtype=np.int64),
+                person=np.array([person for _, _, person in found], dtype=np.int64),
+            )
+            for found in (self.conformal.scores[name] for name in self.classes)
+        )
+
+    @property
+    def levels(self) -> list[float]:
+        """Levels of the prediction sets, in the order of the classes."""
+        return [self.conformal.levels[name] for name in self.classes]
 
 
 def read_description(path: Path) -> ModelDescription:
@@ -204,6 +283,10 @@ def read_description(path: Path) -> ModelDescription:
             f"{path.name} is no model directory: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
         ) from error
     except ValidationError as error:
+        if made_by := _older_version(file):
+            raise ModelError(
+                f"{path.name} was made by brainstage {made_by}, whose models have one member alone: train it again"
+            ) from error
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelError(f"{path.name}/{DESCRIPTION_FILE} is not usable: {where}: {first['msg']}") from error
@@ -224,6 +307,15 @@ def read_description(path: Path) -> ModelDescription:
             "pooled otherwise: train the model again"
         )
     return description
+
+
+def _older_version(file: Path) -> str:
+    """Return which version wrote a description of an earlier schema; empty for any other file."""
+    content = read_json_or_empty(file)
+    versions = content.get("versions")
+    if content.get("schema_version") != 1 or not isinstance(versions, dict):
+        return ""
+    return str(versions.get("brainstage", "?"))
 
 
 def checked_content(path: Path, name: str, sha256: str) -> bytes:

@@ -6,12 +6,13 @@
       model.json             everything but the weights, and the sha256 of each weights file
       backbone.safetensors   the network as it was before training, once for all folds
       fold-0.safetensors ... head, novelty model, and the layers that were trained, of each fold
-      baseline.safetensors   the linear model on voxels
+      linear.safetensors     the linear model on voxels, of each fold
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +27,10 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from brainstage.models.baseline import LinearBaseline, baseline_values, mean_baseline
-from brainstage.models.calibration import calibrated
-from brainstage.models.conformal import set_members
-from brainstage.models.covariates import Row
+from brainstage.models.baseline import LinearBaseline, baseline_values
+from brainstage.models.choices import Member
+from brainstage.models.conformal import p_values, set_members
+from brainstage.models.covariates import Row, text_of
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.fine_tuning import tuned_extractor
 from brainstage.models.heads import LinearHead, head_arrays, head_from_arrays
@@ -44,18 +45,106 @@ from brainstage.models.model_description import (
     require_same_preprocessing,
 )
 from brainstage.models.novelty import NoveltyModel
+from brainstage.models.predictor import mean_log_probabilities
+from brainstage.models.volume_model import ScanVolumes, scan_volumes
 from brainstage.models.weights import WeightsSource, fill_network, state_bytes
 from brainstage.pipeline.errors import InferenceError, InputMissingError, ModelError, WeightsError
 from brainstage.pipeline.files import sha256_of_bytes, write_bytes, write_text
 from brainstage.pipeline.records import NetworkInput, Prediction
+from brainstage.pipeline.tables import number_or_none
 
 BACKBONE_FILE: Final = "backbone.safetensors"
-BASELINE_FILE: Final = "baseline.safetensors"
+LINEAR_FILE: Final = "linear.safetensors"
 _PACKAGES: Final = (
     *("brainstage", "torch", "monai", "scikit-learn", "numpy", "scipy"),
     *("antspyx", "SimpleITK", "nibabel", "nilearn", "deepbet"),
 )
 """What a model records the versions of: all that takes part in a prediction, from the file on."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScanInputs:
+    """What the members of a model are given of one scan.
+
+    Attributes
+    ----------
+    features : ndarray, (F,) float32
+        From :meth:`StoredModel.features`, or the same cached.
+    values : ndarray, (V,) float32
+        From :func:`~brainstage.models.baseline.baseline_values`.
+    volumes : ScanVolumes
+    covariates : mapping
+        Columns of the table that the model reads.
+    network_input : NetworkInput
+        For folds that have a network of their own.
+    """
+
+    features: NDArray[np.float32]
+    values: NDArray[np.float32]
+    volumes: ScanVolumes
+    covariates: Row
+    network_input: NetworkInput
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What some folds say about one scan.
+
+    Attributes
+    ----------
+    folds : tuple of int
+        K of them.
+    published, uncalibrated : ndarray, (K, C) float64
+        Log-probabilities of the predictor, and without any temperature.
+    members : mapping
+        Member to its calibrated log-probabilities, (K, C).
+    """
+
+    folds: tuple[int, ...]
+    published: NDArray[np.float64]
+    uncalibrated: NDArray[np.float64]
+    members: Mapping[Member, NDArray[np.float64]]
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Of the predictor, all folds together, (C,)."""
+        return np.exp(mean_log_probabilities(self.published))
+
+    @property
+    def uncalibrated_probabilities(self) -> NDArray[np.float64]:
+        """The same without any temperature, (C,)."""
+        return np.exp(mean_log_probabilities(self.uncalibrated))
+
+    @property
+    def member_probabilities(self) -> dict[Member, NDArray[np.float64]]:
+        """Of each member, all folds together, (C,)."""
+        return {name: np.exp(mean_log_probabilities(said)) for name, said in self.members.items()}
+
+
+def scan_inputs(
+    features: NDArray[np.float32],
+    network_input: NetworkInput,
+    measures: Mapping[str, float | None],
+    covariates: Row,
+) -> ScanInputs:
+    """Return what the members are given of a scan.
+
+    Parameters
+    ----------
+    features : ndarray, (F,) float32
+    network_input : NetworkInput
+    measures : mapping
+        Of the volumes.
+    covariates : mapping
+        With ``age`` and ``sex`` as text, where they are known.
+    """
+    return ScanInputs(
+        features=features,
+        values=baseline_values(network_input)[0],
+        volumes=scan_volumes(measures, number_or_none(covariates.get("age")), text_of(covariates, "sex")),
+        covariates=covariates,
+        network_input=network_input,
+    )
 
 
 class StoredModel:
@@ -107,7 +196,7 @@ class StoredModel:
         files = {BACKBONE_FILE: state_bytes(self.extractor.network.state_dict())}
         for fold, (model, novelty) in enumerate(zip(self.models, self.novelty, strict=True)):
             files[f"fold-{fold}.safetensors"] = save_arrays(_fold_arrays(model, novelty))
-        files[BASELINE_FILE] = save_arrays(
+        files[LINEAR_FILE] = save_arrays(
             {
                 "weight": np.stack([baseline.weight for baseline in self.baselines]),
                 "bias": np.stack([baseline.bias for baseline in self.baselines]),
@@ -178,82 +267,35 @@ class StoredModel:
         source_sha256 : str or None
             Hash of the scan's file.
         """
-        fold = self._described.fold_of_training_scan.get(source_sha256 or "")
-        return tuple(range(len(self.models))) if fold is None else (fold,)
+        found = self._described.training_scans.get(source_sha256 or "")
+        return tuple(range(len(self.models))) if found is None else found[:1]
 
-    def ensemble_logits(
-        self,
-        features: NDArray[np.float32],
-        inputs: Sequence[NetworkInput] = (),
-        folds: Sequence[int] | None = None,
-    ) -> NDArray[np.float64]:
-        """Return the mean over `folds`, or all, of the uncalibrated logits (N, C) of N scans.
+    def network_logits(self, scan: ScanInputs, fold: int) -> NDArray[np.float64]:
+        """Return the uncalibrated logits (1, C) of a fold's network."""
+        extractor = self._extractors[fold]
+        features = scan.features[None]
+        if extractor is not self.extractor:
+            features = extractor.features_of([scan.network_input])
+        return self.models[fold].head.logits(features)
 
-        Parameters
-        ----------
-        features : ndarray, (N, F) float32
-            From the network before training.
-        inputs : sequence of NetworkInput
-            Of the scans, for folds that have a network of their own.
-        """
-        logits = []
-        for fold in range(len(self.models)) if folds is None else folds:
-            extractor = self._extractors[fold]
-            own = features if extractor is self.extractor else extractor.features_of(inputs)
-            logits.append(self.models[fold].head.logits(own))
-        return np.asarray(np.mean(logits, axis=0))
+    def member_logits(self, scan: ScanInputs, fold: int) -> dict[Member, NDArray[np.float64]]:
+        """Return what each member of a fold says about a scan: uncalibrated logits (1, C)."""
+        found: dict[Member, NDArray[np.float64]] = {}
+        for member in self._described.members:
+            if member == "network":
+                found[member] = self.network_logits(scan, fold)
+            elif member == "linear":
+                found[member] = self.baselines[fold].logits(scan.values[None])
+            else:
+                found[member] = self._described.volume_models[fold].logits([scan.volumes])
+        return found
 
-    def baseline_logits(
-        self, values: NDArray[np.float32], folds: Sequence[int] | None = None
-    ) -> NDArray[np.float64]:
-        """Return the logits (N, C) of the mean of the linear baselines of `folds`, or all, for values (N, V)."""
-        chosen = range(len(self.baselines)) if folds is None else folds
-        return mean_baseline([self.baselines[fold] for fold in chosen]).logits(values)
-
-    def covariate_evidence(
-        self, covariates: Sequence[Row] | None, scans: int, folds: Sequence[int] | None = None
-    ) -> NDArray[np.float64]:
-        """Return what covariates add to the logits (N, C), the mean over `folds`; 0 for a model of images alone.
-
-        Parameters
-        ----------
-        covariates : sequence of mapping or None
-            Of each of N scans; None where nothing is known of any.
-        """
+    def covariate_evidence(self, covariates: Row, fold: int) -> NDArray[np.float64] | None:
+        """Return what covariates add (1, C) in a fold; None for a model that uses none."""
         experts = self._described.covariate_experts
-        rows = [{} for _ in range(scans)] if covariates is None else covariates
-        chosen = [experts[fold] for fold in (range(len(experts)) if folds is None else folds) if experts]
-        if not chosen:
-            return np.zeros((scans, len(self.classes)))
-        return np.asarray(np.mean([expert.evidence(rows) for expert in chosen], axis=0))
+        return experts[fold].evidence([covariates]) if experts else None
 
-    def probabilities(
-        self,
-        features: NDArray[np.float32],
-        inputs: Sequence[NetworkInput] = (),
-        folds: Sequence[int] | None = None,
-        covariates: Sequence[Row] | None = None,
-    ) -> NDArray[np.float64]:
-        """Return calibrated probabilities (N, C) of images and, where the model uses them, of covariates.
-
-        Parameters
-        ----------
-        features, inputs, folds
-            As for :meth:`ensemble_logits`.
-        covariates : sequence of mapping, optional
-            Of each scan.
-        """
-        logits = self.ensemble_logits(features, inputs, folds)
-        evidence = self.covariate_evidence(covariates, len(features), folds)
-        return calibrated(logits + evidence, self._described.temperature)
-
-    def predict(
-        self,
-        features: NDArray[np.float32],
-        network_input: NetworkInput,
-        source_sha256: str | None = None,
-        covariates: Row | None = None,
-    ) -> Prediction:
+    def predict(self, scan: ScanInputs, source_sha256: str | None = None) -> Prediction:
         """Return what the model says about one scan.
 
         The folds answer together, except about a scan that the model was trained on: there the one fold answers
@@ -261,44 +303,83 @@ class StoredModel:
 
         Parameters
         ----------
-        features : ndarray, (F,) float32
-            From :meth:`features`, or the same cached.
-        network_input : NetworkInput
-            For the baseline, and for folds that have a network of their own.
+        scan : ScanInputs
         source_sha256 : str, optional
             Hash of the scan's file.
-        covariates : mapping, optional
-            The scan's values of the columns that the model looks at besides the image, as text; others are ignored.
 
         Raises
         ------
         InferenceError
             When the features or the grid are not those of this model.
         """
-        values, _ = baseline_values(network_input)
-        expected = self.heads[0].mean.shape, self.baselines[0].weight.shape[1:]
-        if (features.shape, values.shape) != expected:
-            raise InferenceError(
-                f"features {features.shape} and voxels {values.shape} do not fit the model's {expected[0]} and "
-                f"{expected[1]}: the network grid or the weights are others"
-            )
-        folds = self.folds_for(source_sha256)
-        known = covariates or {}
-        probabilities = self.probabilities(features[None], [network_input], folds, [known])[0]
-        members = set_members(probabilities, self._described.class_quantiles)
-        baseline = self.baseline_logits(values[None], folds)[0]
+        return self.prediction_of(self.answers(scan, source_sha256), scan, source_sha256)
+
+    def answers(self, scan: ScanInputs, source_sha256: str | None = None) -> Answers:
+        """Return what each fold that may predict a scan says of it; see :meth:`predict`."""
+        self._require_fitting(scan)
+        published, uncalibrated, members = [], [], []
+        for fold in self.folds_for(source_sha256):
+            predictor = self._described.predictor.folds[fold]
+            logits = self.member_logits(scan, fold)
+            evidence = self.covariate_evidence(scan.covariates, fold)
+            published.append(predictor.log_probabilities(logits, evidence))
+            uncalibrated.append(predictor.uncalibrated.log_probabilities(logits, evidence))
+            members.append(predictor.member_log_probabilities(logits))
+        return Answers(
+            folds=self.folds_for(source_sha256),
+            published=np.concatenate(published),
+            uncalibrated=np.concatenate(uncalibrated),
+            members={name: np.concatenate([of[name] for of in members]) for name in self._described.members},
+        )
+
+    def prediction_of(
+        self, answers: Answers, scan: ScanInputs, source_sha256: str | None = None
+    ) -> Prediction:
+        """Return the prediction that the folds' answers give together."""
+        description, folds = self._described, answers.folds
+        probabilities = answers.probabilities
+        p = p_values(
+            np.exp(answers.published), description.scores, without_person=self._person(source_sha256)
+        )
+        in_set = set_members(p, description.levels)
         return Prediction(
             probabilities=dict(zip(self.classes, map(float, probabilities), strict=True)),
-            prediction_set=tuple(name for name, member in zip(self.classes, members, strict=True) if member),
-            ood_score=float(np.mean([self.novelty[fold].scores(features[None])[0] for fold in folds])),
-            ood_threshold=self._described.novelty_threshold,
-            tier=self._described.tiers.tier(float(probabilities.max())),
-            baseline_label=self.classes[int(baseline.argmax())],
+            prediction_set=tuple(name for name, inside in zip(self.classes, in_set, strict=True) if inside),
+            ood_score=float(np.mean([self.novelty[fold].scores(scan.features[None])[0] for fold in folds])),
+            ood_threshold=description.novelty_threshold,
+            tier=description.tiers.tier(float(probabilities.max())),
+            member_labels={
+                name: self.classes[int(said.argmax())] for name, said in answers.member_probabilities.items()
+            },
+            compared_members=description.predictor.compared_members,
+            disagreement_flags=description.predictor.disagreement_flags,
+            above_chance=description.predictor.above_chance,
             model_id=self.model_id,
-            set_level=self.description.conformal.level,
+            set_level=description.conformal.level,
             seen_in_training=len(folds) < len(self.models),
-            covariates_missing=any(expert.misses(known) for expert in self._described.covariate_experts),
+            covariates_missing=any(one.misses(scan.covariates) for one in description.covariate_experts),
+            volumes_missing=self._volumes_missing(scan),
         )
+
+    def _person(self, source_sha256: str | None) -> int | None:
+        found = self._described.training_scans.get(source_sha256 or "")
+        return None if found is None else found[1]
+
+    def _volumes_missing(self, scan: ScanInputs) -> bool:
+        """Tell whether a volume that the published probabilities depend on is not known."""
+        description = self._described
+        if not any("volumes" in fold.weights for fold in description.predictor.folds):
+            return False
+        needed = {scale.measure for model in description.volume_models for scale in model.scales}
+        return any(scan.volumes.measures.get(name) is None for name in needed)
+
+    def _require_fitting(self, scan: ScanInputs) -> None:
+        expected = self.heads[0].mean.shape, self.baselines[0].weight.shape[1:]
+        if (scan.features.shape, scan.values.shape) != expected:
+            raise InferenceError(
+                f"features {scan.features.shape} and voxels {scan.values.shape} do not fit the model's {expected[0]} "
+                f"and {expected[1]}: the network grid or the weights are others"
+            )
 
 
 def write_model(folder: Path, model: StoredModel) -> None:
@@ -326,13 +407,13 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
         network = build_med3d(description.backbone.architecture, description.backbone.strides)
         fill_network(network, load_tensors(contents[BACKBONE_FILE]), BACKBONE_FILE)
         folds = [load_arrays(contents[f"fold-{fold}.safetensors"]) for fold in range(description.folds)]
-        stacked = load_arrays(contents[BASELINE_FILE])
+        stacked = load_arrays(contents[LINEAR_FILE])
         baselines = [
             LinearBaseline(weight=weight, bias=bias)
             for weight, bias in zip(stacked["weight"], stacked["bias"], strict=True)
         ]
         _require_finite(BACKBONE_FILE, {key: value.numpy() for key, value in network.state_dict().items()})
-        _require_finite(BASELINE_FILE, stacked)
+        _require_finite(LINEAR_FILE, stacked)
         for fold, arrays in enumerate(folds):
             _require_finite(f"fold-{fold}.safetensors", arrays)
         models, novelty = zip(*map(_fold_models, folds), strict=True)
@@ -356,7 +437,7 @@ def _require_answers(model: StoredModel) -> None:
     features = np.zeros((1, len(model.heads[0].mean)), dtype=np.float32)
     values = np.zeros((1, model.baselines[0].weight.shape[-1]), dtype=np.float32)
     if len(model.baselines) != len(model.heads):
-        raise ValueError(f"{len(model.baselines)} baselines for {len(model.heads)} folds")
+        raise ValueError(f"{len(model.baselines)} linear models for {len(model.heads)} folds")
     for fold, (head, novelty, baseline) in enumerate(
         zip(model.heads, model.novelty, model.baselines, strict=True)
     ):
@@ -383,9 +464,9 @@ def _require_lengths(
     classes = len(description.classes)
     if len(baselines) != description.folds:
         raise ValueError(
-            f"{BASELINE_FILE} holds {len(baselines)} baselines, and there are {description.folds} folds"
+            f"{LINEAR_FILE} holds {len(baselines)} models, and there are {description.folds} folds"
         )
-    for what, found in (("head", heads), ("baseline", baselines)):
+    for what, found in (("head", heads), ("linear model", baselines)):
         told = {size for one in found for size in (len(one.weight), len(one.bias))}
         if told != {classes}:
             raise ValueError(f"a {what} tells {min(told - {classes})} classes apart, and there are {classes}")

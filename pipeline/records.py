@@ -530,13 +530,21 @@ class Prediction:
         Novelty; above `ood_threshold` the scan is unlike the training scans.
     tier : str
         ``high``, ``review`` or ``low``.
-    baseline_label : str or None
-        What the linear baseline says.
+    member_labels : dict
+        Member of the model to the class that it says.
     model_id : str
     seen_in_training : bool
         The model was trained on this scan; what is said here comes from the fold that did not see it.
     covariates_missing : bool
         The model uses covariates, and not all of this scan's are known.
+    volumes_missing : bool
+        The probabilities depend on volumes, and not all of this scan's are known.
+    compared_members : tuple of str
+        Members that are better than chance out of fold, whose disagreement means something.
+    disagreement_flags : bool
+        Out of fold, their disagreement went with more errors.
+    above_chance : bool
+        The model is better than chance out of fold.
     reference : tuple of ReferenceFinding
         Measures of the scan against the model's class of reference; no part of what it says.
     """
@@ -546,11 +554,15 @@ class Prediction:
     ood_score: float
     ood_threshold: float
     tier: str
-    baseline_label: str | None
+    member_labels: dict[str, str]
     model_id: str
     set_level: float = 0.9
     seen_in_training: bool = False
     covariates_missing: bool = False
+    volumes_missing: bool = False
+    compared_members: tuple[str, ...] = ()
+    disagreement_flags: bool = False
+    above_chance: bool = True
     reference: tuple[ReferenceFinding, ...] = ()
 
     def __post_init__(self) -> None:
@@ -569,6 +581,11 @@ class Prediction:
     def confidence(self) -> float:
         """The largest probability."""
         return max(self.probabilities.values())
+
+    @property
+    def members_disagree(self) -> bool:
+        """Whether a member that is better than chance says another class than the model."""
+        return any(self.member_labels.get(name) != self.predicted_label for name in self.compared_members)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from brainstage import __version__
-from brainstage.models.choices import HEADS, IMBALANCE, MED3D_ASSETS, REGIMES, STRIDES
+from brainstage.models.choices import HEADS, IMBALANCE, MED3D_ASSETS, PREDICTORS, REGIMES, STRIDES
 from brainstage.pipeline.errors import UsageError
 
 EXIT_CODES: Final = """exit codes:
@@ -343,6 +343,13 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         choices=IMBALANCE,
         default="weights",
         help="how classes of different size are made to count the same; default: weights",
+    )
+    train.add_argument(
+        "--predictor",
+        choices=PREDICTORS,
+        default="auto",
+        help="whose probabilities are published: one member's, those of a weighted product of all (stack), or "
+        "what inner folds find best (auto); default: auto",
     )
     train.add_argument(
         "--covariates",

@@ -136,6 +136,7 @@ def _train(options: argparse.Namespace) -> int:
             head=options.head,
             augment=None if options.augment is None else tuple(options.augment),
             imbalance=options.imbalance,
+            predictor=options.predictor,
             covariates=tuple(options.covariates),
             folds=options.folds,
             epochs=options.epochs,

@@ -13,6 +13,7 @@ from brainstage.preprocessing.quality import MEASURES
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS
 from brainstage.workflows.measured_volumes import FAILED, NOT_MEASURED, QC_FAILED
 from brainstage.workflows.normed_volumes import NORMS_REASONS
+from brainstage.workflows.table_identity import NOT_ASSESSED
 from brainstage.workflows.trajectories import IMPLAUSIBLE_REVERSAL, trajectory_columns
 
 Dictionary = dict[str, dict[str, Any]]
@@ -21,7 +22,7 @@ Dictionary = dict[str, dict[str, Any]]
 _STATUS_LEVELS: Final[Mapping[str, str]] = MappingProxyType(
     {
         PredictionStatus.REPORTED: "quality control passed, nothing speaks against the prediction",
-        PredictionStatus.FLAGGED: "quality control warned, the scan is novel, or network and baseline disagree",
+        PredictionStatus.FLAGGED: "quality control warned, or prediction_reasons says what speaks against it",
         PredictionStatus.WITHHELD: "quality control failed: nothing of the prediction is written",
         PredictionStatus.FAILED: "a stage failed; error says which and why",
         PredictionStatus.NO_MODEL: "the run had no model",
@@ -31,7 +32,8 @@ _QC_LEVELS: Final[Mapping[str, str]] = MappingProxyType(
     {
         QcStatus.PASS: "no measure is out of bounds",
         QcStatus.WARN: "a measure is out of bounds, but tolerated",
-        QcStatus.FAIL: "a measure is far out of bounds, or a stage failed",
+        QcStatus.FAIL: "a measure is far out of bounds",
+        NOT_ASSESSED: "a stage failed before",
     }
 )
 _VOLUMES_LEVELS: Final[Mapping[str, str]] = MappingProxyType(
@@ -89,19 +91,32 @@ def predictions_dictionary(classes: Sequence[str]) -> Dictionary:
             "how sure the model may be; bounds as configured, these by default", levels=_TIER_LEVELS
         ),
         "prediction_set": _described(
-            "the classes that cannot be excluded at 90 % (class-conditional conformal prediction)",
+            "the classes that cannot be excluded (class-conditional conformal prediction), at 90 % or at the level "
+            "that the model's conformal.levels names",
             delimiter=";",
         ),
         "qc_status": _described("verdict of quality control, or of whoever looked", levels=_QC_LEVELS),
         "qc_reasons": _described(
-            "why quality control warns or fails, and what speaks against the prediction",
-            levels=_reason_levels(),
+            "why quality control warns or fails; the same as in qc.csv",
+            levels=_quality_levels(),
+            delimiter=";",
+        ),
+        "prediction_reasons": _described(
+            "why the prediction is flagged, and what should be known about it",
+            levels=FLAG_EXPLANATIONS,
             delimiter=";",
         ),
         "ood_score": _described(
             "novelty: root mean square Mahalanobis distance from the training scans; about 1 for scans like them"
         ),
-        "baseline_label": _described("what the linear baseline on voxels says"),
+        "ood_limit": _described("the score above which a scan is out of distribution for the model"),
+        "member_labels": _described(
+            "the class that each member of the model says, as member=class", delimiter=";"
+        ),
+        "label": _described("the scan's own label in the source dataset, where it has one"),
+        "age": _described("age at the visit", units="years"),
+        "sex": _described("sex, as in the source dataset"),
+        "site": _described("scanner or centre, as in the source dataset"),
         "model_id": _described("hash of everything in the model that changes a prediction"),
         "preprocessing_id": _described(
             "hash of settings, stage versions, weights and template of the preprocessing; not of the versions of tools"
@@ -120,7 +135,7 @@ def qc_dictionary(columns: Sequence[str]) -> Dictionary:
             for measure in MEASURES
         },
         "qc_status": _described("verdict of quality control, or of whoever looked", levels=_QC_LEVELS),
-        "qc_reasons": _described("why", levels=_reason_levels(), delimiter=";"),
+        "qc_reasons": _described("why", levels=_quality_levels(), delimiter=";"),
     }
     return {name: known[name] for name in columns}
 
@@ -255,9 +270,10 @@ def _probabilities(classes: Sequence[str]) -> Dictionary:
     return {f"p_{name}": _described(f"calibrated probability of {name}") for name in classes}
 
 
-def _reason_levels() -> dict[str, str]:
-    measured = {measure.reason: measure.explanation for measure in MEASURES if measure.reason}
-    return measured | FLAG_EXPLANATIONS | REVIEW_EXPLANATIONS
+def _quality_levels() -> dict[str, str]:
+    return {
+        measure.reason: measure.explanation for measure in MEASURES if measure.reason
+    } | REVIEW_EXPLANATIONS
 
 
 def _copied(content: Mapping[str, Mapping[str, str]]) -> Dictionary:

@@ -89,9 +89,9 @@ def closing_words(directory: Path, model_dir: Path, out_dir: Path) -> list[str]:
     )
     return [
         "balanced accuracy on held-out participants (chance is 0.33):",
-        f"  network          {held_out_words(content['cross_validation'])}",
-        f"  linear baseline  {held_out_words(content['baseline'])}",
-        f"  random labels    {held_out_words(content['control_random_labels'])}",
+        f"  published        {held_out_words(content['cross_validation'])}",
+        *(f"  {name:<15}  {held_out_words(found)}" for name, found in content["members"].items()),
+        f"  random labels    {held_out_words(content['control_random_labels']['predictor'])}",
         "the cohort is synthetic: the numbers show that the program works, and nothing about disease",
         "each row of predictions.csv comes from the fold of the model that had not seen its scan",
         f"look at: {out_dir / 'cohort.html'}",

@@ -11,11 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from brainstage.models.baseline import baseline_values
-from brainstage.models.calibration import uncalibrated
 from brainstage.models.features import choose_device
 from brainstage.models.model_directory import replaced_directory
-from brainstage.models.model_store import StoredModel, load_model
+from brainstage.models.model_store import Answers, StoredModel, load_model, scan_inputs
 from brainstage.pipeline.errors import UsageError, attributed
 from brainstage.pipeline.files import read_json
 from brainstage.pipeline.manifest import read_manifest
@@ -25,12 +23,13 @@ from brainstage.workflows.learning.cohort_evaluation import (
     JudgedCohort,
     comparison,
     evaluate_cohort,
+    member_words,
     read_cross_validated,
     require_replaceable_result,
     write_result,
 )
 from brainstage.workflows.learning.features import cached_features, network_input_key, read_network_input
-from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan, read_cohort
+from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan, measures_of, read_cohort
 
 TRAINED_ON: Final = "the model was trained on this scan"
 TRAINED_ON_PERSON: Final = "the model was trained on another scan of this participant"
@@ -97,7 +96,7 @@ def evaluate(
         out_dir, label_column, None, by_split=False, preprocessed=model.description.preprocessing_id
     )
     model.require_preprocessing(cohort.preprocessing_id, cohort.preprocessing_content)
-    trained_on = model.description.fold_of_training_scan.keys()
+    trained_on = model.description.training_scans.keys()
     people = {
         row.participant_id for row in read_manifest(out_dir / "data_manifest.csv") if row.sha256 in trained_on
     }
@@ -121,7 +120,7 @@ def evaluate(
         )
     say(
         f"balanced accuracy {result.balanced_accuracy}, chance {1 / len(result.present):.2f}; "
-        f"voxel baseline {result.baseline.measures['balanced_accuracy'].value:.2f}. {comparison(result)}"
+        f"{member_words(result.members)}. {comparison(result)}"
     )
     say(f"written to {result_dir}; read its EVALUATION.md. Research use only, not a diagnosis.")
     return result
@@ -173,23 +172,27 @@ def judge(model: StoredModel, scans: Sequence[LabelledScan]) -> JudgedCohort:
         When a scan does not fit the model; it names the scan.
     """
     predictions: list[Prediction] = []
-    baseline_logits, qc = [], []
+    qc: list[str] = []
+    answers: list[Answers] = []
     for scan in scans:
         files = scan.files
         with attributed(files.key, "prediction"):
             image = read_network_input(files, model.network_grid)
             key = network_input_key(files, model.network_grid)
             features = cached_features(model.extractor, files, image, key)
-            known = {name: scan.row.value(name) for name in model.description.covariate_columns}
-            predictions.append(model.predict(features, image, scan.row.sha256, known))
-        baseline_logits.append(model.baseline_logits(baseline_values(image)[0][None])[0])
+            known = {name: scan.row.value(name) for name in model.description.columns_read}
+            given = scan_inputs(features, image, measures_of(files), known)
+            answers.append(model.answers(given, scan.row.sha256))
+            predictions.append(model.prediction_of(answers[-1], given, scan.row.sha256))
         qc.append(str(read_json(files.qc_json)["qc_status"]))
-    probabilities = np.array([list(prediction.probabilities.values()) for prediction in predictions])
     return JudgedCohort(
         scans=tuple(scans),
         predictions=tuple(predictions),
-        logits=uncalibrated(probabilities, model.description.temperature),
-        baseline_logits=np.stack(baseline_logits),
+        uncalibrated=np.stack([one.uncalibrated_probabilities for one in answers]),
+        members={
+            name: np.stack([one.member_probabilities[name] for one in answers])
+            for name in model.description.members
+        },
         qc=tuple(qc),
     )
 

@@ -1,18 +1,22 @@
-"""What becomes of a prediction once quality control, novelty and the baseline have had their word."""
+"""What becomes of a prediction after quality control: reported, flagged or withheld, and why."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-from brainstage.pipeline.records import Completed, Failure, PredictionStatus, QcStatus, SubjectOutcome
+from brainstage.pipeline.records import Failure, Prediction, PredictionStatus, QcStatus, SubjectOutcome
 
 OUT_OF_DISTRIBUTION: Final = "out_of_distribution"
-BASELINE_DISAGREES: Final = "baseline_disagrees"
+NOT_ABOVE_CHANCE: Final = "not_above_chance"
+NO_CLASS_EXCLUDED: Final = "no_class_excluded"
+NO_CLASS_FITS: Final = "no_class_fits"
+MEMBERS_DISAGREE: Final = "members_disagree"
 
 SEEN_IN_TRAINING: Final = "seen_in_training"
 CHOSEN_OF_SESSION: Final = "chosen_of_session"
 COVARIATES_MISSING: Final = "covariates_missing"
+VOLUMES_MISSING: Final = "volumes_missing"
 
 REVIEW_EXPLANATIONS: Final = {
     "reviewed_pass": "A person looked at the scan and passed it; quality control's own verdict is overruled.",
@@ -23,13 +27,19 @@ REVIEW_EXPLANATIONS: Final = {
 FLAG_EXPLANATIONS: Final = {
     OUT_OF_DISTRIBUTION: "The scan is unlike the scans that the model was trained on (novelty score above the "
     "threshold that 5 % of the training scans exceed).",
-    BASELINE_DISAGREES: "The linear baseline, trained on the same scans, says another class than the network.",
+    NOT_ABOVE_CHANCE: "Out of fold the model is not better than chance: none of its predictions means anything.",
+    NO_CLASS_EXCLUDED: "The prediction set holds every class: none can be excluded for this scan.",
+    NO_CLASS_FITS: "The prediction set is empty: the scan is unlike the training scans of every class.",
+    MEMBERS_DISAGREE: "A member of the model that is better than chance by itself says another class. It flags only "
+    "where, out of fold, such scans were predicted wrongly more often.",
     SEEN_IN_TRAINING: "The model was trained on this scan. What is said here comes from the one fold that did not "
     "see it, as in cross-validation; this alone flags nothing.",
     CHOSEN_OF_SESSION: "Of several scans of the session this one stands for it: the best verdict of quality control, "
     "then the highest contrast to noise; this alone flags nothing.",
     COVARIATES_MISSING: "The model looks at covariates such as age besides the image, and not all of this scan's are "
     "known to it; averages of the training scans stand in for them. This alone flags nothing.",
+    VOLUMES_MISSING: "The prediction rests on volumes, and not all of this scan's are known: some were withheld, or "
+    "the run did not measure them; averages of the training scans stand in for them. This alone flags nothing.",
 }
 """Reason code to the sentence that explains it."""
 
@@ -53,7 +63,7 @@ class Decision:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """Flags and notes, for ``qc_reasons``."""
+        """Flags and notes, for ``prediction_reasons``."""
         return (*self.flags, *self.notes)
 
     @property
@@ -65,19 +75,23 @@ class Decision:
 def decide(outcome: SubjectOutcome) -> Decision:
     """Decide what becomes of a scan's prediction.
 
-    A failed verdict of quality control withholds it; a warning, a novel scan, or a disagreement with the
-    baseline flags it.
+    A failed verdict of quality control withholds it. It is flagged by a warning, by a scan unlike those of the
+    training, by a set that excludes no class or every one, by a model that is not above chance, and by members that
+    disagree where that has gone with errors.
     """
     if isinstance(outcome, Failure):
         return Decision(status=PredictionStatus.FAILED)
     if outcome.prediction is None:
         return Decision(status=PredictionStatus.NO_MODEL)
-    flags = _flags(outcome)
+    flags = prediction_flags(outcome.prediction)
     if outcome.verdict.status is QcStatus.FAIL:
         return Decision(status=PredictionStatus.WITHHELD)
+    prediction = outcome.prediction
     noted = {
-        SEEN_IN_TRAINING: outcome.prediction.seen_in_training,
-        COVARIATES_MISSING: outcome.prediction.covariates_missing,
+        MEMBERS_DISAGREE: prediction.members_disagree and MEMBERS_DISAGREE not in flags,
+        SEEN_IN_TRAINING: prediction.seen_in_training,
+        COVARIATES_MISSING: prediction.covariates_missing,
+        VOLUMES_MISSING: prediction.volumes_missing,
     }
     notes = tuple(code for code, applies in noted.items() if applies)
     if flags or outcome.verdict.status is QcStatus.WARN:
@@ -85,13 +99,14 @@ def decide(outcome: SubjectOutcome) -> Decision:
     return Decision(status=PredictionStatus.REPORTED, notes=notes)
 
 
-def _flags(outcome: Completed) -> tuple[str, ...]:
-    prediction = outcome.prediction
-    if prediction is None:
-        return ()
-    flags = []
-    if prediction.ood_score > prediction.ood_threshold:
-        flags.append(OUT_OF_DISTRIBUTION)
-    if prediction.baseline_label not in (None, prediction.predicted_label):
-        flags.append(BASELINE_DISAGREES)
-    return tuple(flags)
+def prediction_flags(prediction: Prediction) -> tuple[str, ...]:
+    """Return why a prediction is flagged, whatever quality control says of the scan."""
+    in_set, classes = len(prediction.prediction_set), len(prediction.probabilities)
+    applies = {
+        OUT_OF_DISTRIBUTION: prediction.ood_score > prediction.ood_threshold,
+        NOT_ABOVE_CHANCE: not prediction.above_chance,
+        NO_CLASS_EXCLUDED: in_set == classes,
+        NO_CLASS_FITS: in_set == 0,
+        MEMBERS_DISAGREE: prediction.disagreement_flags and prediction.members_disagree,
+    }
+    return tuple(code for code, yes in applies.items() if yes)

@@ -12,7 +12,7 @@ from brainstage.pipeline.config import differences
 from brainstage.pipeline.derivatives import STATE_FOLDER, write_dataset_description
 from brainstage.pipeline.files import write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
-from brainstage.pipeline.records import Completed, Failure, QcStatus, SubjectOutcome
+from brainstage.pipeline.records import Completed, Failure, SubjectOutcome
 from brainstage.pipeline.review import review_remarks
 from brainstage.preprocessing.quality import MEASURES
 from brainstage.workflows.data_dictionary import (
@@ -30,7 +30,7 @@ from brainstage.workflows.reporting.distribution import distributions_of, keep_d
 from brainstage.workflows.reporting.methods import render_methods
 from brainstage.workflows.run_context import RunContext, run_info, tool_versions
 from brainstage.workflows.stages import preprocessing_content
-from brainstage.workflows.table_identity import IDENTITY_COLUMNS, identity_of
+from brainstage.workflows.table_identity import IDENTITY_COLUMNS, NOT_ASSESSED, identity_of
 from brainstage.workflows.trajectories import chosen_of_sessions, trajectories_csv
 from brainstage.workflows.volumes_table import volumes_table
 
@@ -98,8 +98,14 @@ def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, cla
         "prediction_set",
         "qc_status",
         "qc_reasons",
+        "prediction_reasons",
         "ood_score",
-        "baseline_label",
+        "ood_limit",
+        "member_labels",
+        "label",
+        "age",
+        "sex",
+        "site",
         "model_id",
         "preprocessing_id",
         "report",
@@ -109,7 +115,8 @@ def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, cla
     rows = [_prediction_row(outcome, context) for outcome in outcomes]
     for outcome, row in zip(outcomes, rows, strict=True):
         if outcome.scan.key in chosen:
-            row["qc_reasons"] = ";".join(filter(None, (str(row["qc_reasons"]), CHOSEN_OF_SESSION)))
+            reasons = (str(row.get("prediction_reasons", "")), CHOSEN_OF_SESSION)
+            row["prediction_reasons"] = ";".join(filter(None, reasons))
     return csv_text(columns, rows)
 
 
@@ -130,20 +137,29 @@ def qc_columns(outcomes: Sequence[SubjectOutcome]) -> tuple[str, ...]:
 
 def _prediction_row(outcome: SubjectOutcome, context: RunContext) -> dict[str, object]:
     decision = decide(outcome)
+    known = outcome.scan.covariates
     row = identity_of(outcome) | {
         "prediction_status": str(decision.status),
+        "label": outcome.scan.label,
+        "age": known.age,
+        "sex": known.sex,
+        "site": known.site,
         "preprocessing_id": outcome.preprocessing_id,
         "model_id": context.model_id,
         "report": context.files(outcome.scan).report.name,
     }
     if isinstance(outcome, Failure):
-        return row | {"qc_status": str(QcStatus.FAIL), "qc_reasons": "failed", "error": error_text(outcome)}
+        return row | {"qc_status": NOT_ASSESSED, "error": error_text(outcome)}
     verdict = outcome.verdict
-    row |= {"qc_status": str(verdict.status), "qc_reasons": ";".join((*verdict.reasons, *decision.codes))}
+    row |= {
+        "qc_status": str(verdict.status),
+        "qc_reasons": ";".join(verdict.reasons),
+        "prediction_reasons": ";".join(decision.codes),
+    }
     prediction = outcome.prediction
     if prediction is None:
         return row
-    row["ood_score"] = prediction.ood_score
+    row |= {"ood_score": prediction.ood_score, "ood_limit": prediction.ood_threshold}
     if not decision.shows_probabilities:
         return row
     return row | {
@@ -152,14 +168,14 @@ def _prediction_row(outcome: SubjectOutcome, context: RunContext) -> dict[str, o
         "confidence": prediction.confidence,
         "tier": prediction.tier,
         "prediction_set": ";".join(prediction.prediction_set),
-        "baseline_label": prediction.baseline_label,
+        "member_labels": ";".join(f"{name}={label}" for name, label in prediction.member_labels.items()),
     }
 
 
 def _qc_row(outcome: SubjectOutcome) -> dict[str, object]:
     row = identity_of(outcome)
     if isinstance(outcome, Failure):
-        return row | {"qc_status": str(QcStatus.FAIL), "qc_reasons": "failed"}
+        return row | {"qc_status": NOT_ASSESSED}
     verdict = outcome.verdict
     return (
         row

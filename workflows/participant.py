@@ -343,7 +343,7 @@ def _run_stages(
                 files,
                 source_sha256,
                 covariates,
-                has_reference=context.model_has_reference,
+                reads_volumes=context.model_reads_volumes,
             )
         )
     options = ChainOptions(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from brainstage.models.model_store import StoredModel
     from brainstage.models.norms import ReferenceClass
 
-STAGE_VERSION: Final = "2"
+STAGE_VERSION: Final = "3"
 
 
 @cache
@@ -54,7 +54,7 @@ def prediction_stage(
     source_sha256: str,
     covariates: Mapping[str, str | None],
     *,
-    has_reference: bool = False,
+    reads_volumes: bool = False,
 ) -> Stage:
     """Return the stage that predicts.
 
@@ -71,8 +71,8 @@ def prediction_stage(
         Hash of the scan's file; tells whether the model was trained on it.
     covariates : mapping
         The columns that the model reads besides the image, with the scan's values: another age means another key.
-    has_reference : bool
-        The model has a class of reference, so that volumes are read as well.
+    reads_volumes : bool
+        The model has a member on volumes, or a class of reference.
     """
     return Stage(
         name="prediction",
@@ -83,7 +83,7 @@ def prediction_stage(
             "source_sha256": source_sha256,
         }
         | ({"covariates": dict(covariates)} if covariates else {}),
-        reads=("registration", "volumes") if has_reference else ("registration",),
+        reads=("registration", "volumes") if reads_volumes else ("registration",),
         run=lambda assessed: _predicted(
             assessed, model_of(model_dir, model_id), tiers, files, source_sha256, covariates
         ),
@@ -117,6 +117,7 @@ def _predicted(
     covariates: Mapping[str, str | None],
 ) -> AssessedBrain:
     # Heavy: torch.
+    from brainstage.models.model_store import scan_inputs
     from brainstage.preprocessing.network_grid import network_input
     from brainstage.workflows.learning.features import cached_features, network_input_key
 
@@ -129,8 +130,8 @@ def _predicted(
         registered.deformation.forward if registered.deformation else None,
     )
     features = cached_features(model.extractor, files, image, network_input_key(files, grid))
-    prediction = model.predict(features, image, source_sha256, covariates)
     volumes = assessed.volumes.measures if assessed.volumes else {}
+    prediction = model.predict(scan_inputs(features, image, volumes, covariates), source_sha256)
     reference = reference_findings(model.description.reference, volumes, covariates)
     tier = tier_of(prediction.confidence, tiers)
     return replace(assessed, prediction=replace(prediction, tier=tier, reference=reference))

@@ -410,7 +410,7 @@ def _context(options: RunOptions, config: Config, model: ModelDescription | None
         model_dir=options.model_dir,
         model_id=model.model_id if model else None,
         model_covariates=model.columns_read if model else (),
-        model_has_reference=model is not None and model.reference is not None,
+        model_reads_volumes=model is not None and model.reads_volumes,
         retry_failed=options.retry_failed,
         reports_only=options.reports_only,
         stage_timeout_s=options.stage_timeout_min * 60.0,

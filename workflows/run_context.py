@@ -45,7 +45,7 @@ class RunContext:
         Of that model.
     model_covariates : tuple of str
         The columns that it reads besides the image.
-    model_has_reference : bool
+    model_reads_volumes : bool
         It compares volumes with a class of its training cohort.
     norms : NormsDescription or None
         What the volumes are compared with in tables and reports.
@@ -69,7 +69,7 @@ class RunContext:
     model_dir: Path | None = None
     model_id: str | None = None
     model_covariates: tuple[str, ...] = ()
-    model_has_reference: bool = False
+    model_reads_volumes: bool = False
     norms: NormsDescription | None = None
     retry_failed: bool = False
     reports_only: bool = False

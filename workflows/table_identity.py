@@ -1,4 +1,4 @@
-"""The columns of the tables that say which scan a row is about."""
+"""What all tables over scans share: the columns that say which scan a row is about, and one word."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from brainstage.pipeline.entities import prefixed_label
 from brainstage.pipeline.records import SubjectOutcome
 
 IDENTITY_COLUMNS: Final = ("participant_id", "session_id", "run_id", "t1w_path")
+NOT_ASSESSED: Final = "not_assessed"
+"""``qc_status`` of a scan that did not get as far as quality control."""
 
 
 def identity_of(outcome: SubjectOutcome) -> dict[str, object]:

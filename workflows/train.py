@@ -19,7 +19,7 @@ from brainstage.models.duplicates import NearDuplicate, near_duplicates, same_pe
 from brainstage.models.features import FeatureExtractor, choose_device
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_directory import replaced_directory, require_replaceable
-from brainstage.models.model_store import StoredModel, write_model
+from brainstage.models.model_store import StoredModel, scan_inputs, write_model
 from brainstage.models.norms import NORMED_MEASURES, ReferenceClass, fit_reference
 from brainstage.models.splits import fold_of_scans, require_folds
 from brainstage.models.weights import load_weights
@@ -29,16 +29,23 @@ from brainstage.pipeline.errors import BrainstageError, UsageError
 from brainstage.pipeline.files import read_json_or_empty, write_text
 from brainstage.pipeline.review import read_decisions
 from brainstage.preprocessing.volumes import VOLUMES_VERSION
+from brainstage.workflows.learning.cohort_evaluation import member_words
 from brainstage.workflows.learning.features import TrainingArrays, read_network_input, training_arrays
 from brainstage.workflows.learning.fitting import fit, tuning_for
 from brainstage.workflows.learning.labelled_cohort import (
     Cohort,
     LabelledScan,
+    measures_of,
     read_cohort,
     reference_people,
 )
-from brainstage.workflows.learning.model_card import render_card
-from brainstage.workflows.learning.model_evaluation import ModelEvaluation, evaluate_model, write_evaluation
+from brainstage.workflows.learning.model_card import predictor_sentences, recommendation, render_card
+from brainstage.workflows.learning.model_evaluation import (
+    PREDICTOR,
+    ModelEvaluation,
+    evaluate_model,
+    write_evaluation,
+)
 from brainstage.workflows.learning.training_options import TrainOptions
 
 REFERENCE_CLASS: Final = "CN"
@@ -108,10 +115,11 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
         model, found, log = fit(extractor, arrays, cohort, folds, options, tuning, reference)
     say(f"trained {options.folds} folds, each with its controls")
     test = _test_probabilities(model, test_arrays, cohort)
-    result = evaluate_model(found, cohort, test, seed=options.seed, duplicates=duplicates)
+    description = model.description
+    result = evaluate_model(found, cohort, description, test, seed=options.seed, duplicates=duplicates)
     with replaced_directory(model_dir) as folder:
         write_model(folder, model)
-        write_evaluation(folder, found, result, cohort, log, duplicates)
+        write_evaluation(folder, found, description, result, cohort, log, duplicates)
         write_bundle(folder / "bundle", model)
         write_text(folder / "MODEL_CARD.md", render_card(model, result, cohort, options))
     if tuning is not None:
@@ -120,7 +128,7 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     return TrainResult(
         model_dir=model_dir,
         model_id=model.model_id,
-        balanced_accuracy=result.network.measures["balanced_accuracy"],
+        balanced_accuracy=result.predictor.measures["balanced_accuracy"],
         warnings=result.warnings,
     )
 
@@ -145,17 +153,13 @@ def _test_probabilities(
     """Return what the ensemble says about the scans kept out, one scan in memory at a time."""
     if not arrays:
         return None
-    known = cohort.covariates(model.description.covariate_columns, test=True)
-    return np.concatenate(
-        [
-            model.probabilities(
-                array.features[None],
-                [read_network_input(scan.files, cohort.network_grid)] if model.tuned else [],
-                covariates=[covariates],
-            )
-            for scan, array, covariates in zip(cohort.test_scans, arrays, known, strict=True)
-        ]
-    )
+    known = cohort.covariates(model.description.columns_read, test=True)
+    found = []
+    for scan, array, covariates in zip(cohort.test_scans, arrays, known, strict=True):
+        image = read_network_input(scan.files, cohort.network_grid)
+        given = scan_inputs(array.features, image, measures_of(scan.files), covariates)
+        found.append(model.answers(given).probabilities)
+    return np.stack(found)
 
 
 def _reference(cohort: Cohort, asked: str | None, say: Callable[[str], None]) -> ReferenceClass | None:
@@ -234,12 +238,15 @@ def _say_result(
     result: ModelEvaluation, model: StoredModel, model_dir: Path, say: Callable[[str], None]
 ) -> None:
     chance = 1 / len(model.classes)
+    random = result.random_labels[PREDICTOR].measures["balanced_accuracy"].value
+    for sentence in predictor_sentences(model.description.predictor, model.description.members):
+        say(sentence)
     say(
-        f"cross-validated balanced accuracy {result.network.measures['balanced_accuracy']}, chance {chance:.2f}; "
-        f"voxel baseline {result.baseline.measures['balanced_accuracy'].value:.2f}, "
-        f"mask only {result.mask_only.measures['balanced_accuracy'].value:.2f}, "
-        f"random labels {result.random_labels.measures['balanced_accuracy'].value:.2f}"
+        f"cross-validated balanced accuracy {result.predictor.measures['balanced_accuracy']}, chance {chance:.2f}; "
+        f"{member_words(result.members)}, "
+        f"mask only {result.mask_only.measures['balanced_accuracy'].value:.2f}, random labels {random:.2f}"
     )
+    say(recommendation(model.description, result))
     for warning in result.warnings:
         say(f"leakage warning: {warning}")
     say(

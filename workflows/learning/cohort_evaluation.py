@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from brainstage.models.calibration import calibrated
+from brainstage.models.choices import Member
 from brainstage.models.metrics import Estimate, Evaluation, evaluate, proportion
 from brainstage.models.model_description import ModelDescription
 from brainstage.pipeline.errors import OutputError
@@ -19,10 +19,11 @@ from brainstage.pipeline.files import read_json_or_empty, write_bytes, write_jso
 from brainstage.pipeline.manifest import csv_text
 from brainstage.pipeline.records import Prediction
 from brainstage.workflows.learning.labelled_cohort import LabelledScan
-from brainstage.workflows.learning.model_card import cell, chance_sentence
+from brainstage.workflows.learning.model_card import cell, chance_sentence, level_sentence
 from brainstage.workflows.learning.model_evaluation import (
     estimate_content,
     evaluation_content,
+    prediction_columns,
     scan_columns,
 )
 from brainstage.workflows.learning.model_figures import (
@@ -64,16 +65,18 @@ class JudgedCohort:
     scans : tuple of LabelledScan
     predictions : tuple of Prediction
         As ``brainstage run --model`` makes them.
-    logits, baseline_logits : ndarray, (N, C) float64
-        Of the network and of the voxel baseline, uncalibrated.
+    uncalibrated : ndarray, (N, C) float64
+        Probabilities without any temperature.
+    members : mapping
+        Member of the model to its calibrated probabilities, (N, C).
     qc : tuple of str
         Verdict of quality control on each scan.
     """
 
     scans: tuple[LabelledScan, ...]
     predictions: tuple[Prediction, ...]
-    logits: NDArray[np.float64]
-    baseline_logits: NDArray[np.float64]
+    uncalibrated: NDArray[np.float64]
+    members: Mapping[Member, NDArray[np.float64]]
     qc: tuple[str, ...]
 
     @property
@@ -120,8 +123,10 @@ class CohortEvaluation:
 
     Attributes
     ----------
-    network, uncalibrated, baseline : Evaluation
-        The baseline has no calibration of its own.
+    predictor, uncalibrated : Evaluation
+        Of the published probabilities, and of the same without any temperature.
+    members : mapping
+        Member of the model to what it reaches by itself.
     groups : mapping
         ``by_site``, ``by_sex`` and ``by_qc_status`` to value to group.
     coverage : mapping
@@ -133,9 +138,9 @@ class CohortEvaluation:
         Balanced accuracy in the model's own cross-validation, where the model directory still tells it.
     """
 
-    network: Evaluation
+    predictor: Evaluation
     uncalibrated: Evaluation
-    baseline: Evaluation
+    members: Mapping[Member, Evaluation]
     groups: Mapping[str, Mapping[str, Group]]
     coverage: Mapping[str, Estimate]
     mean_set_size: float
@@ -144,18 +149,18 @@ class CohortEvaluation:
 
     @property
     def balanced_accuracy(self) -> Estimate:
-        """Of the network, over the classes that the cohort has scans of."""
-        return self.network.measures["balanced_accuracy"]
+        """Of the predictor, over the classes that the cohort has scans of."""
+        return self.predictor.measures["balanced_accuracy"]
 
     @property
     def absent(self) -> list[str]:
         """The model's classes that the cohort has no scan of."""
-        return [name for name, scans in self.network.scans.items() if not scans]
+        return [name for name, scans in self.predictor.scans.items() if not scans]
 
     @property
     def present(self) -> list[str]:
         """The model's classes that the cohort has scans of."""
-        return [name for name, scans in self.network.scans.items() if scans]
+        return [name for name, scans in self.predictor.scans.items() if scans]
 
 
 def evaluate_cohort(judged: JudgedCohort, cross_validated: Estimate | None, *, seed: int) -> CohortEvaluation:
@@ -181,9 +186,9 @@ def evaluate_cohort(judged: JudgedCohort, cross_validated: Estimate | None, *, s
         return _groups(values, targets, lambda chosen: measured(judged.probabilities, chosen))
 
     return CohortEvaluation(
-        network=measured(judged.probabilities),
-        uncalibrated=measured(calibrated(judged.logits, 1.0)),
-        baseline=measured(calibrated(judged.baseline_logits, 1.0)),
+        predictor=measured(judged.probabilities),
+        uncalibrated=measured(judged.uncalibrated),
+        members={name: measured(said) for name, said in judged.members.items()},
         groups={
             "by_site": grouped([scan.row.site for scan in judged.scans]),
             "by_sex": grouped([scan.row.sex for scan in judged.scans]),
@@ -268,14 +273,13 @@ def write_result(
     write_json(folder / "metrics.json", about | result_content(model, result))
     columns, records = _predictions_table(judged)
     write_text(folder / "evaluation_predictions.csv", csv_text(columns, records))
-    write_bytes(folder / "confusion_matrix.png", confusion_figure(result.network, classes, _TITLE))
-    write_bytes(folder / "roc.png", roc_figure(probabilities, targets, result.network, classes))
+    write_bytes(folder / "confusion_matrix.png", confusion_figure(result.predictor, classes, _TITLE))
+    write_bytes(folder / "roc.png", roc_figure(probabilities, targets, result.predictor, classes))
     write_bytes(
         folder / "precision_recall.png",
-        precision_recall_figure(probabilities, targets, result.network, classes),
+        precision_recall_figure(probabilities, targets, result.predictor, classes),
     )
-    before = calibrated(judged.logits, 1.0)
-    write_bytes(folder / "calibration.png", calibration_figure(before, probabilities, targets))
+    write_bytes(folder / "calibration.png", calibration_figure(judged.uncalibrated, probabilities, targets))
     participants_of = {
         name: len({scan.row.participant_id for scan in judged.scans if scan.label == name})
         for name in classes
@@ -290,8 +294,8 @@ def write_result(
         "few": [name for name, people in participants_of.items() if 0 < people < FEW_PARTICIPANTS],
         "chance_sentence": chance_sentence(result.balanced_accuracy, len(result.present)),
         "comparison": comparison(result),
-        "measures": [name for name in result.network.measures if name not in ("ece", "brier")],
-        "always_in_set": [name for name, bound in model.conformal.quantiles.items() if bound is None],
+        "measures": [name for name in result.predictor.measures if name not in ("ece", "brier")],
+        "levels": level_sentence(model.conformal),
         "cell": cell,
     }
     write_text(
@@ -303,19 +307,19 @@ def result_content(model: ModelDescription, result: CohortEvaluation) -> dict[st
     """Return what was measured as JSON values; undefined numbers are null."""
     own = result.cross_validated
     return {
-        "overall": evaluation_content(result.network),
+        "overall": evaluation_content(result.predictor),
         "uncalibrated": evaluation_content(result.uncalibrated),
-        "baseline": evaluation_content(result.baseline),
+        "members": {name: evaluation_content(found) for name, found in result.members.items()},
         "cross_validated_balanced_accuracy": estimate_content(own) if own else None,
         "calibration": {
             name: {
-                "calibrated": estimate_content(result.network.measures[name]),
+                "calibrated": estimate_content(result.predictor.measures[name]),
                 "uncalibrated": estimate_content(result.uncalibrated.measures[name]),
             }
             for name in ("ece", "brier")
         },
         "conformal": {
-            "level": model.conformal.level,
+            "levels": model.conformal.levels,
             "coverage": {name: estimate_content(found) for name, found in result.coverage.items()},
             "mean_set_size": round(result.mean_set_size, 6),
         },
@@ -345,6 +349,13 @@ def comparison(result: CohortEvaluation) -> str:
     if here.low <= own.high and own.low <= here.high:
         return f"{first} The two intervals overlap: this cohort does not show a difference."
     return f"{first} The two intervals do not overlap: on scans like these, count on the number found here."
+
+
+def member_words(members: Mapping[Member, Evaluation]) -> str:
+    """Return the balanced accuracy of each member, on one line."""
+    return ", ".join(
+        f"{name} {found.measures['balanced_accuracy'].value:.2f}" for name, found in members.items()
+    )
 
 
 def _groups(
@@ -381,11 +392,7 @@ def _predictions_table(judged: JudgedCohort) -> tuple[tuple[str, ...], list[dict
             {
                 **scan_columns(scan),
                 "fold": "none",
-                "predicted_label": said.predicted_label,
-                **{f"p_{name}": value for name, value in said.probabilities.items()},
-                "prediction_set": ";".join(said.prediction_set),
-                "baseline_label": said.baseline_label,
-                "ood_score": said.ood_score,
+                **prediction_columns(said),
                 "qc_status": qc,
             }
         )

@@ -1,52 +1,61 @@
-"""Everything of a model, fitted in folds: the network, its controls, and what tells how far to believe it."""
+"""Everything of a model, fitted in folds: its members, the predictor over them, and their controls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brainstage.models.baseline import BASELINE_VERSION
-from brainstage.models.calibration import fit_temperature
-from brainstage.models.conformal import LEVEL, class_quantiles
-from brainstage.models.covariates import Column, CovariateExpert, chosen_columns, cross_validate_covariates
+from brainstage.models.choices import MEMBERS, Member
+from brainstage.models.conformal import attainable_level, class_scores
+from brainstage.models.covariates import MAX_LEVELS, Column, CovariateExpert, chosen_columns
 from brainstage.models.cross_validation import (
     RANDOM_LABEL_DRAWS,
+    Nested,
+    Predicted,
     cross_validate,
-    cross_validate_baseline,
     cross_validate_novelty,
-    judge_of,
+    cross_validate_predictor,
+    member_probabilities,
     random_label_control,
 )
 from brainstage.models.features import FeatureExtractor, feature_channels
 from brainstage.models.fine_tuning import Images
 from brainstage.models.learners import FrozenLearner, Learner, TuningLearner
+from brainstage.models.member_learners import CovariateLearner, LinearLearner, VolumesLearner
+from brainstage.models.metrics import evaluate
 from brainstage.models.model_description import (
     AGE_AND_SEX,
     BackboneDescription,
     ConformalDescription,
     ModelDescription,
+    PredictorDescription,
 )
 from brainstage.models.model_store import StoredModel
 from brainstage.models.norms import ReferenceClass
 from brainstage.models.novelty import novelty_threshold
+from brainstage.models.predictor import disagreement_goes_with_errors
 from brainstage.models.training import LogRow
+from brainstage.models.volume_model import MEASURES
 from brainstage.pipeline.derivatives import STATE_FOLDER
+from brainstage.pipeline.errors import UsageError
 from brainstage.pipeline.files import sha256_of_json
 from brainstage.workflows.learning.curves import curves
 from brainstage.workflows.learning.features import TrainingArrays, network_images
 from brainstage.workflows.learning.labelled_cohort import Cohort
-from brainstage.workflows.learning.model_evaluation import OutOfFold
+from brainstage.workflows.learning.model_evaluation import PREDICTOR, OutOfFold
 from brainstage.workflows.learning.training_options import TrainOptions
 
 RANDOM_LABELLED_SCANS: Final = 300
-"""Judged with permuted labels by the baseline, where it takes up to five permutations to come to so many."""
+"""Predicted with permuted labels, where it takes up to five permutations to come to so many."""
+SITE: Final = ("site",)
 MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
 
 
@@ -137,59 +146,82 @@ def fit(
     """
     classes = len(cohort.classes)
     targets = np.array([cohort.classes.index(label) for label in cohort.labels], dtype=np.int64)
-    network, outline = _learners(arrays, extractor, cohort, options, tuning)
-    baseline = partial(
-        cross_validate_baseline,
-        np.stack([a.values for a in arrays]),
-        np.stack([a.inside for a in arrays]),
-        classes=classes,
-        imbalance=options.imbalance,
-    )
-    at_random = partial(
-        random_label_control,
-        labels=cohort.labels,
-        participants=cohort.participants,
-        classes=cohort.classes,
-        folds=options.folds,
-        seed=options.seed,
-    )
-    trained = cross_validate(network, targets, folds, classes=classes, seed=options.seed)
+    persons = np.unique(cohort.participants, return_inverse=True)[1].astype(np.int64)
+    members, outline = _learners(arrays, extractor, cohort, options, tuning)
+    asked = _covariate_learner(options.covariates, cohort, options)
+    pairs = options.predictor in ("auto", "stack")
+
+    def fitted(
+        wanted: NDArray[np.int64], parts: NDArray[np.int64], seed: int, name: str = ""
+    ) -> tuple[dict[Member, Nested[Any]], Nested[CovariateExpert] | None, Predicted]:
+        """Cross-validate the members, covariates, and the predictor over them; `name` for another labelling."""
+        run = partial(cross_validate, targets=wanted, folds=parts, classes=classes, seed=seed)
+        nested: dict[Member, Nested[Any]] = {
+            member: run(
+                learner,
+                name=f"{name}-{member}" if name else member,
+                # a network that is trained is not trained fifteen times for a control
+                pairs=pairs and not (name and member == "network" and tuning is not None),
+            )
+            for member, learner in members.items()
+        }
+        columns = run(asked, pairs=pairs) if asked else None
+        evidence = columns.nested_logits if columns else None
+        return (
+            nested,
+            columns,
+            cross_validate_predictor(nested, wanted, parts, persons, options.predictor, evidence),
+        )
+
+    def refit(
+        wanted: NDArray[np.int64], parts: NDArray[np.int64], seed: int, name: str
+    ) -> dict[str, NDArray[np.float64]]:
+        nested, _, predicted = fitted(wanted, parts, seed, name)
+        said: dict[str, NDArray[np.float64]] = {PREDICTOR: np.exp(predicted.log_probabilities)}
+        of_members = member_probabilities(nested, predicted.predictors)
+        return said | {str(member): one for member, one in of_members.items()}
+
+    nested, columns, predicted = fitted(targets, folds, options.seed)
     outlines = cross_validate(
         outline, targets, folds, classes=classes, seed=options.seed, name="brain-mask-only"
     )
-    baseline_logits, baselines = baseline(targets, folds, seed=options.seed)
     novelty_scores, novelty = cross_validate_novelty(np.stack([a.features for a in arrays]), folds)
     control_columns = _control_columns(cohort, options)
-    alone, _, _ = _covariates(control_columns, cohort, targets, folds, options)
-    _, evidence, experts = _covariates(options.covariates, cohort, targets, folds, options)
+    alone = partial(_columns_alone, cohort=cohort, targets=targets, folds=folds, options=options)
     found = OutOfFold(
         targets=targets,
         folds=folds,
-        logits=trained.logits if evidence is None else trained.logits + evidence,
-        baseline_logits=baseline_logits,
+        persons=persons,
+        predicted=predicted,
+        members={name: one.logits for name, one in nested.items()},
+        evidence=columns.logits if columns else None,
         mask_logits=outlines.logits,
         novelty=novelty_scores,
-        # One permutation where each takes as long as the training itself.
-        random_labels=at_random(
-            judge_of(network, classes), draws=RANDOM_LABEL_DRAWS if tuning is None else 1
+        random_labels=random_label_control(
+            refit,
+            cohort.labels,
+            cohort.participants,
+            cohort.classes,
+            folds=options.folds,
+            seed=options.seed,
+            # One permutation where each takes as long as the training itself.
+            draws=control_draws(len(targets)) if tuning is None else 1,
         ),
-        baseline_random_labels=at_random(
-            lambda wanted, parts, seed, _: baseline(wanted, parts, seed=seed)[0],
-            draws=baseline_draws(len(targets)),
-        ),
-        image_logits=None if evidence is None else trained.logits,
-        covariate_logits=alone,
+        covariate_logits=alone(control_columns),
         control_columns=control_columns,
+        site_logits=alone(SITE) if _sites_known(cohort) else None,
     )
-    description = _describe(extractor, found, cohort, options, experts, reference)
-    model = StoredModel(description, extractor, trained.models, novelty, baselines)
-    return model, found, trained.log
+    experts = columns.models if columns else ()
+    description = _describe(extractor, found, cohort, options, nested, experts, reference)
+    network, linear = nested["network"], nested["linear"]
+    model = StoredModel(description, extractor, network.models, novelty, linear.models)
+    return model, found, network.log
 
 
-def baseline_draws(scans: int) -> int:
-    """Return the permutations of labels that the baseline is tried on: of many scans one says enough, and takes long.
+def control_draws(scans: int) -> int:
+    """Return the permutations of labels that controls rest on: of many scans one says enough, and takes long.
 
-    >>> baseline_draws(48), baseline_draws(150), baseline_draws(1000)
+    >>> control_draws(48), control_draws(150), control_draws(1000)
     (5, 2, 1)
     """
     return min(RANDOM_LABEL_DRAWS, -(-RANDOM_LABELLED_SCANS // scans))
@@ -201,28 +233,49 @@ def _learners(
     cohort: Cohort,
     options: TrainOptions,
     tuning: Tuning | None,
-) -> tuple[Learner, Learner]:
-    """Return what learns from the images, and what learns from their brain masks alone."""
+) -> tuple[dict[Member, Learner[Any]], Learner[Any]]:
+    """Return what learns of each member, and what learns from the brain masks alone."""
+    classes = len(cohort.classes)
     on_features = partial(
         FrozenLearner,
         participants=cohort.participants,
-        classes=len(cohort.classes),
+        classes=classes,
         options=options.head_options,
         head=options.head,
         channel=feature_channels(extractor.source.architecture),
     )
-    network = on_features(features=np.stack([a.features for a in arrays]))
-    outline = on_features(features=np.stack([a.mask_features for a in arrays]))
-    if tuning is None:
-        return network, outline
-    on_images = partial(
-        TuningLearner,
-        base=extractor,
-        options=options.tune_options,
-        checkpoints=tuning.checkpoints,
-        log=tuning.log,
-    )
-    return on_images(frozen=network, images=tuning.images), on_images(frozen=outline, images=tuning.masks)
+    frozen = on_features(features=np.stack([a.features for a in arrays]))
+    frozen_outline = on_features(features=np.stack([a.mask_features for a in arrays]))
+    network: Learner[Any] = frozen
+    outline: Learner[Any] = frozen_outline
+    if tuning is not None:
+        on_images = partial(
+            TuningLearner,
+            base=extractor,
+            options=options.tune_options,
+            checkpoints=tuning.checkpoints,
+            log=tuning.log,
+        )
+        network = on_images(frozen=frozen, images=tuning.images)
+        outline = on_images(frozen=frozen_outline, images=tuning.masks)
+    members: dict[Member, Learner[Any]] = {
+        "network": network,
+        "linear": LinearLearner(
+            values=np.stack([a.values for a in arrays]),
+            inside=np.stack([a.inside for a in arrays]),
+            classes=classes,
+            imbalance=options.imbalance,
+        ),
+    }
+    volumes = cohort.volumes()
+    if 2 * sum(any(one.measures.get(name) for name in MEASURES) for one in volumes) >= len(volumes):
+        members["volumes"] = VolumesLearner(scans=volumes, classes=classes, imbalance=options.imbalance)
+    elif options.predictor == "volumes":
+        raise UsageError(
+            "--predictor volumes: fewer than half of the scans have volumes; run brainstage run again, which measures "
+            "them"
+        )
+    return members, outline
 
 
 def _describe(
@@ -230,11 +283,12 @@ def _describe(
     found: OutOfFold,
     cohort: Cohort,
     options: TrainOptions,
+    nested: Mapping[Member, Nested[Any]],
     experts: tuple[CovariateExpert, ...],
     reference: ReferenceClass | None,
 ) -> ModelDescription:
     source = extractor.source
-    quantiles = class_quantiles(found.probabilities, found.targets, LEVEL)
+    scores = class_scores(found.probabilities, found.targets, found.folds, found.persons)
     return ModelDescription(
         classes=cohort.classes,
         label_column=options.label_column,
@@ -255,43 +309,88 @@ def _describe(
         baseline_version=BASELINE_VERSION,
         preprocessing_id=cohort.preprocessing_id,
         preprocessing_content=dict(cohort.preprocessing_content),
-        temperature=fit_temperature(found.logits, found.targets),
+        members=tuple(name for name in MEMBERS if name in nested),
+        predictor=_describe_predictor(found, cohort, options),
         conformal=ConformalDescription(
-            level=LEVEL,
-            quantiles={
-                name: None if np.isinf(quantile) else quantile
-                for name, quantile in zip(cohort.classes, quantiles, strict=True)
+            levels={
+                name: attainable_level(known.person)
+                for name, known in zip(cohort.classes, scores, strict=True)
+            },
+            scores={
+                name: tuple(
+                    zip(known.score.tolist(), known.fold.tolist(), known.person.tolist(), strict=True)
+                )
+                for name, known in zip(cohort.classes, scores, strict=True)
             },
         ),
         novelty_threshold=novelty_threshold(found.novelty),
         tiers=options.tiers,
         seed=options.seed,
         pretraining_cohorts=MED3D_COHORTS if source.origin in ("published", "vouched") else (),
-        fold_of_training_scan={
-            scan.row.sha256: int(fold)
-            for scan, fold in zip(cohort.scans, found.folds, strict=True)
+        training_scans={
+            scan.row.sha256: (int(fold), int(person))
+            for scan, fold, person in zip(cohort.scans, found.folds, found.persons, strict=True)
             if scan.row.sha256
         },
+        volume_models=nested["volumes"].models if "volumes" in nested else (),
         covariate_experts=experts,
         reference=reference,
     )
 
 
-def _covariates(
+def _describe_predictor(found: OutOfFold, cohort: Cohort, options: TrainOptions) -> PredictorDescription:
+    """Say how the published probabilities came about, and what out-of-fold errors say about them."""
+    chance = 1 / len(cohort.classes)
+
+    def above_chance(probabilities: NDArray[np.float64]) -> bool:
+        measures = evaluate(
+            probabilities, found.targets, cohort.participants, cohort.classes, seed=options.seed
+        ).measures
+        return measures["balanced_accuracy"].low > chance
+
+    members = found.member_probabilities
+    compared = tuple(name for name in MEMBERS if name in members and above_chance(members[name]))
+    predicted = found.probabilities.argmax(axis=1)
+    disagreeing = np.zeros(len(predicted), dtype=np.bool_)
+    for name in compared:
+        disagreeing |= members[name].argmax(axis=1) != predicted
+    return PredictorDescription(
+        choice=options.predictor,
+        folds=found.predicted.predictors,
+        above_chance=above_chance(found.probabilities),
+        compared_members=compared,
+        disagreement_flags=disagreement_goes_with_errors(disagreeing, predicted != found.targets),
+    )
+
+
+def _covariate_learner(
+    names: Sequence[str], cohort: Cohort, options: TrainOptions
+) -> CovariateLearner | None:
+    """Return what learns from some columns; None where there is none."""
+    if not names:
+        return None
+    rows = cohort.covariates(names)
+    columns: tuple[Column, ...] = chosen_columns(names, rows, cohort.columns)
+    return CovariateLearner(
+        columns=columns, rows=rows, classes=len(cohort.classes), imbalance=options.imbalance
+    )
+
+
+def _columns_alone(
     names: Sequence[str],
+    *,
     cohort: Cohort,
     targets: NDArray[np.int64],
     folds: NDArray[np.int64],
     options: TrainOptions,
-) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None, tuple[CovariateExpert, ...]]:
-    """Return what some columns say out of fold, as log-probabilities and as evidence, and the experts."""
-    if not names:
-        return None, None, ()
-    rows = cohort.covariates(names)
-    columns: tuple[Column, ...] = chosen_columns(names, rows, cohort.columns)
-    return cross_validate_covariates(
-        columns, rows, targets, folds, classes=len(cohort.classes), imbalance=options.imbalance
-    )
+) -> NDArray[np.float64] | None:
+    """Return what some columns say out of fold without any image, as log-probabilities (N, C)."""
+    learner = _covariate_learner(names, cohort, options)
+    if learner is None:
+        return None
+    nested = cross_validate(learner, targets, folds, classes=len(cohort.classes), seed=options.seed)
+    priors = np.array([model.log_prior for model in nested.models])
+    return np.asarray(nested.logits + priors[folds])
 
 
 def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
@@ -303,3 +402,12 @@ def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
         if name in cohort.columns and 2 * sum(row[name] is not None for row in rows) > len(rows)
     ]
     return tuple(dict.fromkeys((*usual, *options.covariates)))
+
+
+def _sites_known(cohort: Cohort) -> bool:
+    """Tell whether most scans have a site, of which there are several, and not too many to learn."""
+    if "site" not in cohort.columns:
+        return False
+    sites = [row["site"] for row in cohort.covariates(SITE)]
+    known = {site for site in sites if site}
+    return 2 <= len(known) <= MAX_LEVELS and 2 * sum(map(bool, sites)) > len(sites)

@@ -15,6 +15,7 @@ from brainstage.models.choices import class_fault
 from brainstage.models.covariates import Row, text_of
 from brainstage.models.norms import ReferencePerson
 from brainstage.models.splits import Person, people
+from brainstage.models.volume_model import ScanVolumes, scan_volumes
 from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, STATE_FOLDER, ScanFiles
 from brainstage.pipeline.entities import entities_of, parse_name, validate_name
@@ -120,6 +121,11 @@ class Cohort:
         scans = self.test_scans if test else self.scans
         return [{name: scan.row.value(name) for name in names} for scan in scans]
 
+    def volumes(self, *, test: bool = False) -> list[ScanVolumes]:
+        """Return the volumes of the scans to learn from, or of the test scans, with age and sex."""
+        scans = self.test_scans if test else self.scans
+        return [scan_volumes(measures_of(one.files), one.row.age, one.row.value("sex")) for one in scans]
+
     def _participants(self, scans: Sequence[LabelledScan]) -> list[str]:
         names = [scan.row.participant_id for scan in scans]
         return [self.same_person.get(name, name) for name in names]
@@ -208,7 +214,7 @@ def reference_people(cohort: Cohort, label: str) -> list[ReferencePerson]:
             chosen.setdefault(person, scan)
     return [
         ReferencePerson(
-            measures=_volumes_of(scan.files),
+            measures={name: value for name, value in measures_of(scan.files).items() if value is not None},
             age=scan.row.age,
             sex=scan.row.value("sex"),
         )
@@ -216,10 +222,10 @@ def reference_people(cohort: Cohort, label: str) -> list[ReferencePerson]:
     ]
 
 
-def _volumes_of(files: ScanFiles) -> dict[str, float]:
-    """Return the volumes of a scan that are not withheld."""
+def measures_of(files: ScanFiles) -> Mapping[str, float | None]:
+    """Return the volumes of a scan, None for what is withheld; nothing where none were measured."""
     found = read_volumes(files)
-    return {name: value for name, value in found.measures.items() if value is not None} if found else {}
+    return found.measures if found else {}
 
 
 def read_finished_run(

@@ -8,8 +8,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from brainstage.models.choices import Regime
-from brainstage.models.metrics import Estimate
+from brainstage.models.choices import Member, Regime
+from brainstage.models.conformal import LEVEL
+from brainstage.models.metrics import Estimate, Evaluation
+from brainstage.models.model_description import (
+    ConformalDescription,
+    ModelDescription,
+    PredictorDescription,
+)
 from brainstage.models.model_store import StoredModel
 from brainstage.models.norms import Norm, ReferenceClass, compare
 from brainstage.models.splits import FoldBalance, participant_classes
@@ -19,6 +25,8 @@ from brainstage.workflows.learning.model_evaluation import ModelEvaluation
 from brainstage.workflows.learning.training_options import TrainOptions
 from brainstage.workflows.reporting.markdown import markdown_environment
 
+CLEARLY_BETTER_AUC: Final = 0.05
+"""By which a member has to lead the predictor before the card names it instead."""
 TRAINED_PARTS: Final[Mapping[Regime, str]] = MappingProxyType(
     {
         "frozen": "frozen",
@@ -48,16 +56,18 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "participants_of": participants_of,
         "left_out": cohort.left_out,
         "weights_warning": weights_warning(model.extractor.source, description.finetune),
-        "measures": [name for name in result.network.measures if name != "ece"],
-        "chance_sentence": chance_sentence(result.network.measures["balanced_accuracy"], len(model.classes)),
+        "measures": [name for name in result.predictor.measures if name != "ece"],
+        "chance_sentence": chance_sentence(
+            result.predictor.measures["balanced_accuracy"], len(model.classes)
+        ),
+        "predictor_sentences": predictor_sentences(description.predictor, description.members),
+        "recommendation": recommendation(description, result),
         "best_sentences": best_sentences(result),
-        "always_in_set": [
-            name for name, quantile in description.conformal.quantiles.items() if quantile is None
-        ],
+        "levels": level_sentence(description.conformal),
+        "confusion": confusion_rows(result.predictor, model.classes),
         "balance_sentence": balance_sentence(result.balance),
         "control_columns": result.control_columns,
         "draws": result.random_label_draws,
-        "baseline_draws": result.baseline_random_label_draws,
         "trained_part": TRAINED_PARTS[description.finetune],
         "cell": cell,
         "reference": reference_rows(description.reference),
@@ -143,18 +153,80 @@ def chance_sentence(balanced_accuracy: Estimate, classes: int) -> str:
 
 
 def best_sentences(result: ModelEvaluation) -> str:
-    """Say which of network, baseline and both together does best, and whether the cohort can tell them apart."""
+    """Say whether the predictor or a member does best, and whether the cohort can tell them apart."""
     return " ".join(
         best_sentence(
             {
-                "the network": result.network.measures[measure],
-                "the linear baseline": result.baseline.measures[measure],
-                "both together": result.combined.measures[measure],
+                "the predictor": result.predictor.measures[measure],
+                **{f"{name} alone": found.measures[measure] for name, found in result.members.items()},
             },
             words,
         )
         for measure, words in (("balanced_accuracy", "balanced accuracy"), ("auc", "AUC"))
     )
+
+
+def predictor_sentences(predictor: PredictorDescription, members: Sequence[Member]) -> list[str]:
+    """Say whose probabilities are published, and which members add nothing to them."""
+    chosen = Counter(fold.chosen for fold in predictor.folds)
+    folds = len(predictor.folds)
+    how = (
+        "what the inner folds found best in each fold; the scans that a fold leaves out had no part in it"
+        if predictor.choice == "auto"
+        else "as asked for with --predictor"
+    )
+    named = ", ".join(f"{name} in {count} of {folds} folds" for name, count in chosen.most_common())
+    weights = {name: sum(fold.weights.get(name, 0.0) for fold in predictor.folds) / folds for name in members}
+    listed = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
+    found = [f"The published probabilities are those of {named} ({how}). Mean weights: {listed}."]
+    unused = [name for name, weight in weights.items() if not weight]
+    if "network" in unused and predictor.choice in ("auto", "stack"):
+        found.append(
+            "The network has no weight: on this cohort it adds nothing to the simpler members, and no published "
+            "probability rests on it."
+        )
+    return found
+
+
+def recommendation(description: ModelDescription, result: ModelEvaluation) -> str:
+    """Say whether the model should be used: as it is, as one of its members, or not.
+
+    Its own numbers decide: the interval of the balanced accuracy against chance, then that of the AUC against the
+    member with the highest.
+    """
+    predictor = description.predictor
+    best = max(result.members, key=lambda name: result.members[name].measures["auc"].value)
+    if not predictor.above_chance and best not in predictor.compared_members:
+        return "Do not use: not above chance. Neither the predictor nor any member tells the classes apart out of fold."
+    gain = result.members[best].measures["auc"].value - result.predictor.measures["auc"].value
+    if not predictor.above_chance or (gain > CLEARLY_BETTER_AUC and best in predictor.compared_members):
+        return (
+            f"Use the member {best}: train with --predictor {best}. Its AUC out of fold is {gain:.2f} above the "
+            "predictor's."
+        )
+    return "Use, for research, on scans like those of this cohort."
+
+
+def level_sentence(conformal: ConformalDescription) -> str:
+    """Say at which level the prediction sets are, and for which class too few scans forced a lower one.
+
+    >>> scores = {"AD": ((0.5, 0, 0),) * 6, "CN": ((0.5, 0, 0),) * 20}
+    >>> level_sentence(ConformalDescription(levels={"AD": 0.8, "CN": 0.9}, scores=scores))
+    '80 % for AD (6 scans), 90 % for CN'
+    """
+    levels = conformal.levels
+    if set(levels.values()) == {LEVEL}:
+        return f"{LEVEL:.0%}".replace("%", " %")
+    return ", ".join(
+        f"{round(100 * level)} % for {name}"
+        + (f" ({len(conformal.scores[name])} scans)" if level < LEVEL else "")
+        for name, level in levels.items()
+    )
+
+
+def confusion_rows(evaluation: Evaluation, classes: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Return each true class with the counts of the predicted ones."""
+    return [(name, [int(n) for n in row]) for name, row in zip(classes, evaluation.confusion, strict=True)]
 
 
 def best_sentence(estimates: Mapping[str, Estimate], words: str) -> str:

@@ -84,6 +84,22 @@ def precision_recall_figure(
     return _png(figure)
 
 
+def risk_coverage_figure(risk: Sequence[tuple[float, float]]) -> bytes:
+    """Return a PNG of how often predictions are wrong among the surest fraction of the scans."""
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    axes = figure.subplots()
+    coverage, wrong = zip(*risk, strict=True)
+    axes.plot(coverage, wrong, color=COLOURS[0], marker="o")
+    axes.set(
+        xlim=(0, 1.02),
+        ylim=(0, max(0.05, 1.1 * max(wrong))),
+        xlabel="fraction of the scans, the surest first",
+        ylabel="fraction of these predicted wrongly",
+        title="Risk and coverage",
+    )
+    return _png(figure)
+
+
 def calibration_figure(
     before: NDArray[np.float64], after: NDArray[np.float64], targets: NDArray[np.int64]
 ) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
-from brainstage.models.choices import IMBALANCE, HeadKind, Regime, Strides
+from brainstage.models.choices import IMBALANCE, HeadKind, PredictorChoice, Regime, Strides
 from brainstage.models.fine_tuning import TuneOptions
 from brainstage.models.model_description import TierBounds
 from brainstage.models.training import HeadOptions
@@ -39,6 +39,8 @@ class TrainOptions:
         ``none``; or so that every class counts the same: ``weights``, ``oversample``, ``undersample``, ``smote``.
     covariates : tuple of str
         Columns of the manifest that the model looks at besides the image.
+    predictor : str
+        ``auto``, ``network``, ``linear``, ``volumes`` or ``stack``: whose probabilities are published.
     folds, seed : int
     epochs, patience : int or None
         None for 300 and 30 where the network is frozen, 30 and 8 otherwise.
@@ -67,6 +69,7 @@ class TrainOptions:
     augment: tuple[str, ...] | None = None
     imbalance: str = "weights"
     covariates: tuple[str, ...] = ()
+    predictor: PredictorChoice = "auto"
     folds: int = 5
     epochs: int | None = None
     patience: int | None = None

@@ -94,7 +94,7 @@ def verdict_of(
             tone=_TONES[judged],
             sentences=sentences,
         )
-    headline = f"Predicted {prediction.predicted_label}, {percent(prediction.confidence)}"
+    headline = set_headline(prediction)
     said = (
         _certainty_sentence(prediction, tiers or PredictionConfig()),
         _set_sentence(prediction),
@@ -103,7 +103,28 @@ def verdict_of(
     if status is PredictionStatus.FLAGGED:
         note = "The prediction is flagged: weigh the points below before using it."
         return Verdict(headline=f"{headline}, flagged", tone="warn", sentences=(*said, note))
-    return Verdict(headline=headline, tone="good", sentences=said)
+    return Verdict(headline=headline, tone="good" if is_decided(prediction) else "plain", sentences=said)
+
+
+def is_decided(prediction: Prediction) -> bool:
+    """Tell whether a model above chance leaves one class alone."""
+    return prediction.above_chance and prediction.prediction_set == (prediction.predicted_label,)
+
+
+def set_headline(prediction: Prediction) -> str:
+    """Say in a few words what the prediction set leaves possible; the probabilities follow it."""
+    if not prediction.above_chance:
+        return "No prediction can be made: the model is not above chance"
+    members = prediction.prediction_set
+    if members and prediction.predicted_label not in members:  # each class has a limit of its own
+        members = (prediction.predicted_label, *members)
+    if len(members) == len(prediction.probabilities):
+        return "No class can be ruled out"
+    if not members:
+        return "Unlike the training scans of every class"
+    if len(members) > 1:
+        return f"Undecided between {', '.join(members[:-1])} and {members[-1]}"
+    return f"Predicted {members[0]}, {percent(prediction.probabilities[members[0]])}"
 
 
 def _failure_verdict(failure: Failure, remedy: str) -> Verdict:

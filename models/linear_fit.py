@@ -1,0 +1,49 @@
+"""Linear maps with a quadratic penalty, from the columns of a training fold to classes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainstage.models.imbalance import resampled
+
+INVERSE_PENALTY: Final = 1.0
+"""scikit-learn's C, on columns of about unit variance; fixed, so nothing is chosen on a fold."""
+
+
+def fit_classes(
+    columns: NDArray[np.floating],
+    targets: NDArray[np.int64],
+    *,
+    classes: int,
+    imbalance: str,
+    seed: int = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Fit an L2-penalised multinomial logistic regression.
+
+    Parameters
+    ----------
+    columns : ndarray, (N, D) float
+    targets : ndarray, (N,) int64
+        Each class at least once.
+    classes : int
+    imbalance : str
+        One of :data:`~brainstage.models.choices.IMBALANCE`; sampling happens among the given scans.
+    seed : int
+        Of sampling.
+
+    Returns
+    -------
+    weight : ndarray, (C, D) float64
+    bias : ndarray, (C,) float64
+    """
+    from sklearn.linear_model import LogisticRegression  # heavy, and predictions do without
+
+    model = LogisticRegression(
+        C=INVERSE_PENALTY, class_weight="balanced" if imbalance == "weights" else None, max_iter=1000
+    ).fit(*resampled(columns, targets, imbalance, seed=seed))
+    if classes == 2:  # scikit-learn gives one row for two classes
+        return np.vstack([0 * model.coef_, model.coef_]), np.r_[0, model.intercept_]
+    return np.asarray(model.coef_), np.asarray(model.intercept_)
