@@ -652,12 +652,12 @@ def test_the_word_of_the_status_is_green_for_a_decided_prediction_alone(status, 
     [
         (
             {},
-            "Another class comes from linear, better than chance. Out of fold, such predictions were not shown",
+            "better than chance, linear says ClassThree. Out of fold, such predictions were not shown",
         ),
         ({"disagreement_flags": True}, "were wrong more often, so the prediction is flagged."),
         (
             {"compared_members": ("volumes",)},
-            "Another class comes from linear and network: not better than chance out of fold",
+            "linear says ClassThree and network says ClassOne: not better than chance, so",
         ),
         ({"member_labels": dict.fromkeys(("linear", "network"), "ClassTwo")}, "Every member says ClassTwo."),
         ({"member_labels": {"linear": "ClassTwo"}}, "The model has one member."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -63,18 +63,18 @@ def members_sentence(prediction: Prediction) -> str:
             if len(prediction.member_labels) > 1
             else "The model has one member."
         )
-    able = [row.name for row in others if row.above_chance]
+    able = [row for row in others if row.above_chance]
     if not able:
-        names = " and ".join(row.name for row in others)
         return (
-            f"Published is {label}. Another class comes from {names}: not better than chance out of fold, so this "
-            "says nothing against it."
+            f"Published is {label}. {_said(others)}: not better than chance, so this says nothing against it."
         )
     meaning = (
         "Out of fold, such predictions were wrong more often, so the prediction is flagged."
         if prediction.disagreement_flags
         else "Out of fold, such predictions were not shown to be wrong more often, so this is a note and flags nothing."
     )
-    return (
-        f"Published is {label}. Another class comes from {' and '.join(able)}, better than chance. {meaning}"
-    )
+    return f"Published is {label}. Of the members that are better than chance, {_said(able)}. {meaning}"
+
+
+def _said(rows: Sequence[MemberRow]) -> str:
+    return " and ".join(f"{row.name} says {row.label}" for row in rows)
