@@ -468,7 +468,7 @@ def conformal(levels=LEVELS, **scores) -> dict:
         pytest.param({"members": ["network", "linear", "volumes"]}, "temperature is needed", id="member"),
         pytest.param({"tiers": {"high": 0.5, "review": 0.6}}, "lies above high", id="tiers"),
         pytest.param({"tiers": {"high": NAN, "review": 0.6}}, "tiers.high", id="tier nan"),
-        pytest.param({"training_scans": {"a": [3, 0]}}, "names fold 3", id="fold of a scan"),
+        pytest.param({"training_scans": {"a": [3, 0]}}, "name fold 3", id="fold of a scan"),
         pytest.param({"training_scans": {"a": [-1, 0]}}, "training_scans", id="negative fold"),
         pytest.param({"network_grid": {"spacing_mm": 2.0, "shape": [8000, 96, 80]}}, "32 to 256", id="grid"),
         pytest.param(
@@ -490,7 +490,10 @@ def test_numbers_that_no_training_gives_are_refused_in_a_sentence(trained, tmp_p
         ({"temperatures": {"linear": NAN, "network": 1.0}}, "temperatures.linear: .*finite"),
         ({"temperatures": {"linear": 1e-300, "network": 1.0}}, "temperatures.linear: .*0.05"),
         ({"temperature": float("inf")}, "temperature: .*finite"),
-        ({"temperatures": {"linear": 1.0}}, "temperature is needed for each of linear, network"),
+        (
+            {"temperatures": {"linear": 1.0}, "weights": {"linear": 1.0}},
+            "temperature is needed for each of linear, network",
+        ),
         ({"weights": {}}, "weights"),
         ({"weights": {"linear": -0.5}}, "weights.linear"),
         ({"weights": {"linear": 0.7, "network": 0.7}}, "sum to more than 1"),
@@ -929,9 +932,20 @@ def test_another_age_means_another_prediction(tmp_path):
     assert len({key(age="70"), key(age="71"), key(age=None), key()}) == 4
 
 
-@pytest.mark.parametrize("imbalance", ["none", "oversample", "undersample", "smote"])
-def test_every_treatment_of_imbalance_gives_a_model(finished_run, tmp_path, imbalance):
-    options = TrainOptions(weights="random", folds=3, epochs=20, imbalance=imbalance)
+@pytest.mark.parametrize(
+    ("imbalance", "predictor"),
+    [
+        ("none", "auto"),
+        ("oversample", "auto"),
+        ("undersample", "auto"),
+        (
+            "smote",
+            "network",
+        ),  # without two folds of three a class has no two people to learn from and to stop by
+    ],
+)
+def test_every_treatment_of_imbalance_gives_a_model(finished_run, tmp_path, imbalance, predictor):
+    options = TrainOptions(weights="random", folds=3, epochs=20, imbalance=imbalance, predictor=predictor)
     result = train(finished_run, tmp_path / "model", options, lambda _: None)
     assert f"| Class imbalance | {imbalance} |" in (result.model_dir / "MODEL_CARD.md").read_text()
 
@@ -1109,8 +1123,8 @@ def test_words_of_the_tables_forge_nothing_in_the_card(own_run, tmp_path):
     assert "<strong>bold</strong>" not in html
     assert '<a href="http://b"' not in html
     rows = re.findall(r"<tr>\s*<td>AD.*?</tr>", html, flags=re.DOTALL)
-    assert len(rows) == 1
-    assert re.findall("<td>(.*?)</td>", rows[0])[0] == escape(forged, quote=False)
+    assert len(rows) == 2  # of the table of the data, and of the confusion matrix
+    assert [re.findall("<td>(.*?)</td>", row)[0] for row in rows] == [escape(forged, quote=False)] * 2
     metadata = result.model_dir / "bundle" / "configs" / "metadata.json"
     config = ConfigParser({"_meta_": json.loads(metadata.read_text())})
     shown = config.get_parsed_content("_meta_")["network_data_format"]["outputs"]["pred"]["channel_def"]
