@@ -13,8 +13,10 @@ from brainstage.models.cohort_table import ClassRow, association_warnings
 from brainstage.models.conformal import LEVEL
 from brainstage.models.metrics import Estimate, Evaluation
 from brainstage.models.model_description import (
+    CommonDescription,
     ConformalDescription,
     ModelDescription,
+    NumberPredictorDescription,
     PredictorDescription,
 )
 from brainstage.models.model_store import StoredModel
@@ -175,7 +177,7 @@ def people_row(row: ClassRow) -> tuple[str, int, int, str, str, str]:
     )
 
 
-def harmonised_sentence(description: ModelDescription, cohort: Cohort) -> str:
+def harmonised_sentence(description: CommonDescription, cohort: Cohort) -> str:
     """Say which sites are harmonised, and which have too few scans for it; empty without harmonisation."""
     if not description.harmonised_sites:
         return ""
@@ -211,8 +213,12 @@ def best_sentences(result: ModelEvaluation) -> str:
     )
 
 
-def predictor_sentences(predictor: PredictorDescription, members: Sequence[Member]) -> list[str]:
-    """Say whose probabilities are published, and which members add nothing to them."""
+def predictor_sentences(
+    predictor: PredictorDescription | NumberPredictorDescription, members: Sequence[Member]
+) -> list[str]:
+    """Say whose probabilities, or values, are published, and which members add nothing to them."""
+    of_classes = isinstance(predictor, PredictorDescription)
+    one, several = ("probability", "probabilities") if of_classes else ("value", "values")
     chosen = Counter(fold.chosen for fold in predictor.folds)
     folds = len(predictor.folds)
     how = (
@@ -223,12 +229,12 @@ def predictor_sentences(predictor: PredictorDescription, members: Sequence[Membe
     named = ", ".join(f"{name} in {count} of {folds} folds" for name, count in chosen.most_common())
     weights = {name: sum(fold.weights.get(name, 0.0) for fold in predictor.folds) / folds for name in members}
     listed = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
-    found = [f"The published probabilities are those of {named} ({how}). Mean weights: {listed}."]
+    found = [f"The published {several} are those of {named} ({how}). Mean weights: {listed}."]
     unused = [name for name, weight in weights.items() if not weight]
     if "network" in unused and predictor.choice in ("auto", "stack"):
         found.append(
-            "The network has no weight: on this cohort it adds nothing to the simpler members, and no published "
-            "probability rests on it."
+            f"The network has no weight: on this cohort it adds nothing to the simpler members, and no published {one} "
+            "rests on it."
         )
     return found
 
