@@ -75,6 +75,10 @@ class FoldPredictor(BaseModel):
             update={"temperatures": dict.fromkeys(self.temperatures, 1.0), "temperature": 1.0}
         )
 
+    def factor(self, member: Member) -> float:
+        """Return by what the logits of a member are multiplied on their way to the published log-probabilities."""
+        return self.weights.get(member, 0.0) / (self.temperatures[member] * self.temperature)
+
     def member_log_probabilities(self, logits: MemberLogits) -> dict[Member, Numbers]:
         """Return what each member says, calibrated by itself: (N, C) each."""
         return {name: calibrated_log(found, self.temperatures[name]) for name, found in logits.items()}
@@ -268,6 +272,15 @@ def simplest_of_the_best(losses: Mapping[Chosen, Numbers], persons: NDArray[np.i
 def _means(values: Numbers, groups: NDArray[np.int64]) -> Numbers:
     _, place = np.unique(groups, return_inverse=True)
     return np.asarray(np.bincount(place, weights=values) / np.bincount(place))
+
+
+def mean_weights(folds: Sequence[FoldPredictor]) -> dict[Member, float]:
+    """Return how much each member counts in some folds together: the mean of its weights, 0 where it has none."""
+    return {
+        name: sum(fold.weights.get(name, 0.0) for fold in folds) / len(folds)
+        for name in MEMBERS
+        if name in folds[0].temperatures
+    }
 
 
 def mean_log_probabilities(folds: Numbers) -> Numbers:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -45,6 +46,7 @@ from brainstage.workflows.reporting.mosaic import (
     WHOLE_HEAD_MM,
     Mosaic,
     Scene,
+    fullest,
     grey,
     mosaic_of,
     painted,
@@ -68,6 +70,8 @@ _FIELD_COLOURS: Final = (256, 128, 64, 32, 16)
 _FIELD_SAMPLES: Final = 100_000
 _EVIDENCE_MAP: Final = "plasma"
 _EVIDENCE_OPACITY: Final = 0.75
+_SIGNED_COLOURS: Final = (("#6baed6", "#08519c"), ("#fc9272", "#b8000f"))
+"""Of what speaks against and for the class: where it is weak, and where it is strongest."""
 _SCALE_PIXELS: Final = 70
 _HISTOGRAM_BINS: Final = 100
 _BEFORE_STYLE: Final[Mapping[str, Any]] = {"color": "#8a6d1d", "linestyle": "--"}
@@ -343,6 +347,81 @@ def evidence_figure(brain: Volume, brain_mask: BrainMask, evidence: Volume, unit
     scale = _evidence_scale(highest, units, mosaic.size[0]) if highest > 0 else None
     notes = [*directions(mosaic), *millimetres(mosaic, scene)]
     return png_of(drawn(picture, [], notes, extra=scale), colour_counts=_FIELD_COLOURS)
+
+
+def signed_evidence_figure(
+    brain: Volume, brain_mask: BrainMask, evidence: Volume, units: str, highest: float
+) -> bytes:
+    """Draw a map with two signs over the registered brain, as PNG: red for, blue against.
+
+    Parameters
+    ----------
+    brain : Volume
+        Registered, normalised.
+    brain_mask : BrainMask
+    evidence : Volume
+        On the same grid.
+    units : str
+        Of the map, for its scale.
+    highest : float
+        Absolute value where the colours end; the same for maps that are to be compared.
+    """
+    window = window_of(brain.data, brain_mask.data)
+    values = np.where(brain_mask.data, evidence.data, np.float32(0.0))
+    layers = {
+        "mask": brain_mask.data,
+        "brain": grey(np.where(brain_mask.data, brain.data, np.float32(window[0])), window),
+        "evidence": values,
+    }
+    scene = scene_of(layers, brain.voxel_to_ras, margin_mm=8.0)
+    size = np.abs(scene.layers["evidence"])
+    counts = [(axis, len(row)) for row in _three_planes(scene) for axis in {row[0][0]}]
+    rows = [[(axis, index) for index in fullest(size, scene.mask, axis, n)] for axis, n in counts]
+    mosaic = mosaic_of(scene, rows, width=_WIDTH_PIXELS - _SCALE_PIXELS, gap=_GAP_PIXELS)
+    picture: NDArray[Any] = np.repeat(painted(scene.layers["brain"], mosaic)[..., None], 3, axis=2)
+    if highest > 0:
+        # Blocks end where they end: between them there is nothing to blend.
+        level = painted(scene.layers["evidence"], mosaic, blend=False) / np.float32(highest)
+        coloured = (level != 0) & (painted(scene.mask, mosaic) > 0.5)
+        weight = np.where(coloured, _EVIDENCE_OPACITY + 0.25 * np.abs(level), 0.0)[..., None]
+        picture = (1 - weight) * picture + weight * _signed_colours(level)
+    picture = np.pad(picture, ((0, 0), (0, _SCALE_PIXELS), (0, 0))).astype(np.float32)
+    scale = _signed_scale(highest, units, mosaic.size[0]) if highest > 0 else None
+    notes = [*directions(mosaic), *millimetres(mosaic, scene)]
+    return png_of(drawn(picture, [], notes, extra=scale), colour_counts=_FIELD_COLOURS)
+
+
+def _signed_colours(level: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the colours (..., 3) of levels -1 to 1."""
+    weak, strong = (
+        np.where(
+            level[..., None] < 0,
+            to_rgb(_SIGNED_COLOURS[0][end]),
+            to_rgb(_SIGNED_COLOURS[1][end]),
+        )
+        for end in (0, 1)
+    )
+    part = np.abs(level)[..., None]
+    return np.asarray((1 - part) * weak + part * strong, dtype=np.float32)
+
+
+def _signed_scale(highest: float, units: str, height: int) -> Callable[[Axes], None]:
+    """Return what draws the colour scale of a map with two signs right of it."""
+
+    def draw(axes: Axes) -> None:
+        left, long = _WIDTH_PIXELS - 66, min(260.0, 0.6 * height)
+        first = 0.5 * (height - long)
+        ramp = _signed_colours(np.linspace(1.0, -1.0, 128, dtype=np.float32)[:, None])
+        axes.imshow(ramp, extent=(left, left + 12, first + long, first), aspect="auto", zorder=3)
+        words: dict[str, Any] = {"color": TEXT_COLOUR, "fontsize": TEXT_POINTS}
+        for place, value in ((0.0, highest), (0.5, 0.0), (1.0, -highest)):
+            text = f"{value:+.2g}" if value else "0"
+            axes.text(left + 16, first + place * long, text, va="center", **words)
+        axes.text(left, first - 22, units.replace("/", "\n/"), va="bottom", **words)
+        axes.text(left + 16, first + 14, "for", va="center", **words)
+        axes.text(left + 16, first + long - 14, "against", va="center", **words)
+
+    return draw
 
 
 def _evidence_level(level: NDArray[np.float32]) -> NDArray[np.float32]:

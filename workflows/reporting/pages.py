@@ -53,7 +53,12 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"data_uri": data_uri, "value_text": value_text, "percent": percent}
+    environment.filters |= {
+        "data_uri": data_uri,
+        "value_text": value_text,
+        "percent": percent,
+        "signed": signed,
+    }
     return environment
 
 
@@ -101,6 +106,16 @@ def percent(probability: float) -> str:
     if 0.995 <= probability < 1.0:
         return "> 99 %"
     return f"{100.0 * probability:.0f} %"
+
+
+def signed(amount: float) -> str:
+    """Return a number with its sign and two decimals.
+
+    >>> signed(0.314), signed(-1.2), signed(0.001)
+    ('+0.31', '−1.20', '0.00')
+    """
+    text = f"{abs(amount):.2f}"
+    return f"{'+' if amount > 0 else '−'}{text}" if float(text) else text
 
 
 def script_hash(script: str) -> str:
