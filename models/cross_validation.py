@@ -92,6 +92,8 @@ def cross_validate(
         log += rows
     for first, second in combinations(range(count), 2) if pairs else ():
         test = (folds == first) | (folds == second)
+        if len(np.unique(targets[~test])) < len(np.unique(targets)):
+            continue  # two sites can hold all of a class; the models without one of them stand in
         drawn_with = seed + count + first * count + second
         inner, _ = learner.fit(~test, targets, fold=first, seed=drawn_with, name=f"{name}-without-{second}")
         said = np.empty((len(targets), classes))
@@ -211,10 +213,11 @@ def random_label_control(
     folds: int,
     seed: int,
     draws: int = RANDOM_LABEL_DRAWS,
+    fixed_folds: NDArray[np.int64] | None = None,
 ) -> dict[str, ControlRun]:
     """Train the same way on labels permuted between participants, which must end at chance.
 
-    Every draw is stratified anew by its own labels.
+    Every draw is stratified anew by its own labels, unless the folds are fixed, as those of sites are.
 
     References
     ----------
@@ -226,7 +229,9 @@ def random_label_control(
         drawn_with = seed + 1000 + draw
         drawn = shuffled_labels(labels, participants, seed=drawn_with)
         wanted = np.array([list(classes).index(label) for label in drawn], dtype=np.int64)
-        parts = fold_of_scans(drawn, participants, folds=folds, seed=drawn_with)
+        parts = fixed_folds
+        if parts is None:
+            parts = fold_of_scans(drawn, participants, folds=folds, seed=drawn_with)
         for name, found in refit(wanted, parts, drawn_with, f"random-labels-{draw}").items():
             said.setdefault(name, []).append(found)
         targets.append(wanted)

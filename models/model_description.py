@@ -129,10 +129,11 @@ class ModelDescription(_Part):
     """``model.json``: all of a model but its weights.
 
     `members` are those that the model has. `training_scans` leads from the sha256 of a training scan's file to the
-    fold that did not learn from it, and to the number of its person among the scores of `conformal`;
-    `covariate_experts` has one for each fold, or none where the model looks at the image alone. `reference` says what
-    is usual in one of the classes, and has no part in predictions. `kernels` are those of the training, from
-    :func:`~brainstage.models.kernels.kernels`; another processor adds in another order.
+    fold that did not learn from it, and to the number of its person among the scores of `conformal`.
+    `covariate_experts` has one for each fold, or none where the model looks at images alone. `harmonised_sites` names,
+    for each fold and member, the sites whose location and scale are taken out; it is empty without harmonisation.
+    `reference` says what is usual in one of the classes, and has no part in predictions. `kernels` are those of the
+    training, from :func:`~brainstage.models.kernels.kernels`; another processor adds in another order.
     """
 
     schema_version: Literal[2] = 2
@@ -158,6 +159,7 @@ class ModelDescription(_Part):
     training_scans: dict[str, tuple[Count, Count]] = Field(default_factory=dict)
     volume_models: tuple[VolumeModel, ...] = ()
     covariate_experts: tuple[CovariateExpert, ...] = ()
+    harmonised_sites: tuple[dict[Member, tuple[str, ...]], ...] = ()
     reference: ReferenceClass | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     kernels: dict[str, str] = Field(default_factory=dict)
@@ -219,6 +221,10 @@ class ModelDescription(_Part):
                     raise ValueError(
                         f"one of {name} tells {len(model.bias)} of {len(self.classes)} classes apart"
                     )
+        if len(self.harmonised_sites) not in (0, self.folds):
+            raise ValueError(
+                f"{len(self.harmonised_sites)} harmonised_sites, where there are {self.folds} folds"
+            )
         if self.reference is not None and self.reference.label not in self.classes:
             raise ValueError(f"reference.label {self.reference.label!r} is none of the classes")
         return self
@@ -232,7 +238,8 @@ class ModelDescription(_Part):
     def columns_read(self) -> tuple[str, ...]:
         """The columns that anything said with this model depends on."""
         whose = AGE_AND_SEX if self.reference or self.volume_models else ()
-        return tuple(dict.fromkeys((*self.covariate_columns, *whose)))
+        where = ("site",) if self.harmonised_sites else ()
+        return tuple(dict.fromkeys((*self.covariate_columns, *whose, *where)))
 
     @property
     def reads_volumes(self) -> bool:
@@ -283,7 +290,7 @@ def read_description(path: Path) -> ModelDescription:
             f"{path.name} is no model directory: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
         ) from error
     except ValidationError as error:
-        if made_by := _older_version(file):
+        if made_by := older_version(path):
             raise ModelError(
                 f"{path.name} was made by brainstage {made_by}, whose models have one member alone: train it again"
             ) from error
@@ -309,9 +316,9 @@ def read_description(path: Path) -> ModelDescription:
     return description
 
 
-def _older_version(file: Path) -> str:
-    """Return which version wrote a description of an earlier schema; empty for any other file."""
-    content = read_json_or_empty(file)
+def older_version(path: Path) -> str:
+    """Return which version wrote a model directory of an earlier schema; empty for any other directory."""
+    content = read_json_or_empty(path / DESCRIPTION_FILE)
     versions = content.get("versions")
     if content.get("schema_version") != 1 or not isinstance(versions, dict):
         return ""

@@ -7,6 +7,7 @@
       backbone.safetensors   the network as it was before training, once for all folds
       fold-0.safetensors ... head, novelty model, and the layers that were trained, of each fold
       linear.safetensors     the linear model on voxels, of each fold
+      harmonisation.safetensors  location and scale of the sites, of each fold and member, where they are taken out
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from brainstage.models.conformal import p_values, set_members
 from brainstage.models.covariates import Row, text_of
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.fine_tuning import tuned_extractor
+from brainstage.models.harmonisation import Harmonisation, harmonisation_from_arrays
 from brainstage.models.heads import LinearHead, head_arrays, head_from_arrays
 from brainstage.models.kernels import kernels
 from brainstage.models.learners import FoldModel
@@ -46,7 +48,13 @@ from brainstage.models.model_description import (
 )
 from brainstage.models.novelty import NoveltyModel
 from brainstage.models.predictor import mean_log_probabilities
-from brainstage.models.volume_model import ScanVolumes, scan_volumes
+from brainstage.models.volume_model import (
+    ScanVolumes,
+    VolumeModel,
+    log_measures,
+    scan_volumes,
+    with_log_measures,
+)
 from brainstage.models.weights import WeightsSource, fill_network, state_bytes
 from brainstage.pipeline.errors import InferenceError, InputMissingError, ModelError, WeightsError
 from brainstage.pipeline.files import sha256_of_bytes, write_bytes, write_text
@@ -55,6 +63,7 @@ from brainstage.pipeline.tables import number_or_none
 
 BACKBONE_FILE: Final = "backbone.safetensors"
 LINEAR_FILE: Final = "linear.safetensors"
+HARMONISATION_FILE: Final = "harmonisation.safetensors"
 _PACKAGES: Final = (
     *("brainstage", "torch", "monai", "scikit-learn", "numpy", "scipy"),
     *("antspyx", "SimpleITK", "nibabel", "nilearn", "deepbet"),
@@ -84,6 +93,27 @@ class ScanInputs:
     volumes: ScanVolumes
     covariates: Row
     network_input: NetworkInput
+
+    @property
+    def site(self) -> str | None:
+        """Where the scan was taken, as far as the model reads it."""
+        return text_of(self.covariates, "site")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HarmonisedPlaces:
+    """What is taken out of some of a member's values.
+
+    Attributes
+    ----------
+    harmonisation : Harmonisation
+        Of U values.
+    places : ndarray, (U,) int64
+        Where they stand among all.
+    """
+
+    harmonisation: Harmonisation
+    places: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,6 +188,8 @@ class StoredModel:
         With the network as it was before training.
     models, novelty, baselines : sequence
         One for each fold.
+    harmonisations : sequence of mapping
+        For each fold, member to what is taken out of its values; empty without harmonisation.
     """
 
     def __init__(
@@ -167,7 +199,9 @@ class StoredModel:
         models: Sequence[FoldModel],
         novelty: Sequence[NoveltyModel],
         baselines: Sequence[LinearBaseline],
+        harmonisations: Sequence[Mapping[Member, HarmonisedPlaces]] = (),
     ) -> None:
+        self.harmonisations = tuple(harmonisations)
         self.extractor = extractor
         self.models = tuple(models)
         self.novelty = tuple(novelty)
@@ -202,6 +236,15 @@ class StoredModel:
                 "bias": np.stack([baseline.bias for baseline in self.baselines]),
             }
         )
+        if self.harmonisations:
+            files[HARMONISATION_FILE] = save_arrays(
+                {
+                    f"{fold}.{member}.{name}": np.ascontiguousarray(array)
+                    for fold, of_members in enumerate(self.harmonisations)
+                    for member, known in of_members.items()
+                    for name, array in (*known.harmonisation.arrays().items(), ("places", known.places))
+                }
+            )
         return files
 
     @cached_property
@@ -273,7 +316,7 @@ class StoredModel:
     def network_logits(self, scan: ScanInputs, fold: int) -> NDArray[np.float64]:
         """Return the uncalibrated logits (1, C) of a fold's network."""
         extractor = self._extractors[fold]
-        features = scan.features[None]
+        features = self._harmonised("network", fold, scan.features[None], scan.site)
         if extractor is not self.extractor:
             features = extractor.features_of([scan.network_input])
         return self.models[fold].head.logits(features)
@@ -285,10 +328,38 @@ class StoredModel:
             if member == "network":
                 found[member] = self.network_logits(scan, fold)
             elif member == "linear":
-                found[member] = self.baselines[fold].logits(scan.values[None])
+                values = self._harmonised("linear", fold, scan.values[None], scan.site)
+                found[member] = self.baselines[fold].logits(values)
             else:
-                found[member] = self._described.volume_models[fold].logits([scan.volumes])
+                found[member] = self.volume_model(fold).logits([self.volumes_of(scan, fold)])
         return found
+
+    def volume_model(self, fold: int) -> VolumeModel:
+        """Return the member on volumes of a fold."""
+        return self._described.volume_models[fold]
+
+    def volumes_of(self, scan: ScanInputs, fold: int) -> ScanVolumes:
+        """Return a scan's volumes as the member of a fold is given them, without their site where it is taken out."""
+        if not self.harmonisations:
+            return scan.volumes
+        given = self._harmonised("volumes", fold, log_measures([scan.volumes]), scan.site)
+        return with_log_measures([scan.volumes], given)[0]
+
+    def _harmonised(
+        self, member: Member, fold: int, values: NDArray[np.float32], site: str | None
+    ) -> NDArray[np.float32]:
+        if not self.harmonisations:
+            return values
+        known = self.harmonisations[fold][member]
+        changed = values.copy()
+        changed[:, known.places] = known.harmonisation.apply(values[:, known.places], [site])
+        return changed
+
+    def site_unknown(self, site: str | None, folds: Sequence[int]) -> bool:
+        """Tell whether a scan's site is one that no fold has taken out of its values."""
+        return bool(self.harmonisations) and not any(
+            known.harmonisation.knows(site) for fold in folds for known in self.harmonisations[fold].values()
+        )
 
     def covariate_evidence(self, covariates: Row, fold: int) -> NDArray[np.float64] | None:
         """Return what covariates add (1, C) in a fold; None for a model that uses none."""
@@ -359,6 +430,7 @@ class StoredModel:
             seen_in_training=len(folds) < len(self.models),
             covariates_missing=any(one.misses(scan.covariates) for one in description.covariate_experts),
             volumes_missing=self._volumes_missing(scan),
+            site_unknown=self.site_unknown(scan.site, folds),
         )
 
     def _person(self, source_sha256: str | None) -> int | None:
@@ -423,7 +495,8 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
             raise ModelError(f"{path.name}: a fold holds {min(strange)!r}, which the network has not")
         source = WeightsSource(**description.backbone.model_dump(exclude={"feature_id"}))
         extractor = FeatureExtractor(network, source, torch.device(device))
-        model = StoredModel(description, extractor, models, novelty, baselines)
+        harmonisations = _harmonisations(description, contents)
+        model = StoredModel(description, extractor, models, novelty, baselines, harmonisations)
         _require_answers(model)
     except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError, WeightsError) as error:
         raise ModelError(
@@ -470,6 +543,30 @@ def _require_lengths(
         told = {size for one in found for size in (len(one.weight), len(one.bias))}
         if told != {classes}:
             raise ValueError(f"a {what} tells {min(told - {classes})} classes apart, and there are {classes}")
+
+
+def _harmonisations(
+    description: ModelDescription, contents: Mapping[str, bytes]
+) -> list[dict[Member, HarmonisedPlaces]]:
+    """Return what is taken out of each member's values, for each fold; nothing without harmonisation."""
+    if not description.harmonised_sites:
+        return []
+    arrays = load_arrays(contents[HARMONISATION_FILE])
+    _require_finite(HARMONISATION_FILE, arrays)
+    found: list[dict[Member, HarmonisedPlaces]] = []
+    for fold, of_members in enumerate(description.harmonised_sites):
+        if set(of_members) != set(description.members):
+            raise ValueError(f"harmonised_sites of fold {fold} does not name the members")
+        found.append({})
+        for member, sites in of_members.items():
+            prefix = f"{fold}.{member}."
+            own = {name.removeprefix(prefix): one for name, one in arrays.items() if name.startswith(prefix)}
+            places = own.pop("places").astype(np.int64)
+            harmonisation = harmonisation_from_arrays(sites, own)
+            if harmonisation.centre.shape != places.shape or (places < 0).any():
+                raise ValueError(f"{HARMONISATION_FILE} names places that do not fit its values")
+            found[-1][member] = HarmonisedPlaces(harmonisation=harmonisation, places=places)
+    return found
 
 
 _TRAINED: Final = "trained."

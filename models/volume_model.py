@@ -23,6 +23,8 @@ MEASURES: Final = tuple(NORMED_MEASURES[name] for name in VOLUMES if name != "in
 LEAST_KNOWN: Final = 15
 """People whose age, or sex, is known, from which a slope is estimated; as for norms."""
 LEAST_AGE_SD_YEARS: Final = 1.0
+LEAST_WITHIN: Final = 0.1
+"""Of the variance of age or sex that must lie within classes: otherwise it is the class, and nothing is compared."""
 _SCALE_FLOOR: Final = 1e-3
 """Of the logarithm of a measure: a tenth of a per cent."""
 
@@ -158,6 +160,29 @@ def scan_volumes(measures: Measures, age: float | None, sex: str | None) -> Scan
     return ScanVolumes(measures=dict(measures), age=age, male={"m": 1.0, "f": 0.0}.get(letter))
 
 
+def log_measures(scans: Sequence[ScanVolumes]) -> NDArray[np.float32]:
+    """Return the logarithms (N, D) of `MEASURES`; NaN where one is not known."""
+    values = np.array(
+        [[one.measures.get(name) or np.nan for name in MEASURES] for one in scans], dtype=np.float64
+    )
+    return np.log(values.reshape(len(scans), len(MEASURES))).astype(np.float32)
+
+
+def with_log_measures(scans: Sequence[ScanVolumes], logarithms: NDArray[np.float32]) -> list[ScanVolumes]:
+    """Return scans with other values of `MEASURES`, from their logarithms (N, D)."""
+    return [
+        one.model_copy(
+            update={
+                "measures": {
+                    name: float(np.exp(value)) if np.isfinite(value) else None
+                    for name, value in zip(MEASURES, row, strict=True)
+                }
+            }
+        )
+        for one, row in zip(scans, logarithms, strict=True)
+    ]
+
+
 def fit_volume_model(
     scans: Sequence[ScanVolumes],
     targets: NDArray[np.int64],
@@ -210,8 +235,9 @@ def _fitted_scale(
     sexes = _column([one.male for one in scans])[known]
     age, male = _mean(ages, 0.0), _mean(sexes, 0.5)
     design = [*groups[known].T]
-    by_age = np.isfinite(ages).sum() >= LEAST_KNOWN and np.nanstd(ages) >= LEAST_AGE_SD_YEARS
-    by_sex = np.isfinite(sexes).sum() >= LEAST_KNOWN and min(np.nansum(sexes), np.nansum(1 - sexes)) >= 2
+    within = groups[known]
+    by_age = _varies_within(ages, within) and np.nanstd(ages) >= LEAST_AGE_SD_YEARS
+    by_sex = _varies_within(sexes, within)
     design += [np.nan_to_num(ages - age)] if by_age else []
     design += [np.nan_to_num(sexes - male)] if by_sex else []
     coefficients = np.linalg.lstsq(np.column_stack(design), logarithms, rcond=None)[0][groups.shape[1] :]
@@ -227,6 +253,16 @@ def _fitted_scale(
         male=male,
         scale=max(float(left.std()), _SCALE_FLOOR),
     )
+
+
+def _varies_within(values: NDArray[np.float64], groups: NDArray[np.float64]) -> bool:
+    """Tell whether a column is known of enough scans, and is more than another name of the class."""
+    known = np.isfinite(values)
+    if known.sum() < LEAST_KNOWN or not values[known].std():
+        return False
+    design = np.column_stack([np.ones(known.sum()), groups[known]])
+    left = values[known] - design @ np.linalg.lstsq(design, values[known], rcond=None)[0]
+    return bool(left.var() >= LEAST_WITHIN * values[known].var())
 
 
 def _column(values: Sequence[float | None]) -> NDArray[np.float64]:

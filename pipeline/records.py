@@ -539,6 +539,8 @@ class Prediction:
         The model uses covariates, and not all of this scan's are known.
     volumes_missing : bool
         The probabilities depend on volumes, and not all of this scan's are known.
+    site_unknown : bool
+        The model takes the location and scale of sites out, and does not know this scan's.
     compared_members : tuple of str
         Members that are better than chance out of fold, whose disagreement means something.
     disagreement_flags : bool
@@ -560,6 +562,7 @@ class Prediction:
     seen_in_training: bool = False
     covariates_missing: bool = False
     volumes_missing: bool = False
+    site_unknown: bool = False
     compared_members: tuple[str, ...] = ()
     disagreement_flags: bool = False
     above_chance: bool = True

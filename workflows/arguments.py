@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from brainstage import __version__
-from brainstage.models.choices import HEADS, IMBALANCE, MED3D_ASSETS, PREDICTORS, REGIMES, STRIDES
+from brainstage.models.choices import (
+    FOLDS_BY,
+    HARMONISE,
+    HEADS,
+    IMBALANCE,
+    MED3D_ASSETS,
+    PREDICTORS,
+    REGIMES,
+    STRIDES,
+)
 from brainstage.pipeline.errors import UsageError
 
 EXIT_CODES: Final = """exit codes:
@@ -362,6 +371,20 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         "--reference-class",
         metavar="NAME",
         help="the class whose volumes a report compares a scan with; default: CN where it is one of the classes",
+    )
+    train.add_argument(
+        "--folds-by",
+        choices=FOLDS_BY,
+        default="participant",
+        help="what is left out at a time: some participants, or a whole site, where --folds is of no account; "
+        "default: participant",
+    )
+    train.add_argument(
+        "--harmonise",
+        choices=HARMONISE,
+        default="none",
+        help="site: take out how far each site's values lie and spread, as its scans of the reference class show it "
+        "within each training fold; default: none",
     )
     train.add_argument("--folds", type=_count, default=5, metavar="K", help="at least 3; default: 5")
     train.add_argument(

@@ -137,6 +137,8 @@ def _train(options: argparse.Namespace) -> int:
             augment=None if options.augment is None else tuple(options.augment),
             imbalance=options.imbalance,
             predictor=options.predictor,
+            folds_by=options.folds_by,
+            harmonise=options.harmonise,
             covariates=tuple(options.covariates),
             folds=options.folds,
             epochs=options.epochs,

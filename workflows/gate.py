@@ -12,6 +12,7 @@ NOT_ABOVE_CHANCE: Final = "not_above_chance"
 NO_CLASS_EXCLUDED: Final = "no_class_excluded"
 NO_CLASS_FITS: Final = "no_class_fits"
 MEMBERS_DISAGREE: Final = "members_disagree"
+SITE_UNKNOWN: Final = "site_unknown"
 
 SEEN_IN_TRAINING: Final = "seen_in_training"
 CHOSEN_OF_SESSION: Final = "chosen_of_session"
@@ -32,6 +33,8 @@ FLAG_EXPLANATIONS: Final = {
     NO_CLASS_FITS: "The prediction set is empty: the scan is unlike the training scans of every class.",
     MEMBERS_DISAGREE: "A member of the model that is better than chance by itself says another class. It flags only "
     "where, out of fold, such scans were predicted wrongly more often.",
+    SITE_UNKNOWN: "The model takes the differences between the sites of its training out of a scan, and does not know "
+    "the site of this one: its values are left as they are.",
     SEEN_IN_TRAINING: "The model was trained on this scan. What is said here comes from the one fold that did not "
     "see it, as in cross-validation; this alone flags nothing.",
     CHOSEN_OF_SESSION: "Of several scans of the session this one stands for it: the best verdict of quality control, "
@@ -107,6 +110,7 @@ def prediction_flags(prediction: Prediction) -> tuple[str, ...]:
         NOT_ABOVE_CHANCE: not prediction.above_chance,
         NO_CLASS_EXCLUDED: in_set == classes,
         NO_CLASS_FITS: in_set == 0,
+        SITE_UNKNOWN: prediction.site_unknown,
         MEMBERS_DISAGREE: prediction.disagreement_flags and prediction.members_disagree,
     }
     return tuple(code for code, yes in applies.items() if yes)

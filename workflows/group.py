@@ -237,9 +237,11 @@ def _preprocessed_otherwise(
 def _cohort_scan(outcome: SubjectOutcome, context: RunContext) -> CohortScan:
     files = context.files(outcome.scan)
     picture = files.figure("montage")
+    decision = decide(outcome)
     return CohortScan(
         outcome=outcome,
-        prediction_status=decide(outcome).status,
+        prediction_status=decision.status,
+        prediction_reasons=decision.codes,
         report=files.report.name,
         thumbnail=picture.read_bytes() if not isinstance(outcome, Failure) and picture.is_file() else None,
     )

@@ -30,7 +30,7 @@ from brainstage.workflows.reporting.viewer import evidence_volume
 from brainstage.workflows.run_context import RunContext, run_info, tool_versions
 from brainstage.workflows.stages import read_figures, read_previews
 
-REPORT_VERSION: Final = "4"
+REPORT_VERSION: Final = "5"
 REMEDIES: Final = {
     "ingest": "Look at the file with any viewer; copy, download or convert it again.",
     "brain_extraction": "Look at the scan: is it a T1w image of a whole head, the right way up? A stripped scan needs "
@@ -91,7 +91,7 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
             Reason(
                 code=code,
                 explanation=FLAG_EXPLANATIONS[code],
-                status=QcStatus.PASS if code in decision.notes else QcStatus.WARN,
+                status=None if code in decision.notes else QcStatus.WARN,
             )
             for code in decision.codes
         ),

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brainstage.models.baseline import block_shape
 from brainstage.models.bundle import write_bundle
+from brainstage.models.cohort_table import association_warnings
 from brainstage.models.covariates import chosen_columns
 from brainstage.models.duplicates import NearDuplicate, near_duplicates, same_person
 from brainstage.models.features import FeatureExtractor, choose_device
@@ -21,7 +21,7 @@ from brainstage.models.metrics import Estimate
 from brainstage.models.model_directory import replaced_directory, require_replaceable
 from brainstage.models.model_store import StoredModel, scan_inputs, write_model
 from brainstage.models.norms import NORMED_MEASURES, ReferenceClass, fit_reference
-from brainstage.models.splits import fold_of_scans, require_folds
+from brainstage.models.splits import fold_of_scans, fold_of_sites, require_folds
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.account import ACCOUNT_FILE
 from brainstage.pipeline.derivatives import STATE_FOLDER
@@ -31,7 +31,7 @@ from brainstage.pipeline.review import read_decisions
 from brainstage.preprocessing.volumes import VOLUMES_VERSION
 from brainstage.workflows.learning.cohort_evaluation import member_words
 from brainstage.workflows.learning.features import TrainingArrays, read_network_input, training_arrays
-from brainstage.workflows.learning.fitting import fit, tuning_for
+from brainstage.workflows.learning.fitting import REFERENCE_CLASS, fit, tuning_for
 from brainstage.workflows.learning.labelled_cohort import (
     Cohort,
     LabelledScan,
@@ -39,7 +39,12 @@ from brainstage.workflows.learning.labelled_cohort import (
     read_cohort,
     reference_people,
 )
-from brainstage.workflows.learning.model_card import predictor_sentences, recommendation, render_card
+from brainstage.workflows.learning.model_card import (
+    harmonised_sentence,
+    predictor_sentences,
+    recommendation,
+    render_card,
+)
 from brainstage.workflows.learning.model_evaluation import (
     PREDICTOR,
     ModelEvaluation,
@@ -47,8 +52,6 @@ from brainstage.workflows.learning.model_evaluation import (
     write_evaluation,
 )
 from brainstage.workflows.learning.training_options import TrainOptions
-
-REFERENCE_CLASS: Final = "CN"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,11 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     account = read_json_or_empty(out_dir / STATE_FOLDER / ACCOUNT_FILE).get("lines")
     for line in account if isinstance(account, list) else ():
         say(str(line))
-    require_folds(cohort.labels, cohort.participants, options.folds)
+    if options.folds_by == "participant":
+        require_folds(cohort.labels, cohort.participants, options.folds)
+    else:
+        _folds_of_sites(cohort)
+    _require_sites(cohort, options)
     chosen_columns(options.covariates, cohort.covariates(options.covariates), cohort.columns)
     reference = _reference(cohort, options.reference_class, say)
     _say_cohort(cohort, say)
@@ -108,12 +115,10 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     test_arrays = _all_arrays(extractor, cohort.test_scans, cohort, say)
     duplicates = _duplicates((*arrays, *test_arrays), cohort)
     cohort = _joined(cohort, duplicates, options.folds)
-    folds = fold_of_scans(
-        cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
-    )
+    folds = _folds(cohort, options, say)
     with tuning_for(out_dir, extractor, arrays, cohort, options, say) as tuning:
         model, found, log = fit(extractor, arrays, cohort, folds, options, tuning, reference)
-    say(f"trained {options.folds} folds, each with its controls")
+    say(f"trained {model.description.folds} folds, each with its controls")
     test = _test_probabilities(model, test_arrays, cohort)
     description = model.description
     result = evaluate_model(found, cohort, description, test, seed=options.seed, duplicates=duplicates)
@@ -124,13 +129,37 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
         write_text(folder / "MODEL_CARD.md", render_card(model, result, cohort, options))
     if tuning is not None:
         shutil.rmtree(tuning.checkpoints, ignore_errors=True)
-    _say_result(result, model, model_dir, say)
+    _say_result(result, model, cohort, model_dir, say)
     return TrainResult(
         model_dir=model_dir,
         model_id=model.model_id,
         balanced_accuracy=result.predictor.measures["balanced_accuracy"],
         warnings=result.warnings,
     )
+
+
+def _folds(cohort: Cohort, options: TrainOptions, say: Callable[[str], None]) -> NDArray[np.int64]:
+    if options.folds_by == "participant":
+        return fold_of_scans(
+            cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
+        )
+    folds, names = _folds_of_sites(cohort)
+    say(f"folds by site, each left out once: {'; '.join(names)}")
+    return folds
+
+
+def _folds_of_sites(cohort: Cohort) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    return fold_of_sites([scan.row.site for scan in cohort.scans], cohort.labels, cohort.participants)
+
+
+def _require_sites(cohort: Cohort, options: TrainOptions) -> None:
+    """Raise where sites are to be harmonised and no two of them are known."""
+    known = {scan.row.site for scan in cohort.scans if scan.row.site}
+    if options.harmonise == "site" and len(known) < 2:
+        raise UsageError(
+            f"--harmonise site needs scans of two or more sites, and the column site has {', '.join(known) or 'none'}: "
+            "fill it in participants.tsv and run brainstage run again, or leave the option out"
+        )
 
 
 def _joined(cohort: Cohort, duplicates: Sequence[NearDuplicate], folds: int) -> Cohort:
@@ -235,7 +264,7 @@ def _say_cohort(cohort: Cohort, say: Callable[[str], None]) -> None:
 
 
 def _say_result(
-    result: ModelEvaluation, model: StoredModel, model_dir: Path, say: Callable[[str], None]
+    result: ModelEvaluation, model: StoredModel, cohort: Cohort, model_dir: Path, say: Callable[[str], None]
 ) -> None:
     chance = 1 / len(model.classes)
     random = result.random_labels[PREDICTOR].measures["balanced_accuracy"].value
@@ -246,6 +275,10 @@ def _say_result(
         f"{member_words(result.members)}, "
         f"mask only {result.mask_only.measures['balanced_accuracy'].value:.2f}, random labels {random:.2f}"
     )
+    if sentence := harmonised_sentence(model.description, cohort):
+        say(sentence)
+    for sentence in association_warnings(result.table):
+        say(sentence)
     say(recommendation(model.description, result))
     for warning in result.warnings:
         say(f"leakage warning: {warning}")

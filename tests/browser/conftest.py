@@ -216,11 +216,12 @@ def outcome_of(scan: T1wScan, number: int) -> SubjectOutcome:
     rest = [name for name in CLASSES if name != predicted]
     prediction = Prediction(
         probabilities={predicted: share, rest[0]: 0.6 * (1 - share), rest[1]: 0.4 * (1 - share)},
-        prediction_set=(predicted,) if share > 0.8 else (predicted, rest[0]),
+        prediction_set=(predicted,) if share > 0.8 else (predicted, rest[0]) if share > 0.5 else CLASSES,
         ood_score=1.0 + 0.2 * number,
         ood_threshold=3.0,
         tier="high" if share > 0.85 else "review" if share >= 0.6 else "low",
-        baseline_label=predicted,
+        member_labels={"volumes": rest[0], "linear": predicted, "network": rest[1]},
+        compared_members=("volumes", "linear"),
         model_id="0f3a9c2b7d41",
         reference=(
             ReferenceFinding(

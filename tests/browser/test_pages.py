@@ -287,6 +287,32 @@ def test_sites_and_classes_can_be_filtered_by(open_page, output):
     assert {row.get_attribute("data-class") for row in shown.all()} == {"AD"}
 
 
+def test_what_a_set_leaves_possible_can_be_filtered_by_and_its_count_is_that_of_the_page(open_page, output):
+    page = open_page(output / "cohort.html")
+    choices = page.locator("#filter-verdict option").all_text_contents()
+    assert choices == ["all", "one class", "undecided", "no class ruled out"]
+    counted = page.locator(".counts div", has_text="Prediction sets").locator("li").all_text_contents()
+    for verdict, words in zip(choices[1:], counted, strict=True):
+        page.locator("#filter-verdict").select_option(verdict)
+        shown = page.locator("#scans tbody tr:visible")
+        assert words == f"{shown.count()} {verdict}"
+        sizes = {len(row.locator(".c-set").text_content().split(", ")) for row in shown.all()}
+        assert sizes == {choices.index(verdict)}
+
+
+def test_a_decided_prediction_alone_is_green(open_page, output):
+    page = open_page(output / "cohort.html")
+    found = {
+        (row.get_attribute("data-status"), row.get_attribute("data-verdict")): row.locator(
+            ".c-status .chip"
+        ).evaluate("chip => getComputedStyle(chip).color")
+        for row in page.locator("#scans tbody tr").all()
+    }
+    green = page.locator(".chip.pass").first.evaluate("chip => getComputedStyle(chip).color")
+    assert found["reported", "one class"] == green
+    assert {key for key, colour in found.items() if colour == green} == {("reported", "one class")}
+
+
 def test_a_distribution_leads_to_its_outliers(open_page, output):
     page = open_page(output / "cohort.html")
     page.locator("#filter-text").fill("sub-01")

@@ -111,7 +111,8 @@ def test_a_run_writes_exactly_the_files_of_the_contract(finished: Path, bids: Pa
 def test_every_scan_has_its_row_and_the_damaged_one_says_why(finished: Path, bids: Path) -> None:
     rows = rows_of(finished / "predictions.csv")
     assert [row["prediction_status"] for row in rows] == ["no_model", "failed", "no_model"]
-    assert [row["qc_status"] for row in rows] == ["pass", "fail", "fail"]
+    assert [row["qc_status"] for row in rows] == ["pass", "not_assessed", "fail"]
+    assert [row["qc_status"] for row in rows_of(finished / "qc.csv")] == [row["qc_status"] for row in rows]
     assert rows[1]["error"].startswith("ingest: the file is truncated")
     assert "wrong_contrast" in rows[2]["qc_reasons"]
     assert {row["report"] for row in rows} == {f"{key}.html" for key in keys_of(bids)}
@@ -305,7 +306,12 @@ def test_train_and_predict_on_stripped_brains(trained: tuple[list[str], Path, Pa
         assert row["prediction_status"] in {"reported", "flagged", "withheld"}
         if row["prediction_status"] != "withheld":
             assert float(row["p_F"]) + float(row["p_M"]) == pytest.approx(1, abs=1e-4)
-            assert "seen_in_training" in row["qc_reasons"]
+            assert "seen_in_training" in row["prediction_reasons"]
+            assert "seen_in_training" not in row["qc_reasons"]
+            said = dict(part.split("=") for part in row["member_labels"].split(";"))
+            assert list(said) == ["volumes", "linear", "network"]
+            assert set(said.values()) <= {"F", "M"}
+            assert row["label"] in {"F", "M", ""}
     card = (model / "MODEL_CARD.md").read_text()
     assert "Balanced accuracy" in card
     assert "not pretrained" in card
@@ -322,9 +328,8 @@ def test_what_is_predicted_of_a_training_scan_is_what_its_held_out_fold_said(
     }
     shown = {row["participant_id"]: row["p_F"] for row in rows_of(out / "predictions.csv") if row["p_F"]}
     assert len(shown) >= 10
-    # The temperature differs, fitted with and without the scan; the side of one half does not.
     for participant, probability in shown.items():
-        assert (float(probability) > 0.5) == (held_out[participant] > 0.5), participant
+        assert float(probability) == pytest.approx(held_out[participant], abs=1e-4), participant
 
 
 @pytest.mark.shared_data

@@ -17,6 +17,7 @@ from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.files import write_json
 from brainstage.pipeline.records import (
     Completed,
+    Covariates,
     Failure,
     Prediction,
     QcReport,
@@ -29,7 +30,8 @@ from brainstage.workflows.run_context import RunContext
 
 PREDICTION_COLUMNS = """
     participant_id session_id run_id t1w_path prediction_status predicted_label p_CN p_MCI p_AD confidence tier
-    prediction_set qc_status qc_reasons ood_score baseline_label model_id preprocessing_id report error
+    prediction_set qc_status qc_reasons prediction_reasons ood_score ood_limit member_labels label age sex site
+    model_id preprocessing_id report error
 """.split()  # noqa: SIM905 - as the contract writes them
 QC_COLUMNS = """
     participant_id session_id run_id t1w_path brain_volume_ml mask_template_dice template_correlation affine_scale
@@ -45,19 +47,23 @@ CLASS_CELLS = (
     "confidence",
     "tier",
     "prediction_set",
-    "baseline_label",
+    "member_labels",
 )
 
 
 def scan(subject: str, session: str | None = None, run: str | None = None) -> T1wScan:
     entities = BidsEntities(subject=subject, session=session, run=run)
     return T1wScan(
-        entities=entities, path=Path("x"), t1w_path=f"sub-{subject}/anat/{entities.key}_T1w.nii.gz"
+        entities=entities,
+        path=Path("x"),
+        t1w_path=f"sub-{subject}/anat/{entities.key}_T1w.nii.gz",
+        covariates=Covariates(age=71.5, sex="F", site="A"),
+        label="MCI",
     )
 
 
 def completed(
-    which: T1wScan, status=QcStatus.PASS, reasons=(), baseline="AD", ood=1.25, model=True
+    which: T1wScan, status=QcStatus.PASS, reasons=(), linear="AD", ood=1.25, model=True
 ) -> Completed:
     prediction = Prediction(
         probabilities={"CN": 0.1, "MCI": 0.2, "AD": 0.7},
@@ -65,7 +71,9 @@ def completed(
         ood_score=ood,
         ood_threshold=2.0,
         tier="review",
-        baseline_label=baseline,
+        member_labels={"volumes": "MCI", "linear": linear},
+        compared_members=("linear",),
+        disagreement_flags=True,
         model_id="model-1",
     )
     measures = {
@@ -149,8 +157,14 @@ def test_a_reported_prediction_says_everything(context):
         "prediction_set": "MCI;AD",
         "qc_status": "pass",
         "qc_reasons": "",
+        "prediction_reasons": "",
         "ood_score": "1.25",
-        "baseline_label": "AD",
+        "ood_limit": "2",
+        "member_labels": "volumes=MCI;linear=AD",
+        "label": "MCI",
+        "age": "71.5",
+        "sex": "F",
+        "site": "A",
         "model_id": "model-1",
         "preprocessing_id": "pre-1",
         "report": "sub-01_ses-M00_run-1.html",
@@ -159,24 +173,29 @@ def test_a_reported_prediction_says_everything(context):
 
 
 def test_a_withheld_prediction_says_nothing_about_the_class(context):
-    outcome = completed(scan("01"), QcStatus.FAIL, ["brain_volume_low"], baseline="CN")
+    outcome = completed(scan("01"), QcStatus.FAIL, ["brain_volume_low"], linear="CN")
     [row] = rows(predictions_csv([outcome], context, CLASSES))
     assert (row["prediction_status"], row["qc_status"]) == ("withheld", "fail")
-    assert row["qc_reasons"] == "brain_volume_low"
+    assert (row["qc_reasons"], row["prediction_reasons"]) == ("brain_volume_low", "")
+    assert (row["ood_score"], row["ood_limit"]) == ("1.25", "2")  # nothing about the class
     assert [row[name] for name in CLASS_CELLS] == [""] * len(CLASS_CELLS)
 
 
 def test_a_flagged_prediction_says_why(context):
-    outcome = completed(scan("01"), QcStatus.WARN, ["cnr_low", "sheared"], baseline="CN", ood=3.0)
+    outcome = completed(scan("01"), QcStatus.WARN, ["cnr_low", "sheared"], linear="CN", ood=3.0)
     [row] = rows(predictions_csv([outcome], context, CLASSES))
     assert row["prediction_status"] == "flagged"
-    assert row["qc_reasons"] == "cnr_low;sheared;out_of_distribution;baseline_disagrees"
+    assert row["qc_reasons"] == "cnr_low;sheared"
+    assert row["prediction_reasons"] == "out_of_distribution;members_disagree"
+    assert rows(qc_csv([outcome]))[0]["qc_reasons"] == row["qc_reasons"]
     assert row["predicted_label"] == "AD"
 
 
 def test_a_failed_scan_has_its_row_and_its_reason(context):
     [row] = rows(predictions_csv([failed(scan("01"))], context, CLASSES))
-    assert (row["prediction_status"], row["qc_status"]) == ("failed", "fail")
+    assert (row["prediction_status"], row["qc_status"]) == ("failed", "not_assessed")
+    assert (row["qc_reasons"], row["prediction_reasons"], row["ood_score"]) == ("", "", "")
+    assert (row["label"], row["age"]) == ("MCI", "71.5")
     assert row["error"] == 'ingest: truncated, "half"'
     assert row["report"] == "sub-01.html"
     assert [row[name] for name in CLASS_CELLS] == [""] * len(CLASS_CELLS)
@@ -184,8 +203,7 @@ def test_a_failed_scan_has_its_row_and_its_reason(context):
     assert {name: value for name, value in row.items() if value} == {
         "participant_id": "sub-01",
         "t1w_path": "sub-01/anat/sub-01_T1w.nii.gz",
-        "qc_status": "fail",
-        "qc_reasons": "failed",
+        "qc_status": "not_assessed",
     }
 
 
@@ -269,11 +287,12 @@ def test_trajectories_go_when_there_is_nothing_to_say_any_more(written, context,
 def test_the_best_of_several_scans_of_a_session_is_marked(context):
     outcomes = [
         completed(scan("01", "M00", "1"), QcStatus.WARN, ["cnr_low"]),
-        completed(scan("01", "M00", "2"), baseline="CN"),
+        completed(scan("01", "M00", "2"), linear="CN"),
         completed(scan("01", "M12")),
     ]
     found = rows(predictions_csv(outcomes, context, CLASSES))
-    assert [row["qc_reasons"] for row in found] == ["cnr_low", "baseline_disagrees;chosen_of_session", ""]
+    assert [row["qc_reasons"] for row in found] == ["cnr_low", "", ""]
+    assert [row["prediction_reasons"] for row in found] == ["", "members_disagree;chosen_of_session", ""]
     assert [row["prediction_status"] for row in found] == ["flagged", "flagged", "reported"]
 
 

@@ -22,9 +22,13 @@ SAID = Prediction(
     ood_score=1.0,
     ood_threshold=2.0,
     tier="review",
-    baseline_label=None,
+    member_labels={"network": "AD", "linear": "CN"},
     model_id="m1",
     set_level=0.8,
+    compared_members=("linear",),
+    disagreement_flags=True,
+    above_chance=False,
+    volumes_missing=True,
 )
 
 
@@ -45,6 +49,9 @@ def test_a_prediction_is_read_back_as_it_was(files):
         {"unheard_of": 1},
         {**asdict(SAID), "later": 1},
         {**asdict(SAID), "prediction_set": 3},
+        {**asdict(SAID), "member_labels": None},
+        {**asdict(SAID), "compared_members": "linear"},
+        {name: value for name, value in asdict(SAID).items() if name != "member_labels"},
         {**asdict(SAID), "tier": None},
         {**asdict(SAID), "ood_score": "1"},
         {**asdict(SAID), "reference": [{"measure": 1}]},

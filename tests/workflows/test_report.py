@@ -59,7 +59,7 @@ from brainstage.workflows.reporting.report import (
     key_parameters,
     render_scan_report,
 )
-from brainstage.workflows.reporting.verdict import verdict_of
+from brainstage.workflows.reporting.verdict import SET_VERDICTS, set_verdict, verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
 from brainstage.workflows.reporting.volumes_table import WITHHELD_BECAUSE, place_of, why_withheld
 from brainstage.workflows.run_context import RunContext
@@ -138,7 +138,8 @@ def prediction(**changes) -> Prediction:
         "ood_score": 1.7771,
         "ood_threshold": 2.4,
         "tier": "review",
-        "baseline_label": "ClassThree",
+        "member_labels": {"volumes": "ClassTwo", "linear": "ClassThree", "network": "ClassOne"},
+        "compared_members": ("volumes", "linear"),
         "model_id": "model-7",
     }
     return Prediction(**(values | changes))
@@ -433,7 +434,8 @@ def hostile_pages() -> dict[str, str]:
         probabilities={HOSTILE: 1.0},
         prediction_set=(HOSTILE,),
         tier=HOSTILE,
-        baseline_label=HOSTILE,
+        member_labels={HOSTILE: HOSTILE},
+        compared_members=(HOSTILE,),
         model_id=HOSTILE,
     )
     entry = Provenance(
@@ -466,7 +468,13 @@ def hostile_pages() -> dict[str, str]:
         "prediction_reasons": reasons,
     }
     scans = [
-        CohortScan(outcome=done, prediction_status=STATUS.FLAGGED, report=HOSTILE, thumbnail=PNG),
+        CohortScan(
+            outcome=done,
+            prediction_status=STATUS.FLAGGED,
+            prediction_reasons=(HOSTILE,),
+            report=HOSTILE,
+            thumbnail=PNG,
+        ),
         CohortScan(outcome=broken, prediction_status=STATUS.FAILED, report=HOSTILE),
     ]
     return {
@@ -490,11 +498,11 @@ def test_every_word_from_outside_is_escaped():
 def test_a_withheld_prediction_is_nowhere_in_the_pages():
     outcome = completed(QcStatus.FAIL, ("template_correlation",))
     reasons = (Reason(code="template_correlation", explanation="Low.", status=QcStatus.FAIL),)
-    flags = (Reason(code="baseline_disagrees", explanation="The baseline says ClassThree."),)
+    flags = (Reason(code="members_disagree", explanation="A member says ClassThree."),)
     text = render_scan_report(
         report(outcome, STATUS.WITHHELD, qc_reasons=reasons, prediction_reasons=flags, evidence=(evidence(),))
     )
-    page = cohort(cohort_scan(outcome, STATUS.WITHHELD))
+    page = cohort(cohort_scan(outcome, STATUS.WITHHELD, prediction_reasons=("members_disagree",)))
     for secret in (
         "Class",
         "0.64",
@@ -507,6 +515,8 @@ def test_a_withheld_prediction_is_nowhere_in_the_pages():
         "1.78",
         "model-7",
         "review ",
+        "members_disagree",
+        "ndecided",
     ):
         assert secret not in Page(text).text, secret
         assert secret not in Page(page).text, secret
@@ -515,25 +525,24 @@ def test_a_withheld_prediction_is_nowhere_in_the_pages():
     assert "template_correlation" in text
 
 
-def test_evidence_is_told_by_its_five_strongest_regions_and_the_baseline():
+def test_evidence_is_told_by_its_five_strongest_regions_and_is_about_the_network():
     words = Page(render_scan_report(report(evidence=(evidence(),)))).text
     assert "Grad-CAM: what speaks for ClassTwo" in words
     assert "region 0 3.0 30 % 20 ml" in words
     assert "region 4" in words
     assert "region 5" not in words
     assert "7 % lies outside the brain" in words
-    assert "says ClassTwo, the linear baseline on voxels ClassThree: the two disagree" in words
+    assert "one member of the model, the network, which by itself says ClassOne" in words
     assert "where the network looked, not where disease is" in words
     assert "random" not in words
 
 
-def test_evidence_that_agrees_is_empty_or_of_an_unlearnt_network_says_so():
+def test_evidence_that_is_empty_or_of_an_unlearnt_network_says_so():
     shown = report(
-        completed(prediction=prediction(baseline_label="ClassTwo")),
+        completed(),
         evidence=(evidence(regions=(), learnt=False, share_outside_brain=0.0),),
     )
     words = Page(render_scan_report(shown)).text
-    assert "the two agree" in words
     assert "Nowhere in the brain does the map speak for ClassTwo" in words
     assert "random and were never trained" in words
 
@@ -552,7 +561,9 @@ def test_names_of_a_stranger_s_atlas_are_escaped():
 def test_a_reported_prediction_is_told_in_words_and_bars():
     text = render_scan_report(report())
     words = Page(text).text
-    assert "Predicted ClassTwo, 64 %" in words
+    assert "Undecided between ClassTwo and ClassThree" in words
+    assert "probability of ClassTwo is 64 % (for review" in words
+    assert "ClassThree 24 %; ClassOne 12 %." in words
     assert "for review, between 60 % and 85 %" in words
     assert "The 90 % prediction set holds ClassTwo and ClassThree" in words
     assert words.index("ClassOne 12 %") < words.index("ClassTwo 64 %", words.index("ClassOne 12 %"))
@@ -560,11 +571,167 @@ def test_a_reported_prediction_is_told_in_words_and_bars():
     assert 'width="64.13"' in text
 
 
-@pytest.mark.parametrize(("members", "words"), [((), "is empty"), (("A",), "holds A alone")])
-def test_small_prediction_sets_have_their_own_words(members, words):
-    said = prediction(probabilities={"A": 0.9, "B": 0.1}, prediction_set=members, tier="high")
+SURE = {"A": 0.7, "B": 0.2, "C": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("in_set", "changes", "headline", "tone", "sentence"),
+    [
+        pytest.param(("A",), {}, "Predicted A, 70 %", "good", "holds A alone.", id="one class"),
+        pytest.param(
+            ("A", "C"), {}, "Undecided between A and C", "plain", "holds A and C: none of them", id="two"
+        ),
+        pytest.param(
+            ("B",), {}, "Undecided between A and B", "plain", "holds B alone and not A, though", id="another"
+        ),
+        pytest.param(
+            ("B", "C"), {}, "Undecided between A, B and C", "plain", "B and C and not A", id="others"
+        ),
+        pytest.param(("A", "B", "C"), {}, "No class can be ruled out", "plain", "A, B and C: none", id="all"),
+        pytest.param(
+            (), {}, "Unlike the training scans of every class", "plain", "prediction set is empty", id="none"
+        ),
+        pytest.param(
+            ("A",),
+            {"above_chance": False},
+            "No prediction can be made: the model is not above chance",
+            "plain",
+            "holds A alone.",
+            id="at chance",
+        ),
+    ],
+)
+def test_a_verdict_follows_the_set_and_is_green_for_one_class_of_a_model_above_chance(
+    in_set, changes, headline, tone, sentence
+):
+    said = prediction(probabilities=SURE, prediction_set=in_set, tier="review", set_level=0.8, **changes)
     verdict = verdict_of(completed(prediction=said), STATUS.REPORTED)
-    assert any(words in sentence for sentence in verdict.sentences)
+    assert (verdict.headline, verdict.tone) == (headline, tone)
+    text = " ".join(verdict.sentences)
+    assert sentence in text
+    assert "The 80 % prediction set" in text  # the model's level
+    assert "probability of A is 70 % (for review, between 60 % and 85 %); B 20 %; C 10 %." in text
+    assert set_verdict(said) in SET_VERDICTS
+
+
+@pytest.mark.parametrize(
+    ("in_set", "above_chance", "headline", "note"),
+    [
+        (("A",), True, "Predicted A, 70 %, flagged", "weigh the points below"),
+        (("A", "B"), True, "Undecided between A and B, flagged", "weigh the points below"),
+        (("A", "B", "C"), True, "No class can be ruled out", "weigh the points below"),
+        ((), True, "Unlike the training scans of every class", "weigh the points below"),
+        (("A",), False, "No prediction can be made: the model is not above chance", "Do not use it."),
+    ],
+)
+def test_a_flagged_prediction_is_amber_whatever_its_set_holds(in_set, above_chance, headline, note):
+    said = prediction(probabilities=SURE, prediction_set=in_set, above_chance=above_chance)
+    verdict = verdict_of(completed(QcStatus.WARN, ("cnr",), prediction=said), STATUS.FLAGGED)
+    assert (verdict.headline, verdict.tone) == (headline, "warn")
+    assert note in verdict.sentences[-1]
+
+
+@pytest.mark.parametrize(
+    ("status", "in_set", "green"),
+    [
+        (STATUS.REPORTED, ("ClassTwo",), True),
+        (STATUS.REPORTED, ("ClassTwo", "ClassThree"), False),
+        (STATUS.FLAGGED, ("ClassTwo",), False),
+    ],
+)
+def test_the_word_of_the_status_is_green_for_a_decided_prediction_alone(status, in_set, green):
+    outcome = completed(prediction=prediction(prediction_set=in_set))
+    for text in (render_scan_report(report(outcome, status)), cohort(cohort_scan(outcome, status))):
+        chips = [value for name, value in Page(text).attributes if name == "class" and "chip" in value]
+        assert ("chip reported decided" in chips) is green
+        assert f"chip {status}" in " ".join(chips)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {},
+            "better than chance, linear says ClassThree. Out of fold, such predictions were not shown",
+        ),
+        ({"disagreement_flags": True}, "were wrong more often, so the prediction is flagged."),
+        (
+            {"compared_members": ("volumes",)},
+            "linear says ClassThree and network says ClassOne: not better than chance, so",
+        ),
+        ({"member_labels": dict.fromkeys(("linear", "network"), "ClassTwo")}, "Every member says ClassTwo."),
+        ({"member_labels": {"linear": "ClassTwo"}}, "The model has one member."),
+    ],
+)
+def test_what_each_member_says_stands_in_a_table_with_what_it_means(changes, words):
+    said = prediction(**changes)
+    found = Page(render_scan_report(report(completed(prediction=said)))).text
+    assert words in found
+    for name, label in said.member_labels.items():
+        able = "better than chance" if name in said.compared_members else "not better than chance"
+        other = "" if label == "ClassTwo" else " (another class)"
+        assert re.search(
+            rf"{name} (the image|brightness|volumes)[^|]*? {label}{re.escape(other)} {able}", found
+        )
+
+
+def test_reasons_of_the_prediction_stand_apart_from_those_of_quality_control():
+    shown = report(
+        completed(QcStatus.WARN, ("cnr",)),
+        STATUS.FLAGGED,
+        qc_reasons=(Reason(code="cnr", explanation="Low contrast."),),
+        prediction_reasons=(
+            Reason(code="out_of_distribution", explanation="Unlike the others."),
+            Reason(code="seen_in_training", explanation="Learnt from.", status=None),
+        ),
+    )
+    words = Page(render_scan_report(shown)).text
+    assert (
+        "Of quality control ! warn cnr Low contrast. Of the prediction flagged out_of_distribution" in words
+    )
+    assert "note seen_in_training" in words  # neither a pass nor a warning
+    page = cohort(
+        cohort_scan(completed(), STATUS.FLAGGED, prediction_reasons=("members_disagree",)),
+        cohort_scan(
+            completed(QcStatus.WARN, ("cnr",)), STATUS.FLAGGED, prediction_reasons=("members_disagree",)
+        ),
+    )
+    words = Page(page).text
+    assert "Reason codes of quality control cnr · 1 scan Low contrast." in words
+    assert "Reason codes of predictions members_disagree · 2 scans" in words
+
+
+def test_the_cohort_counts_and_filters_what_the_sets_leave_possible():
+    sets = [
+        ("ClassTwo",),
+        ("ClassTwo",),
+        ("ClassTwo", "ClassThree"),
+        ("ClassOne", "ClassTwo", "ClassThree"),
+        (),
+    ]
+    scans = [
+        cohort_scan(
+            completed(scan=scan(f"{n:02d}"), prediction=prediction(prediction_set=in_set)), STATUS.REPORTED
+        )
+        for n, in_set in enumerate(sets)
+    ]
+    withheld = cohort_scan(completed(QcStatus.FAIL, ("cnr",), scan=scan("09")), STATUS.WITHHELD)
+    page = Page(cohort(*scans, withheld))
+    assert (
+        "Prediction sets 2 one class 1 undecided 1 no class ruled out 1 unlike every class Predicted class"
+        in page.text
+    )
+    assert [value for name, value in page.attributes if name == "data-verdict"] == [
+        "one class",
+        "one class",
+        "undecided",
+        "no class ruled out",
+        "unlike every class",
+        "",
+    ]
+    assert ("data-field", "verdict") in page.attributes
+    alike = Page(cohort(*scans[:2]))
+    assert ("data-field", "verdict") not in alike.attributes  # nothing to choose from
 
 
 def test_a_failure_names_stage_and_message_and_what_to_do():

@@ -44,7 +44,7 @@ def prediction(label="AD", *, tier="high", members=None, classes=CLINICAL) -> Pr
         ood_score=1.0,
         ood_threshold=2.0,
         tier=tier,
-        baseline_label=label,
+        member_labels={"linear": label},
         model_id="m",
     )
 

@@ -122,9 +122,20 @@ class Cohort:
         return [{name: scan.row.value(name) for name in names} for scan in scans]
 
     def volumes(self, *, test: bool = False) -> list[ScanVolumes]:
-        """Return the volumes of the scans to learn from, or of the test scans, with age and sex."""
+        """Return the volumes of the scans to learn from, or of the test scans.
+
+        With age and sex, but for the one that the label itself is: it would be known from what it is to predict.
+        """
         scans = self.test_scans if test else self.scans
-        return [scan_volumes(measures_of(one.files), one.row.age, one.row.value("sex")) for one in scans]
+        by_age, by_sex = "age" in self.columns, "sex" in self.columns
+        return [
+            scan_volumes(
+                measures_of(one.files),
+                one.row.age if by_age else None,
+                one.row.value("sex") if by_sex else None,
+            )
+            for one in scans
+        ]
 
     def _participants(self, scans: Sequence[LabelledScan]) -> list[str]:
         names = [scan.row.participant_id for scan in scans]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 from brainstage.models.choices import Member, Regime
+from brainstage.models.cohort_table import ClassRow, association_warnings
 from brainstage.models.conformal import LEVEL
 from brainstage.models.metrics import Estimate, Evaluation
 from brainstage.models.model_description import (
@@ -65,6 +66,9 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "best_sentences": best_sentences(result),
         "levels": level_sentence(description.conformal),
         "confusion": confusion_rows(result.predictor, model.classes),
+        "people": [people_row(row) for row in sorted(result.table.classes, key=_place_in(model.classes))],
+        "associations": association_warnings(result.table),
+        "harmonised": harmonised_sentence(description, cohort),
         "balance_sentence": balance_sentence(result.balance),
         "control_columns": result.control_columns,
         "draws": result.random_label_draws,
@@ -150,6 +154,47 @@ def chance_sentence(balanced_accuracy: Estimate, classes: int) -> str:
     return (
         "The interval does not lie above chance: there is no evidence that the model tells the classes apart."
     )
+
+
+def people_row(row: ClassRow) -> tuple[str, int, int, str, str, str]:
+    """Return a class with its participants, scans, ages, sexes and sites, for a table."""
+
+    def counted(counts: Mapping[str, int], unknown: int) -> str:
+        known = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return ", ".join(filter(None, (known, f"{unknown} not known" if unknown else "")))
+
+    age = "not known" if row.age_mean is None else f"{row.age_mean:.1f}"
+    age += "" if row.age_sd is None else f" (SD {row.age_sd:.1f})"
+    return (
+        row.name,
+        row.participants,
+        row.scans,
+        age,
+        counted(row.sexes, row.sex_unknown),
+        counted(row.sites, row.site_unknown),
+    )
+
+
+def harmonised_sentence(description: ModelDescription, cohort: Cohort) -> str:
+    """Say which sites are harmonised, and which have too few scans for it; empty without harmonisation."""
+    if not description.harmonised_sites:
+        return ""
+    known = {site for fold in description.harmonised_sites for sites in fold.values() for site in sites}
+    others = sorted({scan.row.site or "not known" for scan in cohort.scans} - known)
+    without = (
+        f" Too few scans to be compared by: {', '.join(others)}; these are left as they are."
+        if others
+        else ""
+    )
+    return (
+        f"Location and scale of the values are harmonised between sites, within each training fold: "
+        f"{', '.join(sorted(known)) or 'none'}.{without} A scan of a site that is not known to the model is left as it "
+        "is, and its prediction flagged (`site_unknown`)."
+    )
+
+
+def _place_in(classes: Sequence[str]) -> Callable[[ClassRow], int]:
+    return lambda row: classes.index(row.name)
 
 
 def best_sentences(result: ModelEvaluation) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from brainstage.models.calibration import cross_calibrated
 from brainstage.models.choices import Member
+from brainstage.models.cohort_table import CohortTable, cohort_table
 from brainstage.models.conformal import out_of_fold_p_values, set_members
 from brainstage.models.cross_validation import ControlRun, Predicted, leakage_warnings
 from brainstage.models.duplicates import NearDuplicate
@@ -173,6 +174,8 @@ class ModelEvaluation:
         What `covariates` knew.
     balance : FoldBalance
         How alike the folds are in age and sex.
+    table : CohortTable
+        Age, sex and site of each class.
     """
 
     predictor: Evaluation
@@ -194,6 +197,7 @@ class ModelEvaluation:
     site: Evaluation | None
     control_columns: tuple[str, ...]
     balance: FoldBalance
+    table: CohortTable
 
 
 def evaluate_model(
@@ -264,6 +268,13 @@ def evaluate_model(
         site=measured_alone(found.site_logits),
         control_columns=found.control_columns,
         balance=fold_balance(found.folds, participants, cohort.about),
+        table=cohort_table(
+            cohort.labels,
+            participants,
+            ages=[scan.row.age if "age" in cohort.columns else None for scan in cohort.scans],
+            sexes=[scan.row.sex if "sex" in cohort.columns else None for scan in cohort.scans],
+            sites=[scan.row.site if "site" in cohort.columns else None for scan in cohort.scans],
+        ),
     )
 
 
@@ -449,6 +460,7 @@ def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
             "age_difference": result.balance.age_difference,
             "sex_spread": result.balance.sex_spread,
         },
+        "cohort": asdict(result.table),
         "warnings": list(result.warnings),
     }
     if result.covariates is not None:

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
-from brainstage.models.choices import IMBALANCE, HeadKind, PredictorChoice, Regime, Strides
+from brainstage.models.choices import (
+    IMBALANCE,
+    FoldsBy,
+    Harmonise,
+    HeadKind,
+    PredictorChoice,
+    Regime,
+    Strides,
+)
 from brainstage.models.fine_tuning import TuneOptions
 from brainstage.models.model_description import TierBounds
 from brainstage.models.training import HeadOptions
@@ -41,6 +49,10 @@ class TrainOptions:
         Columns of the manifest that the model looks at besides the image.
     predictor : str
         ``auto``, ``network``, ``linear``, ``volumes`` or ``stack``: whose probabilities are published.
+    folds_by : str
+        ``participant``, or ``site``, which leaves one site out at a time; `folds` is then of no account.
+    harmonise : str
+        ``none``, or ``site``: location and scale of each site are taken out, as the reference class shows them.
     folds, seed : int
     epochs, patience : int or None
         None for 300 and 30 where the network is frozen, 30 and 8 otherwise.
@@ -70,6 +82,8 @@ class TrainOptions:
     imbalance: str = "weights"
     covariates: tuple[str, ...] = ()
     predictor: PredictorChoice = "auto"
+    folds_by: FoldsBy = "participant"
+    harmonise: Harmonise = "none"
     folds: int = 5
     epochs: int | None = None
     patience: int | None = None
@@ -96,6 +110,11 @@ class TrainOptions:
             raise UsageError(
                 "--imbalance smote draws points between features, and --finetune "
                 f"{self.finetune} learns from images: choose oversample, undersample or weights, or --finetune frozen"
+            )
+        if self.finetune != "frozen" and self.harmonise != "none":
+            raise UsageError(
+                f"--harmonise {self.harmonise} changes values that are computed once, and --finetune {self.finetune} "
+                "learns from images: choose --finetune frozen, or leave it out"
             )
         Augmentation(self.augment or ())
         if not 0 <= self.seed < 2**31:

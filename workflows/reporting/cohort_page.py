@@ -23,7 +23,12 @@ from brainstage.pipeline.records import (
 )
 from brainstage.workflows.reporting.pages import RunInfo, page_environment, png_size, script_hash
 from brainstage.workflows.reporting.qc_table import measure_label
-from brainstage.workflows.reporting.verdict import shown_prediction
+from brainstage.workflows.reporting.verdict import (
+    SET_VERDICTS,
+    is_decided,
+    set_verdict,
+    shown_prediction,
+)
 
 THUMBNAIL_WIDTH: Final = 240
 _STRIP_WIDTH: Final = 320
@@ -48,6 +53,8 @@ class CohortScan:
     outcome : Completed or Failure
     prediction_status : PredictionStatus
         Nothing of a prediction is shown unless it is reported or flagged.
+    prediction_reasons : tuple of str
+        Codes of why a prediction is flagged, and of what should be known about it.
     report : str
         Name of the scan's report relative to the page; empty for none.
     thumbnail : bytes or None
@@ -56,6 +63,7 @@ class CohortScan:
 
     outcome: SubjectOutcome
     prediction_status: PredictionStatus
+    prediction_reasons: tuple[str, ...] = ()
     report: str = ""
     thumbnail: bytes | None = None
 
@@ -84,6 +92,21 @@ class CohortScan:
     def qc_reasons(self) -> tuple[str, ...]:
         """The reason codes."""
         return () if isinstance(self.outcome, Failure) else self.outcome.verdict.reasons
+
+    @property
+    def verdict(self) -> str:
+        """What the prediction leaves possible; empty where none is shown."""
+        return set_verdict(self.prediction) if self.prediction else ""
+
+    @property
+    def shown_reasons(self) -> tuple[str, ...]:
+        """Codes about the prediction, where it may be seen."""
+        return self.prediction_reasons if self.prediction else ()
+
+    @property
+    def decided(self) -> bool:
+        """Whether the prediction leaves one class alone."""
+        return self.prediction is not None and is_decided(self.prediction)
 
     @property
     def qc_rank(self) -> int:
@@ -185,7 +208,6 @@ def render_cohort(
     environment = page_environment()
     # The script is a constant of this package; escaping would break it, and its hash is all the policy allows.
     script = Markup(environment.get_template("cohort.js.j2").render())  # noqa: S704
-    codes = Counter(code for scan in scans for code in scan.qc_reasons)
     return environment.get_template("cohort.html.j2").render(
         scans=scans,
         failed=[scan for scan in scans if scan.failure],
@@ -196,12 +218,20 @@ def render_cohort(
         measures=_numeric_measures(scans),
         choices=_choices(scans),
         directory=directory,
-        codes=[(code, number, (explanations or {}).get(code, "")) for code, number in codes.most_common()],
+        codes=[
+            (name, _explained([code for scan in scans for code in getattr(scan, which)], explanations or {}))
+            for name, which in (("quality control", "qc_reasons"), ("predictions", "shown_reasons"))
+        ],
         has=_columns(scans),
         script=script,
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {script_hash(str(script))}; "
         "base-uri 'none'; form-action 'none'",
     )  # fmt: skip
+
+
+def _explained(codes: Sequence[str], explanations: Mapping[str, str]) -> list[tuple[str, int, str]]:
+    """Return each code with how often it occurs and its sentence, the most frequent first."""
+    return [(code, number, explanations.get(code, "")) for code, number in Counter(codes).most_common()]
 
 
 def _numeric_measures(scans: Sequence[CohortScan]) -> list[tuple[str, str]]:
@@ -214,30 +244,30 @@ def _numeric_measures(scans: Sequence[CohortScan]) -> list[tuple[str, str]]:
 
 def _choices(scans: Sequence[CohortScan]) -> list[tuple[str, str, list[str]]]:
     """Return what a filter can choose from, where there is a choice: field, label and values."""
-    found = {
-        ("site", "Site"): {scan.outcome.scan.covariates.site or "" for scan in scans},
-        ("class", "Predicted class"): {
-            scan.prediction.predicted_label if scan.prediction else "" for scan in scans
-        },
-    }
-    return [
-        (field, name, sorted(values - {""}))
-        for (field, name), values in found.items()
-        if len(values - {""}) > 1
+    sites = {scan.outcome.scan.covariates.site or "" for scan in scans}
+    classes = {scan.prediction.predicted_label for scan in scans if scan.prediction}
+    verdicts = {scan.verdict for scan in scans}
+    found: list[tuple[str, str, list[str]]] = [
+        ("site", "Site", sorted(sites - {""})),
+        ("verdict", "Prediction set", [name for name in SET_VERDICTS if name in verdicts]),
+        ("class", "Predicted class", sorted(classes)),
     ]
+    return [(field, name, values) for field, name, values in found if len(values) > 1]
 
 
 def _counts(scans: Sequence[CohortScan]) -> list[tuple[str, list[tuple[str, int]]]]:
     """Return titled counts, in a fixed order, without what does not occur."""
-    qc = Counter(scan.qc_status.value if scan.qc_status else "not reached" for scan in scans)
+    qc = Counter(scan.qc_status.value if scan.qc_status else "not assessed" for scan in scans)
     status = Counter(scan.prediction_status.value for scan in scans)
+    verdicts = Counter(scan.verdict for scan in scans)
     classes = Counter(scan.prediction.predicted_label for scan in scans if scan.prediction)
     tiers = Counter(scan.prediction.tier for scan in scans if scan.prediction)
     people = len({scan.outcome.scan.entities.subject for scan in scans})
     groups = [
         ("Scans", [("scans", len(scans)), ("participants", people)]),
-        ("Quality control", [(name, qc[name]) for name in ("pass", "warn", "fail", "not reached")]),
+        ("Quality control", [(name, qc[name]) for name in ("pass", "warn", "fail", "not assessed")]),
         ("Predictions", [(name.value, status[name.value]) for name in PredictionStatus]),
+        ("Prediction sets", [(name, verdicts[name]) for name in SET_VERDICTS]),
         ("Predicted class", sorted(classes.items())),
         ("Confidence tier", [(name, tiers[name]) for name in ("high", "review", "low")]),
     ]

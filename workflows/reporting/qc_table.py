@@ -73,13 +73,14 @@ class Reason:
         What the code means, in one or a few sentences.
     summary : str
         What was found in this scan, in a few words.
-    status : QcStatus
+    status : QcStatus or None
+        None for a note, which is no reason for doubt.
     """
 
     code: str
     explanation: str
     summary: str = ""
-    status: QcStatus = QcStatus.WARN
+    status: QcStatus | None = QcStatus.WARN
 
 
 @dataclass(frozen=True, kw_only=True)

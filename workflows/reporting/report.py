@@ -23,10 +23,11 @@ from brainstage.workflows.evidence import COLOURED_FROM, Evidence
 from brainstage.workflows.reporting.distribution import Distribution
 from brainstage.workflows.reporting.face import face_is_located
 from brainstage.workflows.reporting.flicker import BANDS
+from brainstage.workflows.reporting.members_table import member_rows, members_sentence
 from brainstage.workflows.reporting.methods import MethodStep, references_of
 from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent, png_size, value_text
 from brainstage.workflows.reporting.qc_table import Gauge, QcRow, Reason, bounds_text, gauge_of
-from brainstage.workflows.reporting.verdict import shown_prediction, verdict_of
+from brainstage.workflows.reporting.verdict import is_decided, shown_prediction, verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
 from brainstage.workflows.reporting.volumes_table import (
     PeopleCompared,
@@ -147,7 +148,7 @@ class ScanReport:
     qc_reasons : tuple of Reason
         Why quality control warns or fails.
     prediction_reasons : tuple of Reason
-        Why a prediction is flagged, besides quality control.
+        Why a prediction is flagged besides quality control, and notes about it.
     remedy : str
         What to do about a failure, beyond its message.
     methods : tuple of MethodStep
@@ -218,7 +219,7 @@ def render_scan_report(report: ScanReport) -> str:
 
     It is readable without its scripts, which only open the volume viewer.
     """
-    outcome = report.outcome
+    outcome, prediction = report.outcome, report.shown_prediction
     viewer = viewer_of(report.volumes)
     figures = [
         (name, figure_text(name, report), report.figures[name])
@@ -233,8 +234,11 @@ def render_scan_report(report: ScanReport) -> str:
         scan=outcome.scan,
         failure=outcome if isinstance(outcome, Failure) else None,
         qc=None if isinstance(outcome, Failure) else outcome.verdict,
-        prediction=report.shown_prediction,
-        evidence=[(one, evidence_text(one)) for one in report.evidence] if report.shown_prediction else [],
+        prediction=prediction,
+        decided=prediction is not None and is_decided(prediction),
+        members=member_rows(prediction) if prediction else (),
+        members_sentence=members_sentence(prediction) if prediction else "",
+        evidence=[(one, evidence_text(one)) for one in report.evidence] if prediction else [],
         volumes=report.shown_volumes,
         volume_rows=volume_rows(report.shown_volumes, report.compared),
         asymmetry=asymmetry_text(report.shown_volumes) if report.shown_volumes else "",

@@ -30,6 +30,15 @@ STAGE_TITLES: Final[Mapping[str, str]] = {
 
 _TONES: Final = {QcStatus.PASS: "good", QcStatus.WARN: "warn", QcStatus.FAIL: "bad"}
 _VERBS: Final = {QcStatus.PASS: "passed", QcStatus.WARN: "warns", QcStatus.FAIL: "failed"}
+ONE_CLASS: Final = "one class"
+UNDECIDED: Final = "undecided"
+NO_CLASS_EXCLUDED: Final = "no class ruled out"
+NO_CLASS_FITS: Final = "unlike every class"
+NOT_ABOVE_CHANCE: Final = "model not above chance"
+SET_VERDICTS: Final = (ONE_CLASS, UNDECIDED, NO_CLASS_EXCLUDED, NO_CLASS_FITS, NOT_ABOVE_CHANCE)
+"""What a prediction leaves possible, the most decided first."""
+_NAMING: Final = (ONE_CLASS, UNDECIDED)
+"""Verdicts whose headline names classes; the headlines of the others say why they are flagged."""
 _AFTER_FAILURE: Final = (
     "There is no preprocessed volume and no prediction; the other scans of the run are not affected. "
     "When the cause is removed, run the same command again with --retry-failed: finished scans are kept."
@@ -101,30 +110,42 @@ def verdict_of(
         quality,
     )
     if status is PredictionStatus.FLAGGED:
-        note = "The prediction is flagged: weigh the points below before using it."
-        return Verdict(headline=f"{headline}, flagged", tone="warn", sentences=(*said, note))
+        flagged = f"{headline}, flagged" if set_verdict(prediction) in _NAMING else headline
+        return Verdict(headline=flagged, tone="warn", sentences=(*said, _flag_sentence(prediction)))
     return Verdict(headline=headline, tone="good" if is_decided(prediction) else "plain", sentences=said)
 
 
 def is_decided(prediction: Prediction) -> bool:
-    """Tell whether a model above chance leaves one class alone."""
-    return prediction.above_chance and prediction.prediction_set == (prediction.predicted_label,)
+    """Tell whether a model above chance leaves one class alone: the one with the largest probability."""
+    return set_verdict(prediction) == ONE_CLASS
+
+
+def set_verdict(prediction: Prediction) -> str:
+    """Return which of :data:`SET_VERDICTS` applies: what a prediction leaves possible, in two or three words.
+
+    A set that leaves out the class with the largest probability decides nothing: each class has a limit of its own.
+    """
+    if not prediction.above_chance:
+        return NOT_ABOVE_CHANCE
+    members = prediction.prediction_set
+    if not members:
+        return NO_CLASS_FITS
+    if len(members) == len(prediction.probabilities):
+        return NO_CLASS_EXCLUDED
+    return ONE_CLASS if members == (prediction.predicted_label,) else UNDECIDED
 
 
 def set_headline(prediction: Prediction) -> str:
     """Say in a few words what the prediction set leaves possible; the probabilities follow it."""
-    if not prediction.above_chance:
-        return "No prediction can be made: the model is not above chance"
-    members = prediction.prediction_set
-    if members and prediction.predicted_label not in members:  # each class has a limit of its own
-        members = (prediction.predicted_label, *members)
-    if len(members) == len(prediction.probabilities):
-        return "No class can be ruled out"
-    if not members:
-        return "Unlike the training scans of every class"
-    if len(members) > 1:
-        return f"Undecided between {', '.join(members[:-1])} and {members[-1]}"
-    return f"Predicted {members[0]}, {percent(prediction.probabilities[members[0]])}"
+    verdict, label = set_verdict(prediction), prediction.predicted_label
+    if verdict == UNDECIDED:
+        return f"Undecided between {_listed(tuple(dict.fromkeys((label, *prediction.prediction_set))))}"
+    return {
+        ONE_CLASS: f"Predicted {label}, {percent(prediction.confidence)}",
+        NO_CLASS_EXCLUDED: "No class can be ruled out",
+        NO_CLASS_FITS: "Unlike the training scans of every class",
+        NOT_ABOVE_CHANCE: "No prediction can be made: the model is not above chance",
+    }[verdict]
 
 
 def _failure_verdict(failure: Failure, remedy: str) -> Verdict:
@@ -150,13 +171,26 @@ def _certainty_sentence(prediction: Prediction, tiers: PredictionConfig) -> str:
 
 
 def _set_sentence(prediction: Prediction) -> str:
-    members, level = prediction.prediction_set, percent(prediction.set_level)
+    members, label = prediction.prediction_set, prediction.predicted_label
+    found = f"The {percent(prediction.set_level)} prediction set"
     if not members:
-        return f"The {level} prediction set is empty: the scan is unlike every class of the training data."
-    if len(members) == 1:
-        return f"The {level} prediction set holds {members[0]} alone."
-    named = f"{', '.join(members[:-1])} and {members[-1]}"
-    return f"The {level} prediction set holds {named}: none of them can be ruled out here."
+        return f"{found} is empty: the scan is unlike the training scans of every class."
+    named = f"{found} holds {members[0]} alone" if len(members) == 1 else f"{found} holds {_listed(members)}"
+    if label not in members:
+        return (
+            f"{named} and not {label}, though that has the largest probability: each class has its own limit."
+        )
+    return f"{named}." if len(members) == 1 else f"{named}: none of them can be ruled out here."
+
+
+def _flag_sentence(prediction: Prediction) -> str:
+    if not prediction.above_chance:
+        return "The prediction is flagged: out of fold the model does no better than chance. Do not use it."
+    return "The prediction is flagged: weigh the points below before using it."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _quality_sentence(outcome: Completed, reasons: Sequence[Reason]) -> str:
