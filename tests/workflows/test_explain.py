@@ -20,7 +20,7 @@ from brainstage.models.explanation import explanation_of
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.heads import LinearHead
 from brainstage.models.med3d import build_med3d, initialise_randomly
-from brainstage.models.model_store import load_model
+from brainstage.models.model_store import load_model, scan_inputs
 from brainstage.models.weights import WeightsSource
 from brainstage.pipeline.config import Config, NetworkGridConfig
 from brainstage.pipeline.derivatives import ScanFiles, sidecar_of
@@ -175,7 +175,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
     for row in rows:
         number = int(row.participant_id[4:])
         given = read_network_input(files_of(out_dir, number), model.network_grid)
-        prediction = model.predict(model.features(given), given, row.sha256)
+        prediction = model.predict(scan_inputs(model.features(given), given, {}, {}), row.sha256)
         report(out_dir, number, prediction, status="fail" if number == 22 else "pass")
     write_manifest(
         out_dir / "data_manifest.csv", [row for row in rows if int(row.participant_id[4:]) in (0, 20, 21, 22)]
@@ -238,7 +238,7 @@ def test_nothing_is_coloured_outside_the_brain_and_nothing_is_negative(explained
     assert data[read_volume(files.template_t1w).data == 0].max() == 0
 
 
-def test_the_report_shows_regions_baseline_and_what_a_map_cannot_say(explained):
+def test_the_report_shows_regions_the_network_and_what_a_map_cannot_say(explained):
     _, out_dir, _ = explained
     files = files_of(out_dir, 21)
     page = files.report.read_text()
@@ -247,7 +247,7 @@ def test_the_report_shows_regions_baseline_and_what_a_map_cannot_say(explained):
     assert strongest["name"] in page
     assert "where the network looked, not where disease is" in page
     assert "filters are random and were never trained" in page
-    assert "the linear baseline on voxels" in page
+    assert "about one member of the model, the network, which by itself says" in page
 
 
 def test_a_withheld_prediction_is_not_explained(explained):
