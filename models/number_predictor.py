@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from brainstage.models.choices import MEMBERS, Member, PredictorChoice
-from brainstage.models.predictor import RIDGE, Chosen, best_weights, simplest_of_the_best
+from brainstage.models.predictor import RIDGE, Chosen, best_weights, stack_or_member
 
 Numbers = NDArray[np.float64]
 AtLeastZero = Annotated[float, Field(ge=0)]
@@ -138,11 +138,11 @@ def fit_number_predictor(inner: InnerNumbers, choice: PredictorChoice) -> FoldNu
     ----------
     inner : InnerNumbers
     choice : str
-        A member, ``stack``, or ``auto``: the simplest whose squared error is at most one standard error, of the
-        difference between them over persons, above the lowest. The error of a candidate is measured on each inner
-        fold with lines and weights from the others.
+        A member, ``stack``, or ``auto``: the stack, unless the squared error of a member is lower by more than one
+        standard error of the difference over persons. The error of a candidate is measured on each inner fold with
+        lines and weights from the others.
     """
-    chosen = simplest_of_the_best(candidate_errors(inner), inner.persons) if choice == "auto" else choice
+    chosen = stack_or_member(candidate_errors(inner), inner.persons) if choice == "auto" else choice
     return fit_chosen_number(inner, chosen)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +10,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from brainstage.models.model_description import NumberDescription, read_description
-from brainstage.models.model_store import NumberModel, load_model
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
-from brainstage.pipeline.errors import ModelError, UsageError
 from brainstage.pipeline.files import write_json
-from brainstage.pipeline.manifest import ManifestRow, read_manifest, write_manifest
+from brainstage.pipeline.manifest import ManifestRow, write_manifest
 from brainstage.pipeline.nifti import write_mask, write_volume
 from brainstage.pipeline.records import BrainVolumes
 from brainstage.pipeline.volume import BrainMask, Volume

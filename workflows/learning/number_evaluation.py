@@ -37,6 +37,7 @@ from brainstage.workflows.learning.model_evaluation import (
 )
 from brainstage.workflows.learning.model_figures import numbers_figure
 from brainstage.workflows.learning.number_fitting import NumbersOutOfFold
+from brainstage.workflows.predicted_numbers import member_values_text
 
 THIRDS = ("lowest", "middle", "highest")
 
@@ -369,14 +370,9 @@ def number_prediction_columns(said: NumberPrediction) -> dict[str, object]:
         f"predicted_{said.column}": said.value,
         "interval_low": said.interval_low,
         "interval_high": said.interval_high,
-        "member_labels": member_text(said),
+        "member_labels": member_values_text(said),
         "ood_score": said.ood_score,
     }
-
-
-def member_text(said: NumberPrediction) -> str:
-    """Return what each member says, as ``member=value``."""
-    return ";".join(f"{name}={value:.6g}" for name, value in said.member_values.items())
 
 
 def _test_evaluation(cohort: Cohort, values: Numbers | None, seed: int) -> NumberEvaluation | None:
