@@ -63,7 +63,7 @@ def write_group(
         out_dir / ".brainstage" / "preprocessing.json", {"id": context.preprocessing_id, "content": content}
     )
     write_manifest(out_dir / "data_manifest.csv", rows_of(dataset, _known_hashes(outcomes, context)))
-    write_text(out_dir / "predictions.csv", predictions_csv(outcomes, context, classes))
+    write_text(out_dir / "predictions.csv", predictions_csv(outcomes, context, classes, context.model_number))
     write_json(out_dir / "predictions.json", predictions_dictionary(classes, context.model_number))
     write_text(out_dir / "qc.csv", qc_csv(outcomes))
     write_json(out_dir / "qc.json", qc_dictionary(qc_columns(outcomes)))
@@ -87,13 +87,28 @@ def write_group(
     renew_reports(renewed, context)
 
 
-def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, classes: Sequence[str]) -> str:
-    """Return ``predictions.csv`` (contract, section 6): one row for every scan, also the failed ones."""
+def predictions_csv(
+    outcomes: Sequence[SubjectOutcome],
+    context: RunContext,
+    classes: Sequence[str],
+    number: str | None = None,
+) -> str:
+    """Return ``predictions.csv`` (contract, section 6): one row for every scan, also the failed ones.
+
+    Parameters
+    ----------
+    outcomes : sequence
+    context : RunContext
+    classes : sequence of str
+        The model's, in its order; empty without a model, and for a model of a number.
+    number : str, optional
+        The column that a model of a number predicts.
+    """
     said = ("predicted_label", *(f"p_{name}" for name in classes), "confidence", "tier", "prediction_set")
     columns = (
         *IDENTITY_COLUMNS,
         "prediction_status",
-        *(number_columns(context.model_number) if context.model_number else said),
+        *(number_columns(number) if number else said),
         "qc_status",
         "qc_reasons",
         "prediction_reasons",
