@@ -37,7 +37,6 @@ from brainstage.models.member_learners import LinearLearner, VolumesLearner
 from brainstage.models.metrics import Estimate, evaluate
 from brainstage.models.model_store import ScanInputs, StoredModel
 from brainstage.models.norms import NORMED_MEASURES
-from brainstage.models.predictor import CHOSEN
 from brainstage.models.splits import fold_of_scans
 from brainstage.models.volume_model import ScanVolumes, scan_volumes
 from brainstage.models.weights import load_weights
@@ -567,7 +566,7 @@ def _accuracy_lines(found: Sequence[Promises]) -> list[str]:
     ]
     for (classes, effect, scans), group in _groups(found, "classes", "effect", "scans"):
         chosen = [name for one in group for name in one.chosen]
-        counts = ", ".join(f"{name} {chosen.count(name)}" for name in CHOSEN if name in chosen)
+        counts = ", ".join(f"{name} {chosen.count(name)}" for name in (*MEMBERS, "stack") if name in chosen)
         members = " | ".join(f"{_mean(group, lambda one, name=name: one.auc[name]):.2f}" for name in MEMBERS)
         lines.append(
             f"| {classes} | {effect} | {scans} | {_mean(group, lambda one: one.accuracy[PREDICTOR]):.2f} | "
