@@ -287,9 +287,10 @@ def _moved(head: Volume, mask: BrainMask, backwards: VectorField, seed: int) -> 
     places = turn @ (places - middle) + middle + shift
     places = places + backwards.at(places)
     sources = np.linalg.solve(head.voxel_to_ras[:3, :3], places - head.voxel_to_ras[:3, 3:])
-    inside = np.zeros(mask.data.shape, dtype=np.bool_)
-    inside[box] = (interpolate(mask.data.astype(np.float32), sources) >= 0.5).reshape(i, j, k)
+    kept = interpolate(mask.data.astype(np.float32), sources) >= 0.5
+    inside = np.zeros(head.shape, dtype=np.bool_)
+    inside[box] = kept.reshape(i, j, k)
     data = np.zeros(head.shape, dtype=np.float32)
-    splined = ndimage.map_coordinates(head.data, sources, order=3, mode="nearest", output=np.float32)
-    data[box] = np.maximum(splined, 0.0).reshape(i, j, k)
+    splined = ndimage.map_coordinates(head.data, sources[:, kept], order=3, mode="nearest", output=np.float32)
+    data[inside] = np.maximum(splined, 0.0)
     return head.with_data(data), BrainMask(data=inside, voxel_to_ras=mask.voxel_to_ras)
