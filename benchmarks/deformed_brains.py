@@ -33,7 +33,7 @@ from brainstage.pipeline.records import (
     RegisteredBrain,
     StrippedBrain,
 )
-from brainstage.pipeline.volume import Affine, BrainMask, Volume, inverse_of
+from brainstage.pipeline.volume import Affine, BrainMask, Grid, Volume, inverse_of
 from brainstage.preprocessing.hippocampi import find_hippocampi
 from brainstage.preprocessing.ventricles import lateral_ventricles
 from brainstage.preprocessing.volumes import measure_volumes
@@ -177,16 +177,10 @@ GENERATORS: Final[Mapping[str, Callable[[], Deform]]] = {"flow": flow, "other": 
 def _contracted_and_widened(brain: Brain, level: float, seed: int) -> Brain:
     effect = draw_effect(level, seed)
     hippocampi, ventricles = labels_of_brain(brain)
-    head = brain.head
-    wanted = {"left": effect.left_hippocampus, "right": effect.right_hippocampus}
-    changed = head.data.copy()
-    for side, inside in hippocampi.items():
-        structure = Structure(head, inside)
-        lost = with_loss(structure, head, 1.0 - wanted[side], "thinner", outwards=OUTWARDS[side], fluid=0.0)
-        changed += lost.head.data - head.data
-    both = np.logical_or(*hippocampi.values())
-    backwards = widening(ventricles, both, head.voxel_to_ras, effect.ventricles)
-    return brain.with_head(*_moved(head.with_data(changed), brain.mask, backwards, seed))
+    losses = {"left": 1.0 - effect.left_hippocampus, "right": 1.0 - effect.right_hippocampus}
+    head, spared = brain.head, np.logical_or(*hippocampi.values())
+    wider = widening(ventricles, spared, head.voxel_to_ras, effect.ventricles)
+    return brain.with_head(*_moved(head, brain.mask, wider, narrowing(hippocampi, losses, head.grid), seed))
 
 
 def labels_of_brain(brain: Brain) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.bool_]]:
@@ -212,6 +206,37 @@ def labels_of_brain(brain: Brain) -> tuple[dict[str, NDArray[np.bool_]], NDArray
             f"{brain.key}: hippocampi or ventricles are not found; leave the scan out of the run"
         )
     return hippocampi, ventricles.on(grid) > 0
+
+
+def narrowing(
+    hippocampi: Mapping[str, NDArray[np.bool_]], losses: Mapping[str, float], grid: Grid
+) -> NDArray[np.float64]:
+    """Return from how far each voxel comes when hippocampi have become thinner, by ``hippocampal_loss.py``.
+
+    That deforms an image; here it is given the voxels' own indices. So the brain is interpolated once with all that
+    moves it, and the ill are not more blurred than the healthy.
+
+    Parameters
+    ----------
+    hippocampi : mapping
+        Side to ndarray, (I, J, K) bool.
+    losses : mapping
+        Side to the share of its volume that is lost.
+    grid : Grid
+
+    Returns
+    -------
+    ndarray, (3, I, J, K) float64
+        Voxels.
+    """
+    moved = np.zeros((3, *grid.shape))
+    for axis, indices in enumerate(np.indices(grid.shape, dtype=np.float32)):
+        places = Volume(data=indices, voxel_to_ras=grid.voxel_to_ras)
+        for side, inside in hippocampi.items():
+            structure = Structure(places, inside)
+            lost = with_loss(structure, places, losses[side], "thinner", outwards=OUTWARDS[side], fluid=0.0)
+            moved[axis] += lost.head.data - indices
+    return moved
 
 
 def widening(
@@ -274,8 +299,10 @@ def _around(region: NDArray[np.bool_], margin: float) -> tuple[slice, slice, sli
     return i, j, k
 
 
-def _moved(head: Volume, mask: BrainMask, backwards: VectorField, seed: int) -> tuple[Volume, BrainMask]:
-    """Return a head that was turned, shifted and deformed, by one interpolation with cubic splines."""
+def _moved(
+    head: Volume, mask: BrainMask, wider: VectorField, narrower: NDArray[np.float64], seed: int
+) -> tuple[Volume, BrainMask]:
+    """Return a head that was deformed, turned and shifted, by one interpolation with cubic splines."""
     rng = np.random.default_rng([seed, *b"repositioned"])
     turn = Rotation.from_rotvec(rng.normal(0.0, TURN_SD_DEGREES, 3), degrees=True).as_matrix()
     shift = rng.normal(0.0, SHIFT_SD_MM, (3, 1))
@@ -285,8 +312,9 @@ def _moved(head: Volume, mask: BrainMask, backwards: VectorField, seed: int) -> 
     places = head.voxel_to_ras[:3, :3] @ indices + head.voxel_to_ras[:3, 3:]
     middle = places.mean(axis=1, keepdims=True)
     places = turn @ (places - middle) + middle + shift
-    places = places + backwards.at(places)
+    places = places + wider.at(places)
     sources = np.linalg.solve(head.voxel_to_ras[:3, :3], places - head.voxel_to_ras[:3, 3:])
+    sources = sources + np.stack([interpolate(of_axis, sources) for of_axis in narrower])
     kept = interpolate(mask.data.astype(np.float32), sources) >= 0.5
     inside = np.zeros(head.shape, dtype=np.bool_)
     inside[box] = kept.reshape(i, j, k)

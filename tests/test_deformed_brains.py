@@ -15,7 +15,8 @@ from brainstage.pipeline.volume import BrainMask, Volume
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import deformed_brains
-from deformed_brains import Brain, widening
+from deformed_brains import Brain, narrowing, widening
+from hippocampal_loss import FADE_MM
 
 SHAPE = (70, 90, 70)
 MATRIX = np.eye(4)
@@ -58,6 +59,17 @@ def test_ventricles_grow_as_much_as_is_asked_and_what_is_spared_stays(growth: fl
     far = ndimage.distance_transform_edt(~VENTRICLES) > 20.0
     assert np.abs(moved[:, far.ravel()]).max() < 0.05
     assert (np.abs(moved).max() > 0.3) == (growth != 1.0)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1, 0.3])
+def test_hippocampi_lose_as_much_as_is_asked_and_what_lies_away_from_them_stays(loss: float) -> None:
+    moved = narrowing(sides(), {"left": loss, "right": 0.0}, brain().image.grid)
+    sources = np.indices(SHAPE) + moved
+    left = sides()["left"].astype(np.float64)
+    found = ndimage.map_coordinates(left, sources.reshape(3, -1), order=1).sum() / left.sum()
+    assert found == pytest.approx(1.0 - loss, abs=0.02)
+    assert np.abs(moved[:, ndimage.distance_transform_edt(left < 1) > FADE_MM]).max() < 0.01
+    assert (np.abs(moved).max() > 0.1) == (loss > 0.0)
 
 
 def test_only_upright_cubic_grids_are_widened() -> None:
