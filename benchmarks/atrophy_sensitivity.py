@@ -7,11 +7,11 @@ Run ``brainstage run`` over a cohort of healthy brains first, then::
 
 Half of the participants, drawn by a seed and balanced for sex and age, get smaller hippocampi and the wider ventricles
 that go with them; the other half are carried through the same resampling without any. Nobody is in both
-classes. Network, linear baseline and both together are then cross-validated by participant with the program's
-own functions: same features, same folds, same calibration as ``brainstage train``. Every level is repeated with
-other assignments of people to classes; all of them are reported. Two more labels go the same way: sex, which is
-real, and random labels on the atrophied half, which must end at chance. Other people, of runs given by ``--unseen``,
-are judged as they are and with atrophy by baselines that learnt from the cohort alone.
+classes. The members of a model and the predictor over them are then cross-validated by participant in nested folds,
+with the program's own functions: same members, same choice, same calibration as ``brainstage train``. Every level is
+repeated with other assignments of people to classes; all of them are reported. Two more labels go the same way: sex,
+which is real, and random labels on the atrophied half, which must end at chance. Other people, of runs given by
+``--unseen``, are predicted as they are and with atrophy by linear members that learnt from the cohort alone.
 
 ``--generator`` says how atrophy is made (``deformed_brains.py``): ``flow``, or ``other`` with the same amounts.
 
@@ -26,8 +26,9 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, cached_property, partial
+from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from deformed_brains import GENERATORS, MEASURES, Deform, measures_in_words, measures_of, read_brain
@@ -36,16 +37,22 @@ from scipy import ndimage
 
 from brainstage.models.augmentation import DEFAULT_RECIPES
 from brainstage.models.baseline import baseline_values, fit_baseline
-from brainstage.models.calibration import combined, cross_calibrated
-from brainstage.models.choices import HeadKind
+from brainstage.models.choices import HeadKind, Member
 from brainstage.models.choices import Regime as TrainedPart
-from brainstage.models.cross_validation import cross_validate, cross_validate_baseline
+from brainstage.models.cross_validation import (
+    Nested,
+    cross_validate,
+    cross_validate_predictor,
+    member_probabilities,
+)
 from brainstage.models.features import FeatureExtractor, feature_channels
 from brainstage.models.fine_tuning import TuneOptions
-from brainstage.models.learners import FrozenLearner, Learner, TuningLearner
+from brainstage.models.learners import FoldModel, FrozenLearner, Learner, TuningLearner
+from brainstage.models.member_learners import LinearLearner, VolumesLearner
 from brainstage.models.metrics import Estimate, auc, evaluate
-from brainstage.models.splits import fold_of_scans, shuffled_labels
+from brainstage.models.splits import fold_of_scans, people, shuffled_labels
 from brainstage.models.training import HeadOptions
+from brainstage.models.volume_model import scan_volumes
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
@@ -69,7 +76,11 @@ from brainstage.workflows.synthetic.atrophy import draw_effect
 FOLDER: Final = Path(__file__).parent
 LEVELS: Final = (0.0, 0.05, 0.10, 0.15, 0.20, 0.30)
 WANTED_LEVEL: Final = 0.20
-WANTED_AUC: Final = 0.90
+WANTED: Final[Mapping[float, float]] = {0.20: 0.91, 0.15: 0.85, 0.10: 0.66}
+"""AUC of what is published."""
+WANTED_LAG: Final = 0.02
+"""By which the best member may lead what is published."""
+PUBLISHED: Final = "published"
 FOLDS: Final = 5
 RANDOM_DRAWS: Final = 20
 """Permutations of the labels in all: the spread over few of them is as wide as what is looked for."""
@@ -120,10 +131,12 @@ class Inputs:
         return Inputs(**{f.name: mixed(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
 
-Regime = Callable[
-    [str, Inputs, NDArray[np.int64], Sequence[str], NDArray[np.int64], int], NDArray[np.float64]
-]
-"""Weights, inputs, targets, participants, folds, seed: to out-of-fold logits (N, C)."""
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """A way to train the network."""
+
+    head: HeadKind = "linear"
+    part: TrainedPart = "frozen"
 
 
 @cache
@@ -133,43 +146,32 @@ def extractor_of(weights: str) -> FeatureExtractor:
     return FeatureExtractor(loaded.network, loaded.source)
 
 
-def trained(
-    weights: str,
-    inputs: Inputs,
-    targets: NDArray[np.int64],
-    participants: Sequence[str],
-    folds: NDArray[np.int64],
-    seed: int,
-    *,
-    head: HeadKind = "linear",
-    regime: TrainedPart = "frozen",
-) -> NDArray[np.float64]:
-    """Train as ``brainstage train`` does with these options."""
-    classes = int(targets.max()) + 1
+def network_learner(
+    weights: str, inputs: Inputs, participants: Sequence[str], classes: int, seed: int, regime: Regime
+) -> Learner[FoldModel]:
+    """Return what learns of the network as ``brainstage train`` does with these options."""
     extractor = extractor_of(weights)
     frozen = FrozenLearner(
         features=inputs.features,
         participants=participants,
         classes=classes,
         options=HeadOptions(seed=seed),
-        head=head,
+        head=regime.head,
         channel=feature_channels(extractor.source.architecture),
     )
-    learner: Learner = frozen
-    if regime != "frozen":
-        tuning = TuneOptions(regime=regime, augment=DEFAULT_RECIPES, epochs=TUNING_EPOCHS, patience=4)
-        images = inputs.images[:, np.newaxis]
-        learner = TuningLearner(frozen=frozen, base=extractor, images=images, options=tuning)
-    return cross_validate(learner, targets, folds, classes=classes, seed=seed).logits
+    if regime.part == "frozen":
+        return frozen
+    tuning = TuneOptions(regime=regime.part, augment=DEFAULT_RECIPES, epochs=TUNING_EPOCHS, patience=4)
+    return TuningLearner(frozen=frozen, base=extractor, images=inputs.images[:, np.newaxis], options=tuning)
 
 
 REGIMES: Final[Mapping[str, Regime]] = {
-    "frozen": trained,
-    "frozen, multiscale-attention": partial(trained, head="multiscale-attention"),
-    "head+last": partial(trained, regime="head+last"),
-    "full": partial(trained, regime="full"),
+    "frozen": Regime(),
+    "frozen, multiscale-attention": Regime(head="multiscale-attention"),
+    "head+last": Regime(part="head+last"),
+    "full": Regime(part="full"),
 }
-"""Ways to train a network; each is one more column of every table. The last two take hours on a CPU."""
+"""Ways to train a network; each is three more columns of every table. The last two take hours on a CPU."""
 TUNING_EPOCHS: Final = 10
 """What a CPU allows."""
 
@@ -471,25 +473,51 @@ def balanced_halves(scans: Sequence[LabelledScan], seed: int) -> NDArray[np.bool
 def cross_validated(
     by_weights: Mapping[str, Inputs],
     labels: Sequence[str],
-    participants: Sequence[str],
+    scans: Sequence[LabelledScan],
     seed: int,
     regimes: Sequence[str],
+    *,
+    by_sex: bool = True,
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """Cross-validate every model on one labelling; calibrated probabilities (N, C) out of fold, and targets."""
+    """Cross-validate every model on one labelling; probabilities (N, C) out of fold, and targets.
+
+    Parameters
+    ----------
+    by_sex : bool
+        Whether volumes are compared by sex; not where sex is the label.
+    """
     classes = sorted(set(labels), reverse=True)
     targets = np.array([classes.index(label) for label in labels], dtype=np.int64)
-    folds = fold_of_scans(labels, participants, folds=FOLDS, seed=seed)
-    first = next(iter(by_weights.values()))
-    logits, _ = cross_validate_baseline(
-        first.values, first.inside, targets, folds, classes=len(classes), imbalance="weights"
+    participants = [scan.row.participant_id for scan in scans]
+    about = people(participants, [scan.row.age for scan in scans], [scan.row.sex for scan in scans])
+    folds = fold_of_scans(labels, participants, folds=FOLDS, seed=seed, about=about)
+    nested_of = partial(
+        cross_validate, targets=targets, folds=folds, classes=len(classes), seed=seed, pairs=True
     )
-    found = {"linear baseline": cross_calibrated(logits, targets, folds)}
-    for weights, inputs in by_weights.items():
-        for regime in regimes:
-            name = f"network, {weights} weights, {regime}"
-            logits = REGIMES[regime](weights, inputs, targets, participants, folds, seed)
-            found[name] = cross_calibrated(logits, targets, folds)
-            found[f"both: baseline and {name}"] = combined(found[name], found["linear baseline"])
+    first = next(iter(by_weights.values()))
+    given = [
+        scan_volumes(measures, scan.row.age, scan.row.sex if by_sex else None)
+        for measures, scan in zip(first.volumes, scans, strict=True)
+    ]
+    count = len(classes)
+    simple: dict[Member, Nested[Any]] = {
+        "volumes": nested_of(VolumesLearner(scans=given, classes=count, imbalance="weights")),
+        "linear": nested_of(
+            LinearLearner(values=first.values, inside=first.inside, classes=count, imbalance="weights")
+        ),
+    }
+    found: dict[str, NDArray[np.float64]] = {}
+    for weights, regime in product(by_weights, regimes):
+        network = network_learner(weights, by_weights[weights], participants, count, seed, REGIMES[regime])
+        nested = {**simple, "network": nested_of(network)}
+        which = "" if len(by_weights) * len(regimes) == 1 else f", network with {weights} weights, {regime}"
+        persons = np.arange(len(targets))
+        for choice, words in (("auto", PUBLISHED), ("stack", "stack")):
+            predicted = cross_validate_predictor(nested, targets, folds, persons, choice)
+            found[words + which] = np.exp(predicted.log_probabilities)
+        for member, said_by in member_probabilities(nested, predicted.predictors).items():
+            name = f"{member}, {weights} weights, {regime}" if member == "network" else member
+            found.setdefault(name, said_by)
     return {name: (probabilities, targets) for name, probabilities in found.items()}
 
 
@@ -533,7 +561,11 @@ def all_results(
     changes: list[VolumeChange] = []
     for seed in range(seeds):
         results += measured(
-            cross_validated(healthy, cohort.labels, names, seed, regimes), names, "sex", 0.0, seed
+            cross_validated(healthy, cohort.labels, cohort.scans, seed, regimes, by_sex=False),
+            names,
+            "sex",
+            0.0,
+            seed,
         )
     for level in sorted({*levels, WANTED_LEVEL}):
         ill = healthy if level == 0.0 else maker.inputs(level, weights)
@@ -543,27 +575,30 @@ def all_results(
             chosen = balanced_halves(cohort.scans, seed)
             mixed = {choice: ill[choice].where(chosen, healthy[choice]) for choice in weights}
             labels = [CLASSES[int(c)] for c in chosen]
-            found = cross_validated(mixed, labels, names, seed, regimes)
+            found = cross_validated(mixed, labels, cohort.scans, seed, regimes)
             results += measured(found, names, "atrophy", level, seed)
             print(f"level {level:.0%}, seed {seed}: {said(results[-len(found) :])}", flush=True)
             if level == WANTED_LEVEL:
-                results += random_labels(mixed, labels, names, seed, max(1, RANDOM_DRAWS // seeds), regimes)
+                results += random_labels(
+                    mixed, labels, cohort.scans, seed, max(1, RANDOM_DRAWS // seeds), regimes
+                )
     return results, seen, changes
 
 
 def random_labels(
     mixed: Mapping[str, Inputs],
     labels: Sequence[str],
-    names: Sequence[str],
+    scans: Sequence[LabelledScan],
     seed: int,
     draws: int,
     regimes: Sequence[str],
 ) -> list[Result]:
     """Return what the models make of labels that were permuted between participants, all draws judged together."""
+    names = [scan.row.participant_id for scan in scans]
     runs = []
     for draw in range(draws):
         drawn = shuffled_labels(labels, names, seed=1000 * (seed + 1) + draw)
-        runs.append(cross_validated(mixed, drawn, names, 1000 * (seed + 1) + draw, regimes))
+        runs.append(cross_validated(mixed, drawn, scans, 1000 * (seed + 1) + draw, regimes))
     together = {
         model: tuple(np.concatenate(parts) for parts in zip(*(run[model] for run in runs), strict=True))
         for model in runs[0]
@@ -619,12 +654,12 @@ def unseen_table(found: Sequence[Unseen]) -> list[str]:
         "## Other people",
         "",
         (
-            f"Brains of other runs, each as it is and with {WANTED_LEVEL:.0%} loss, judged by linear baselines that "
+            f"Brains of other runs, each as it is and with {WANTED_LEVEL:.0%} loss, predicted by linear members that "
             "learnt from all of the cohort above and from nobody else: AUC, mean over the assignments, in brackets the "
             "lowest and the highest. Scanners, protocols and ages differ."
         ),
         "",
-        "| run | scans | linear baseline |",
+        "| run | scans | linear member |",
         "|---|---|---|",
     ]
     for run in dict.fromkeys(one.run for one in found):
@@ -753,18 +788,26 @@ def cell(results: Sequence[Result]) -> str:
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """Say whether what was wanted is reached, and by which model."""
-    at = [r for r in results if r.label == "atrophy" and r.level == WANTED_LEVEL]
-    means = {
-        model: float(np.mean([r.auc.value for r in at if r.model == model]))
-        for model in dict.fromkeys(r.model for r in at)
-    }
-    best = max(means, key=lambda model: means[model])
-    outcome = "reached" if means[best] >= WANTED_AUC else "missed"
-    return (
-        f"Wanted at {WANTED_LEVEL:.0%} loss: an AUC of {WANTED_AUC:.2f} for the best of the models. The best on "
-        f'average is "{best}" with {means[best]:.2f}: {outcome}.'
-    )
+    """Say what of the wanted is reached by what is published."""
+    lines = []
+    for level, wanted in WANTED.items():
+        at = [r for r in results if r.label == "atrophy" and r.level == level]
+        means = {
+            model: float(np.mean([r.auc.value for r in at if r.model == model]))
+            for model in dict.fromkeys(r.model for r in at)
+        }
+        published = [mean for model, mean in means.items() if model.startswith(PUBLISHED)]
+        members = [mean for model, mean in means.items() if not model.startswith((PUBLISHED, "stack"))]
+        if not published:
+            continue
+        reached = "reached" if max(published) >= wanted else "missed"
+        lag = max(members) - max(published)
+        kept = "kept" if lag <= WANTED_LAG else "not kept"
+        lines.append(
+            f"- at {level:.0%} loss, wanted {wanted:.2f}, published {max(published):.3f}: {reached}; the best member "
+            f"has {max(members):.3f} (at most {WANTED_LAG:.2f} above: {kept})"
+        )
+    return "\n".join(["AUC of what is published, mean over the assignments:", "", *lines])
 
 
 def records_of(results: Sequence[Result]) -> list[dict[str, object]]:
@@ -787,7 +830,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=["random"], help="as --weights of brainstage train")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=["frozen"])
     parser.add_argument("--levels", nargs="+", type=float, default=list(LEVELS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--generator", choices=GENERATORS, default="flow", help="how atrophy is made")
     parser.add_argument(
         "--keep",
