@@ -12,6 +12,8 @@ from brainstage.workflows.reporting.qc_table import measure_label
 _OF_HEAD: Final = "_pct_icv"
 _REACH: Final = 48.0
 """Of 100, from the middle to the end of the longest bar."""
+LEAST_REACH: Final = 0.1
+"""Where the scale ends at least: next to nothing must not look like much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +60,11 @@ def contribution_rows(
         Likewise.
     """
     added = prediction.volume_contributions if prediction else {}
-    longest = max(map(abs, added.values()), default=0.0)
+    longest = max(LEAST_REACH, *map(abs, added.values())) if added else LEAST_REACH
     measures = volumes.measures if volumes else {}
     rows = []
     for measure, amount in sorted(added.items(), key=lambda item: -abs(item[1])):
-        width = _REACH * abs(amount) / longest if longest else 0.0
+        width = _REACH * abs(amount) / longest
         side = ("for" if amount > 0 else "against") if amount else ""
         name = measure_label(measure.removesuffix(_OF_HEAD))
         share, ml = measures.get(measure), measures.get(f"{measure.removesuffix(_OF_HEAD)}_ml")
