@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from brainstage.models.linear_fit import fit_classes
 from brainstage.models.rotation import Rotation, rotate
 from brainstage.pipeline.records import NetworkInput
+from brainstage.pipeline.volume import Affine
 
 BLOCK_VOXELS: Final = 2
 """Voxels of the network grid averaged along each axis: 4 mm from 2 mm, about the precision of an affine alignment."""
@@ -42,14 +43,36 @@ class LinearBaseline:
     ----------
     weight : ndarray, (C, V) float32
     bias : ndarray, (C,) float32
+    mean : ndarray, (V,) float32
+        Of the scans that it was fitted on; no part of an answer, but what an explanation starts from.
     """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
+    mean: NDArray[np.float32]
 
     def logits(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return uncalibrated logits (N, C) of values (N, V)."""
         return np.asarray(values @ self.weight.T + self.bias, dtype=np.float64)
+
+    def contributions(self, values: NDArray[np.float32], output: int) -> NDArray[np.float64]:
+        """Return what each value adds to the logit of a class, beyond its mean over the classes and the mean scan.
+
+        Parameters
+        ----------
+        values : ndarray, (V,) float32
+        output : int
+            Of the class.
+
+        Returns
+        -------
+        ndarray, (V,) float64
+            Their sum is how far the logit of the class, less the mean over the classes, lies from that of the mean of
+            the training scans.
+        """
+        weight = self.weight.astype(np.float64)
+        deviation = values.astype(np.float64) - self.mean
+        return np.asarray((weight[output] - weight.mean(axis=0)) * deviation)
 
 
 def baseline_values(network_input: NetworkInput) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -91,6 +114,36 @@ def block_shape(grid: Sequence[int]) -> tuple[int, int, int]:
     """
     i, j, k = (-(-n // BLOCK_VOXELS) for n in grid)
     return i, j, k
+
+
+def block_matrix(voxel_to_ras: Affine) -> Affine:
+    """Return where the blocks of :func:`block_voxels` lie, from where the voxels of the network's grid lie."""
+    blocks = np.diag([BLOCK_VOXELS] * 3 + [1.0])
+    blocks[:3, 3] = (BLOCK_VOXELS - 1) / 2
+    return np.asarray(voxel_to_ras @ blocks)
+
+
+def in_places(
+    values: NDArray[np.float64], network_input: NetworkInput
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return something about each of :func:`baseline_values` on the grids that they come from.
+
+    Parameters
+    ----------
+    values : ndarray, (V,) float64
+    network_input : NetworkInput
+        Of the scan.
+
+    Returns
+    -------
+    blocks : ndarray, (I, J, K) float64
+        Placed by :func:`block_matrix`.
+    middle : ndarray, (I, J, K) float64
+        On the grid of the local volume.
+    """
+    shape = block_shape(network_input.brain_mask.shape)
+    count = int(np.prod(shape))
+    return values[:count].reshape(shape), values[count:].reshape(network_input.local_volume.shape)
 
 
 def fit_baseline(
@@ -151,7 +204,10 @@ def _unrotated(
     inside = rotation.unrotate(coefficients.astype(np.float32)).astype(np.float64) / rotation.scale
     weight = np.zeros((len(inside), size), dtype=np.float32)
     weight[:, used] = inside
-    return LinearBaseline(weight=weight, bias=(intercepts - inside @ rotation.mean).astype(np.float32))
+    mean = np.zeros(size, dtype=np.float32)
+    mean[used] = rotation.mean
+    bias = (intercepts - inside @ rotation.mean).astype(np.float32)
+    return LinearBaseline(weight=weight, bias=bias, mean=mean)
 
 
 def _block_sums(array: NDArray[np.float32]) -> NDArray[np.float32]:

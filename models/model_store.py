@@ -6,7 +6,7 @@
       model.json             everything but the weights, and the sha256 of each weights file
       backbone.safetensors   the network as it was before training, once for all folds
       fold-0.safetensors ... head, novelty model, and the layers that were trained, of each fold
-      linear.safetensors     the linear model on voxels, of each fold
+      linear.safetensors     the linear model on voxels of each fold, and the mean of the scans it was fitted on
       harmonisation.safetensors  location and scale of the sites, of each fold and member, where they are taken out
 """
 
@@ -39,6 +39,7 @@ from brainstage.models.heads import LinearHead, head_arrays, head_from_arrays
 from brainstage.models.kernels import kernels
 from brainstage.models.learners import FoldModel
 from brainstage.models.med3d import build_med3d
+from brainstage.models.member_evidence import volume_contributions
 from brainstage.models.model_description import (
     DESCRIPTION_FILE,
     ModelDescription,
@@ -47,7 +48,7 @@ from brainstage.models.model_description import (
     require_same_preprocessing,
 )
 from brainstage.models.novelty import NoveltyModel
-from brainstage.models.predictor import mean_log_probabilities
+from brainstage.models.predictor import mean_log_probabilities, mean_weights
 from brainstage.models.volume_model import (
     ScanVolumes,
     VolumeModel,
@@ -234,6 +235,7 @@ class StoredModel:
             {
                 "weight": np.stack([baseline.weight for baseline in self.baselines]),
                 "bias": np.stack([baseline.bias for baseline in self.baselines]),
+                "mean": np.stack([baseline.mean for baseline in self.baselines]),
             }
         )
         if self.harmonisations:
@@ -328,8 +330,8 @@ class StoredModel:
             if member == "network":
                 found[member] = self.network_logits(scan, fold)
             elif member == "linear":
-                values = self._harmonised("linear", fold, scan.values[None], scan.site)
-                found[member] = self.baselines[fold].logits(values)
+                values = self.linear_values(scan.values, scan.site, fold)
+                found[member] = self.baselines[fold].logits(values[None])
             else:
                 found[member] = self.volume_model(fold).logits([self.volumes_of(scan, fold)])
         return found
@@ -337,6 +339,22 @@ class StoredModel:
     def volume_model(self, fold: int) -> VolumeModel:
         """Return the member on volumes of a fold."""
         return self._described.volume_models[fold]
+
+    def linear_values(self, values: NDArray[np.float32], site: str | None, fold: int) -> NDArray[np.float32]:
+        """Return values (V,) as the linear member of a fold is given them, without their site where it is taken out."""
+        return np.asarray(self._harmonised("linear", fold, values[None], site)[0])
+
+    def stretch_and_shift(
+        self, site: str | None, fold: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return what takes the site out of the features of a fold's network, (F,) each; None where nothing does."""
+        if not self.harmonisations or self._extractors[fold] is not self.extractor:
+            return None
+        known = self.harmonisations[fold]["network"]
+        stretch = np.ones_like(self.heads[fold].mean)
+        shift = np.zeros_like(stretch)
+        stretch[known.places], shift[known.places] = known.harmonisation.stretch_and_shift(site)
+        return stretch, shift
 
     def volumes_of(self, scan: ScanInputs, fold: int) -> ScanVolumes:
         """Return a scan's volumes as the member of a fold is given them, without their site where it is taken out."""
@@ -413,6 +431,7 @@ class StoredModel:
             np.exp(answers.published), description.scores, without_person=self._person(source_sha256)
         )
         in_set = set_members(p, description.levels)
+        predicted = self.classes[int(probabilities.argmax())]
         return Prediction(
             probabilities=dict(zip(self.classes, map(float, probabilities), strict=True)),
             prediction_set=tuple(name for name, inside in zip(self.classes, in_set, strict=True) if inside),
@@ -422,6 +441,13 @@ class StoredModel:
             member_labels={
                 name: self.classes[int(said.argmax())] for name, said in answers.member_probabilities.items()
             },
+            member_weights={
+                str(name): weight
+                for name, weight in mean_weights(
+                    [description.predictor.folds[fold] for fold in folds]
+                ).items()
+            },
+            volume_contributions=volume_contributions(self, scan, predicted, folds),
             compared_members=description.predictor.compared_members,
             disagreement_flags=description.predictor.disagreement_flags,
             above_chance=description.predictor.above_chance,
@@ -481,8 +507,8 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
         folds = [load_arrays(contents[f"fold-{fold}.safetensors"]) for fold in range(description.folds)]
         stacked = load_arrays(contents[LINEAR_FILE])
         baselines = [
-            LinearBaseline(weight=weight, bias=bias)
-            for weight, bias in zip(stacked["weight"], stacked["bias"], strict=True)
+            LinearBaseline(weight=weight, bias=bias, mean=mean)
+            for weight, bias, mean in zip(stacked["weight"], stacked["bias"], stacked["mean"], strict=True)
         ]
         _require_finite(BACKBONE_FILE, {key: value.numpy() for key, value in network.state_dict().items()})
         _require_finite(LINEAR_FILE, stacked)
@@ -535,6 +561,8 @@ def _require_lengths(
     description: ModelDescription, heads: Sequence[LinearHead], baselines: Sequence[LinearBaseline]
 ) -> None:
     classes = len(description.classes)
+    if any(one.mean.shape != one.weight.shape[1:] for one in baselines):
+        raise ValueError(f"the means in {LINEAR_FILE} are not of the values that it has weights for")
     if len(baselines) != description.folds:
         raise ValueError(
             f"{LINEAR_FILE} holds {len(baselines)} models, and there are {description.folds} folds"

@@ -541,6 +541,11 @@ class Prediction:
         The probabilities depend on volumes, and not all of this scan's are known.
     site_unknown : bool
         The model takes the location and scale of sites out, and does not know this scan's.
+    member_weights : dict
+        Member to how much it counts in the published probabilities, 0 to 1: its mean weight over the folds that answer.
+    volume_contributions : dict
+        Measure to what it adds to the logarithm of the published probability of the predicted class, relative to the
+        geometric mean over the classes; only where the member on volumes counts.
     compared_members : tuple of str
         Members that are better than chance out of fold, whose disagreement means something.
     disagreement_flags : bool
@@ -563,6 +568,8 @@ class Prediction:
     covariates_missing: bool = False
     volumes_missing: bool = False
     site_unknown: bool = False
+    member_weights: dict[str, float] = field(default_factory=dict)
+    volume_contributions: dict[str, float] = field(default_factory=dict)
     compared_members: tuple[str, ...] = ()
     disagreement_flags: bool = False
     above_chance: bool = True

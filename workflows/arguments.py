@@ -437,7 +437,7 @@ def _add_evaluate(commands: Any) -> None:  # noqa: ANN401 - argparse has no publ
 def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
     explain = commands.add_parser(
         "explain",
-        help="show where a model found what it says about each scan",
+        help="show what a model rests on in each scan",
         description="Map what each prediction of brainstage run --model rests on, say in which regions it lies, and "
         "write the scan's report again with it. Withheld predictions are not explained. What is explained "
         "already is kept; one bad scan does not stop the others.",
@@ -450,10 +450,11 @@ def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no publi
     )
     explain.add_argument(
         "--method",
-        choices=("gradcam", "occlusion"),
-        default="gradcam",
-        help="gradcam takes seconds a scan; occlusion covers the brain box by box, which takes minutes without a GPU; "
-        "default: gradcam",
+        choices=("auto", "linear", "gradcam", "occlusion"),
+        default="auto",
+        help="auto explains the members that have a weight in the published probabilities: linear by its exact map, "
+        "volumes by what each adds, the network by gradcam; one that is named explains its member in any case. Seconds "
+        "a scan, but occlusion, which covers the brain box by box, takes minutes without a GPU; default: auto",
     )
     explain.add_argument("--atlas", **_ATLAS, help=f"{_ATLAS_HELP}; default: coarse regions")
     explain.add_argument("--participant-label", **_PARTICIPANTS)

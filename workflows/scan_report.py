@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Final
 
+import numpy as np
+
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import read_json_or_empty, sha256_of_json, write_json, write_text
 from brainstage.pipeline.kept import as_record
@@ -18,7 +20,7 @@ from brainstage.pipeline.records import (
     QcStatus,
     SubjectOutcome,
 )
-from brainstage.workflows.evidence import Evidence, read_evidence, remove_evidence
+from brainstage.workflows.evidence import MAPS, Evidence, read_evidence, remove_evidence
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.normed_volumes import normed_volumes
 from brainstage.workflows.reporting.distribution import read_distributions
@@ -30,7 +32,7 @@ from brainstage.workflows.reporting.viewer import evidence_volume
 from brainstage.workflows.run_context import RunContext, run_info, tool_versions
 from brainstage.workflows.stages import read_figures, read_previews
 
-REPORT_VERSION: Final = "5"
+REPORT_VERSION: Final = "6"
 REMEDIES: Final = {
     "ingest": "Look at the file with any viewer; copy, download or convert it again.",
     "brain_extraction": "Look at the scan: is it a T1w image of a whole head, the right way up? A stripped scan needs "
@@ -121,24 +123,32 @@ def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
 
 def _volumes(files: ScanFiles, evidence: Sequence[Evidence]) -> dict[str, bytes]:
     """Return what the viewer shows: the volumes of the scan, of the template, and of what explains a prediction."""
-    from brainstage.workflows.reporting.previews import (  # heavy: the template
-        evidence_preview,
-        template_previews,
-    )
+    from brainstage.workflows.reporting.previews import template_previews  # heavy: the template
 
     own = read_previews(files)
     if not own:
         return {}
-    maps = {
-        evidence_volume(one.method, native=native): evidence_preview(
-            read_volume(files.evidence_map(one.method, native=native)),
-            read_mask(files.native_mask if native else files.template_mask),
-            native=native,
-        )
-        for one in evidence
-        for native in (False, True)
-    }
-    return {**own, **template_previews(), **maps}
+    return {**own, **template_previews(), **_evidence_previews(files, evidence)}
+
+
+def _evidence_previews(files: ScanFiles, evidence: Sequence[Evidence]) -> dict[str, bytes]:
+    """Return the maps in both spaces; those with two signs, which are compared, have one scale."""
+    from brainstage.workflows.reporting.previews import evidence_preview, signed_evidence_previews
+
+    found: dict[str, bytes] = {}
+    for native in (False, True):
+        maps = {one.method: read_volume(files.evidence_map(one.method, native=native)) for one in evidence}
+        mask = read_mask(files.native_mask if native else files.template_mask) if maps else None
+        signed = {name: one for name, one in maps.items() if MAPS[name].exact}
+        highest = max((float(np.abs(one.data).max(initial=0.0)) for one in signed.values()), default=0.0)
+        for name, one in maps.items():
+            if mask is not None and name in signed:
+                sides = signed_evidence_previews(one, mask, highest, native=native)
+                for against, side in zip((False, True), sides, strict=True):
+                    found[evidence_volume(name, native=native, against=against)] = side
+            elif mask is not None:
+                found[evidence_volume(name, native=native)] = evidence_preview(one, mask, native=native)
+    return found
 
 
 def _findings(files: ScanFiles) -> HeaderFindings | None:
