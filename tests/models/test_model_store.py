@@ -97,7 +97,10 @@ def make(extractor, scans):
         )
         for _ in range(FOLDS)
     ]
-    baselines = [LinearBaseline(weight=drawn(3, len(values)) / 9, bias=drawn(3)) for _ in range(FOLDS)]
+    baselines = [
+        LinearBaseline(weight=drawn(3, len(values)) / 9, bias=drawn(3), mean=drawn(len(values)))
+        for _ in range(FOLDS)
+    ]
     novelty = [fit_novelty(drawn(20, size)) for _ in range(FOLDS)]
     targets, folds, persons = np.arange(SCANS) % 3, np.arange(SCANS) // 3 % FOLDS, np.arange(SCANS) // 2
     people = [

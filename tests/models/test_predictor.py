@@ -143,59 +143,72 @@ def test_where_nothing_says_anything_the_stack_says_nothing_and_is_still_one():
 # --- what `auto` chooses
 
 
-def test_copies_of_one_member_predict_as_one_of_them():
+def test_of_equals_it_does_not_matter_who_takes_part():
     given = inner({"linear": 2.0})
     same = replace(given, logits=dict.fromkeys(MEMBERS, given.logits["linear"]))
-    predictor = fit_predictor(same, "auto")
-    alone = fit_predictor(given, "linear").log_probabilities(given.logits)
-    assert np.allclose(predictor.log_probabilities(same.logits), alone, atol=0.05)
+    assert list(fit_predictor(same, "stack").weights.values()) == pytest.approx([1 / 3] * 3, abs=1e-3)
+    said = [
+        np.exp(fit_predictor(same, choice).log_probabilities(same.logits))
+        for choice in ("auto", "stack", "linear")
+    ]
+    assert said[0] == pytest.approx(said[1], abs=0.01)
+    assert said[0] == pytest.approx(said[2], abs=0.01)
 
 
 @pytest.mark.parametrize("best", MEMBERS)
 def test_the_clearly_better_is_taken(best):
-    """One member that knows nearly all, two that know nothing."""
-    for seed in range(5):
+    """One member that knows nearly all, two that know nothing: alone, or with nearly all of the weight."""
+    for seed in range(3):
         given = inner({name: 5.0 if name == best else 0.0 for name in MEMBERS}, seed=seed)
         predictor = fit_predictor(given, "auto")
-        assert max(predictor.weights, key=lambda name: predictor.weights[name]) == best
-        assert predictor.chosen in (best, "stack")
+        assert predictor.weights[best] > 0.9 * sum(predictor.weights.values())
 
 
 def test_a_stack_is_taken_where_all_members_help():
-    for seed in range(5):
+    for seed in range(3):
         assert fit_predictor(inner(dict.fromkeys(MEMBERS, 1.5), seed=seed), "auto").chosen == "stack"
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    signals=st.fixed_dictionaries({name: st.floats(0.0, 4.0) for name in MEMBERS}),
+    seed=st.integers(0, 1000),
+)
+def test_what_is_taken_is_never_clearly_worse_than_the_best_member(signals, seed):
+    """On scans that nothing was fitted on, whatever the members are worth."""
+    predictor = fit_predictor(inner(signals, seed=seed), "auto")
+    fresh = inner(signals, scans=1500, seed=seed + 5000)
+    alone = predictor.member_log_probabilities(fresh.logits)
+    best = min(loss_of(said, fresh.targets) for said in alone.values())
+    assert loss_of(predictor.log_probabilities(fresh.logits), fresh.targets) < best + 0.03
 
 
 def test_the_rule_of_one_standard_error_counted_by_hand():
     persons = np.arange(4)
     losses = {
-        "volumes": np.array([1.0, 1.0, 1.0, 1.0]),
-        "linear": np.array([2.0, 2.0, 2.0, 2.0]),
-        "stack": np.array([1.1, 1.1, 0.9, 1.1]),
+        "volumes": np.array([0.9, 1.1, 0.9, 1.1]),
+        "network": np.array([1.9, 2.1, 1.9, 2.1]),
+        "stack": np.array([1.0, 1.2, 0.8, 1.2]),
     }
-    # the stack loses 0.1, 0.1, -0.1, 0.1 more than the best member: mean 0.05, standard error 0.1 / 2
-    losses["volumes"] = losses["volumes"] + 0.001
+    # the lead of the volumes over the stack: 0.1, 0.1, -0.1, 0.1: mean 0.05, standard error 0.1 / 2
     assert stack_or_member(losses, persons) == "stack"
-    losses["volumes"] = losses["volumes"] - 0.002
+    losses["stack"] = losses["stack"] + 0.001
+    assert stack_or_member(losses, persons) == "volumes"
+    del losses["stack"]
     assert stack_or_member(losses, persons) == "volumes"
 
 
-def test_of_equal_members_the_simplest_stands_against_the_stack():
-    losses = {"linear": np.ones(4), "volumes": np.ones(4), "stack": np.full(4, 2.0)}
-    assert stack_or_member(losses, np.arange(4)) == "volumes"
-    assert stack_or_member({"network": np.ones(4)}, np.arange(4)) == "network"
-
-
 def test_many_scans_of_one_person_count_as_one():
-    generator = np.random.default_rng(0)
-    member = generator.random(30)
-    stack = member + 0.15 * generator.standard_normal(30)
-    stack += (member - stack).mean() + 0.02  # exactly 0.02 worse, which one standard error, 0.027, covers
-    once = {"linear": member, "stack": stack}
+    noise = np.random.default_rng(0).standard_normal(30)
+    together = 1.0 + np.arange(30) / 30
+    lead = 0.02 + 0.15 * (noise - noise.mean()) / noise.std(
+        ddof=1
+    )  # one standard error of 30 persons is 0.027
+    once = {"network": together - lead, "stack": together}
     visits = {name: np.repeat(loss, 40) for name, loss in once.items()}
     assert stack_or_member(once, np.arange(30)) == "stack"
     assert stack_or_member(visits, np.repeat(np.arange(30), 40)) == "stack"
-    assert stack_or_member(visits, np.arange(1200)) == "linear"
+    assert stack_or_member(visits, np.arange(1200)) == "network"
 
 
 def test_the_loss_of_a_candidate_rests_on_nothing_of_its_own_inner_fold():

@@ -212,7 +212,9 @@ def test_card_states_the_result_the_weights_and_the_limits(trained):
     result, _ = trained
     card = (result.model_dir / "MODEL_CARD.md").read_text()
     assert f"Balanced accuracy {result.balanced_accuracy}" in card
-    assert "not pretrained" in card
+    assert "> **The weights are random: not pretrained.**" in card
+    assert "> **Use, for research" in card
+    assert "Weights of the members, mean of the folds: " in card
     assert "not a diagnosis" in card
     assert "failed quality control: 1 scan(s) (sub-90)" in card
     assert "no label: 1 scan(s) (sub-91)" in card
@@ -303,7 +305,7 @@ def test_the_predictor_that_is_asked_for_is_published(finished_run, tmp_path, ch
     alone = metrics["members"][choice]["measures"]["balanced_accuracy"]
     assert metrics["cross_validation"]["measures"]["balanced_accuracy"] == alone
     card = (result.model_dir / "MODEL_CARD.md").read_text()
-    assert f"{choice} in 3 of 3 folds (as asked for with --predictor)" in card
+    assert f"{choice} in all 3 folds (as asked for with --predictor {choice})" in card
 
 
 def test_volumes_are_asked_for_where_there_are_none(finished_run, tmp_path):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from brainstage.models.volume_model import SUMMED
 from brainstage.pipeline.records import BrainVolumes, Prediction
 from brainstage.workflows.reporting.pages import signed, value_text
 from brainstage.workflows.reporting.qc_table import measure_label
 
 _OF_HEAD: Final = "_pct_icv"
+_IN_ML: Final = "_ml"
 _REACH: Final = 48.0
 """Of 100, from the middle to the end of the longest bar."""
+LEAST_REACH: Final = 0.1
+"""Where the scale ends at least: next to nothing must not look like much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +63,16 @@ def contribution_rows(
         Likewise.
     """
     added = prediction.volume_contributions if prediction else {}
-    longest = max(map(abs, added.values()), default=0.0)
+    longest = max(LEAST_REACH, *map(abs, added.values())) if added else LEAST_REACH
     measures = volumes.measures if volumes else {}
     rows = []
     for measure, amount in sorted(added.items(), key=lambda item: -abs(item[1])):
-        width = _REACH * abs(amount) / longest if longest else 0.0
+        width = _REACH * abs(amount) / longest
         side = ("for" if amount > 0 else "against") if amount else ""
         name = measure_label(measure.removesuffix(_OF_HEAD))
-        share, ml = measures.get(measure), measures.get(f"{measure.removesuffix(_OF_HEAD)}_ml")
+        summed = SUMMED.get(measure, (measure,))
+        share = _sum_of(measures, summed)
+        ml = _sum_of(measures, [one.replace(_OF_HEAD, _IN_ML) for one in summed])
         rows.append(
             ContributionRow(
                 label=name,
@@ -80,3 +87,10 @@ def contribution_rows(
             )
         )
     return tuple(rows)
+
+
+def _sum_of(measures: Mapping[str, float | None], names: Iterable[str]) -> float | None:
+    """Return the sum of measures; None where one of them is not known."""
+    found = [measures.get(name) for name in names]
+    known = [value for value in found if value is not None]
+    return sum(known) if len(known) == len(found) else None

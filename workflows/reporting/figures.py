@@ -32,6 +32,7 @@ from brainstage.workflows.reporting.drawing import (
     TEXT_POINTS,
     Line,
     Note,
+    coloured_png_of,
     drawn,
     png_of,
 )
@@ -72,6 +73,9 @@ _EVIDENCE_MAP: Final = "plasma"
 _EVIDENCE_OPACITY: Final = 0.75
 _SIGNED_COLOURS: Final = (("#6baed6", "#08519c"), ("#fc9272", "#b8000f"))
 """Of what speaks against and for the class: where it is weak, and where it is strongest."""
+_SIGNED_STEPS: Final = 64
+_SIGNED_COLUMNS: Final = 5
+"""Fewer and larger slices than elsewhere: what has a colour is a block of 4 mm or a voxel of 2."""
 _SCALE_PIXELS: Final = 70
 _HISTOGRAM_BINS: Final = 100
 _BEFORE_STYLE: Final[Mapping[str, Any]] = {"color": "#8a6d1d", "linestyle": "--"}
@@ -333,8 +337,10 @@ def evidence_figure(brain: Volume, brain_mask: BrainMask, evidence: Volume, unit
         "evidence": np.where(brain_mask.data, evidence.data, np.float32(0.0)),
     }
     scene = scene_of(layers, brain.voxel_to_ras, margin_mm=8.0)
-    mosaic = mosaic_of(scene, _three_planes(scene), width=_WIDTH_PIXELS - _SCALE_PIXELS, gap=_GAP_PIXELS)
     highest = float(scene.layers["evidence"].max(initial=0.0))
+    strong = np.where(scene.layers["evidence"] > COLOURED_FROM * highest, scene.layers["evidence"], 0.0)
+    rows = _fullest_planes(scene, strong, columns=_COLUMNS, extent=scene.mask)
+    mosaic = mosaic_of(scene, rows, width=_WIDTH_PIXELS - _SCALE_PIXELS, gap=_GAP_PIXELS)
     picture: NDArray[Any] = np.repeat(painted(scene.layers["brain"], mosaic)[..., None], 3, axis=2)
     if highest > 0:
         level = painted(scene.layers["evidence"], mosaic) / np.float32(highest)
@@ -375,20 +381,21 @@ def signed_evidence_figure(
     }
     scene = scene_of(layers, brain.voxel_to_ras, margin_mm=8.0)
     size = np.abs(scene.layers["evidence"])
-    counts = [(axis, len(row)) for row in _three_planes(scene) for axis in {row[0][0]}]
-    rows = [[(axis, index) for index in fullest(size, scene.mask, axis, n)] for axis, n in counts]
+    rows = _fullest_planes(
+        scene, size, columns=_SIGNED_COLUMNS, extent=size > 0 if size.any() else scene.mask
+    )
     mosaic = mosaic_of(scene, rows, width=_WIDTH_PIXELS - _SCALE_PIXELS, gap=_GAP_PIXELS)
     picture: NDArray[Any] = np.repeat(painted(scene.layers["brain"], mosaic)[..., None], 3, axis=2)
     if highest > 0:
         # Blocks end where they end: between them there is nothing to blend.
         level = painted(scene.layers["evidence"], mosaic, blend=False) / np.float32(highest)
         coloured = (level != 0) & (painted(scene.mask, mosaic) > 0.5)
-        weight = np.where(coloured, _EVIDENCE_OPACITY + 0.25 * np.abs(level), 0.0)[..., None]
-        picture = (1 - weight) * picture + weight * _signed_colours(level)
+        picture = np.where(coloured[..., None], _signed_colours(level), picture)
     picture = np.pad(picture, ((0, 0), (0, _SCALE_PIXELS), (0, 0))).astype(np.float32)
     scale = _signed_scale(highest, units, mosaic.size[0]) if highest > 0 else None
     notes = [*directions(mosaic), *millimetres(mosaic, scene)]
-    return png_of(drawn(picture, [], notes, extra=scale), colour_counts=_FIELD_COLOURS)
+    ramp = _signed_colours(np.linspace(-1.0, 1.0, _SIGNED_STEPS, dtype=np.float32))
+    return coloured_png_of(drawn(picture, [], notes, extra=scale), ramp)
 
 
 def _signed_colours(level: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -484,7 +491,24 @@ def _curve(axes: Axes, values: NDArray[Any], label: str, style: Mapping[str, Any
 
 def _three_planes(scene: Scene) -> list[list[tuple[int, int]]]:
     """Return a row of axial, one of coronal and one of sagittal slices, about equally wide."""
-    extents = scene.extents_mm
-    fitting = int(np.clip(_COLUMNS * extents[0] // extents[1], 3, 9))
-    counts = {AXIAL: _COLUMNS, CORONAL: _COLUMNS, SAGITTAL: fitting}
+    counts = _counts(scene, _COLUMNS)
     return [[(axis, index) for index in spread(scene.mask, axis, n)] for axis, n in counts.items()]
+
+
+def _fullest_planes(
+    scene: Scene, values: NDArray[np.float32], *, columns: int, extent: NDArray[np.bool_]
+) -> list[list[tuple[int, int]]]:
+    """Return likewise the slices that show most of `values` (at least 0), of equal parts of an extent."""
+    return [
+        [(axis, index) for index in fullest(values, extent, axis, n)]
+        for axis, n in _counts(scene, columns).items()
+    ]
+
+
+def _counts(scene: Scene, columns: int) -> dict[int, int]:
+    extents = scene.extents_mm
+    return {
+        AXIAL: columns,
+        CORONAL: columns,
+        SAGITTAL: int(np.clip(columns * extents[0] // extents[1], 3, 9)),
+    }

@@ -109,12 +109,12 @@ def percent(probability: float) -> str:
 
 
 def signed(amount: float) -> str:
-    """Return a number with its sign and two decimals.
+    """Return a number with its sign and three decimals.
 
-    >>> signed(0.314), signed(-1.2), signed(0.001)
-    ('+0.31', '−1.20', '0.00')
+    >>> signed(0.3141), signed(-1.2), signed(0.0001)
+    ('+0.314', '−1.200', '0.000')
     """
-    text = f"{abs(amount):.2f}"
+    text = f"{abs(amount):.3f}"
     return f"{'+' if amount > 0 else '−'}{text}" if float(text) else text
 
 

@@ -354,7 +354,10 @@ def evidence_text(evidence: Evidence) -> FigureText:
         "occlusion": f"By how much the logit of {label} falls when a box around each place is given the brain's mean "
         "intensity: colour where the network would be less sure without what it sees there.",
     }[evidence.method]
-    drawn = f"Coloured from {percent(COLOURED_FROM)} of the map's maximum on. Numbers are template coordinates in mm."
+    drawn = (
+        f"Coloured from {percent(COLOURED_FROM)} of the map's maximum on. The slices are those with most colour; "
+        "numbers are template coordinates in mm."
+    )
     return FigureText(
         title=f"Network, {evidence.title}: what speaks for {label}",
         caption=f"{what} {drawn}",
