@@ -227,8 +227,8 @@ def predictor_sentences(
         for name, count in chosen.most_common()
     )
     how = (
-        "each fold takes the simplest that its own training scans do not show to be worse than the best; the scans "
-        "that it leaves out have no part in it"
+        "each fold takes the stack, unless its own training scans show a member to be better; the scans that it leaves "
+        "out have no part in it"
         if predictor.choice == "auto"
         else f"as asked for with --predictor {predictor.choice}"
     )

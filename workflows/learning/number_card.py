@@ -20,7 +20,7 @@ from brainstage.workflows.learning.model_card import (
 )
 from brainstage.workflows.learning.number_evaluation import NumberModelEvaluation
 from brainstage.workflows.learning.training_options import TrainOptions
-from brainstage.workflows.reporting.markdown import markdown_environment
+from brainstage.workflows.reporting.markdown import Markdown, markdown_environment
 
 CLEARLY_BETTER_R2: Final = 0.05
 """By which a member has to lead the predictor before the card names it instead."""
@@ -54,7 +54,7 @@ def render_number_card(
         "scans": len(cohort.scans),
         "participants": len(set(cohort.participants)),
         "left_out": cohort.left_out,
-        "weights_warning": weights_warning(model.extractor.source, description.finetune),
+        "weights_warning": Markdown(weights_warning(model.extractor.source, description.finetune)),
         "measures": MEASURE_WORDS,
         "predictor_sentences": predictor_sentences(description.predictor, description.members),
         "recommendation": number_recommendation(description, result),
@@ -80,21 +80,25 @@ def render_number_card(
 def number_recommendation(description: NumberDescription, result: NumberModelEvaluation) -> str:
     """Say whether the model should be used: as it is, as one of its members, or not.
 
-    Its own numbers decide: the interval of R2 against 0, then R2 against the member with the highest.
+    Its own numbers decide: the interval of R2 against 0, then the R2 of the best member, which has to lead clearly, and
+    with its whole interval, before it is named instead.
     """
-    best = max(result.members, key=lambda name: result.members[name].measures["r2"].value)
-    above = description.predictor.above_chance
-    if not above and not result.members[best].above_chance:
+    above, published = description.predictor.above_chance, result.predictor.measures["r2"].value
+    members = {name: one.measures["r2"] for name, one in result.members.items() if one.above_chance}
+    if not above and not members:
         return (
             "Do not use: not above chance. Neither the predictor nor any member is better out of fold than saying the "
             "mean to everybody."
         )
-    gain = result.members[best].measures["r2"].value - result.predictor.measures["r2"].value
-    if not above or (gain > CLEARLY_BETTER_R2 and result.members[best].above_chance):
-        return (
-            f"Use the member {best}: train with --predictor {best}. Its R2 out of fold is {gain:.2f} above the "
-            "predictor's."
-        )
+    best = max(members, key=lambda name: members[name].value, default=None)
+    if best is not None:
+        alone = members[best]
+        leads = alone.value - published > CLEARLY_BETTER_R2 and alone.low > published
+        if leads or not above:
+            return (
+                f"Use the member {best}: train again with --predictor {best}. Out of fold its R2 is {alone.value:.2f}, "
+                f"and {published:.2f} that of the published values."
+            )
     return "Use, for research, on scans like those of this cohort."
 
 
