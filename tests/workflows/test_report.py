@@ -576,7 +576,7 @@ def test_an_exact_map_is_shown_with_what_each_region_adds_for_and_against():
     assert "region 4" in words
     assert "region 5" not in words
     assert "where the network looked" not in words
-    assert "has no part" not in words
+    assert "has no part in the published" not in words
 
 
 def test_a_map_of_a_member_without_weight_says_so():
