@@ -8,14 +8,14 @@ network for T1w MRI that beat a linear model; nilearn's decoders screen by an F 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainstage.models.linear_fit import fit_classes
+from brainstage.models.linear_fit import fit_classes, fit_number
 from brainstage.models.rotation import Rotation, rotate
 from brainstage.pipeline.records import NetworkInput
 from brainstage.pipeline.volume import Affine
@@ -170,7 +170,9 @@ def fit_baseline(
     seed : int
         Of sampling.
     """
-    used = _screened(values, inside, targets)
+    from sklearn.feature_selection import f_classif  # heavy, and predictions do without
+
+    used = _screened(values, inside, lambda part: f_classif(part, targets)[0])
     rotation = rotate(values[:, used])
     coefficients, intercepts = fit_classes(
         rotation.scores, targets, classes=classes, imbalance=imbalance, seed=seed
@@ -178,18 +180,42 @@ def fit_baseline(
     return _unrotated(rotation, used, coefficients, intercepts, values.shape[1])
 
 
-def _screened(
-    values: NDArray[np.float32], inside: NDArray[np.bool_], targets: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return the places (U,) of the values that differ most between the classes, in their order."""
-    from sklearn.feature_selection import f_classif  # heavy, and predictions do without
+def fit_number_baseline(
+    values: NDArray[np.float32], inside: NDArray[np.bool_], targets: NDArray[np.float64]
+) -> LinearBaseline:
+    """Fit a ridge regression of a number on one training fold; screened by correlation, otherwise as for classes.
 
+    Parameters
+    ----------
+    values : ndarray, (N, V) float32
+    inside : ndarray, (N, V) bool
+    targets : ndarray, (N,) float64
+
+    Returns
+    -------
+    LinearBaseline
+        Whose one "logit" is the number.
+    """
+    from sklearn.feature_selection import f_regression  # heavy, and predictions do without
+
+    used = _screened(values, inside, lambda part: f_regression(part, targets)[0])
+    rotation = rotate(values[:, used])
+    weight, bias = fit_number(rotation.scores, targets)
+    return _unrotated(rotation, used, weight[None], np.array([bias]), values.shape[1])
+
+
+def _screened(
+    values: NDArray[np.float32],
+    inside: NDArray[np.bool_],
+    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+) -> NDArray[np.int64]:
+    """Return the places (U,) of the values that go most with the target, by their `score`, in their order."""
     places = np.flatnonzero((inside.mean(axis=0) >= _MASK_PART) & (np.ptp(values, axis=0) > 0))
     wanted = max(SCREENED_LEAST, round(SCREENED_PART * len(places)))
     if wanted >= len(places):
         return places
     parts = np.array_split(places, -(-len(places) // _SCREENED_AT_A_TIME))
-    scores = np.concatenate([f_classif(values[:, part], targets)[0] for part in parts])
+    scores = np.concatenate([score(values[:, part]) for part in parts])
     best = np.argsort(np.nan_to_num(scores, nan=-np.inf), kind="stable")[-wanted:]
     return np.sort(places[best])
 

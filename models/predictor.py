@@ -11,7 +11,7 @@ leaves out measure exactly what is deployed, the choice included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -176,8 +176,6 @@ def stack_weights(said: Mapping[Member, Numbers], targets: NDArray[np.int64]) ->
         Member to calibrated log-probabilities (N, C), of scans that it was not fitted on.
     targets : ndarray, (N,) int64
     """
-    from scipy.optimize import minimize  # heavy, and predictions do without
-
     names = [name for name in MEMBERS if name in said]
     stacked = np.stack([said[name] for name in names])
     equal = np.full(len(names), 1 / len(names))
@@ -192,6 +190,24 @@ def stack_weights(said: Mapping[Member, Numbers], targets: NDArray[np.int64]) ->
         value = -log_p[rows, targets].sum() + RIDGE * (away**2).sum()
         return float(value / len(targets)), (gradient + 2 * RIDGE * away) / len(targets)
 
+    return best_weights(loss, names)
+
+
+def best_weights(
+    loss: Callable[[Numbers], tuple[float, Numbers]], names: Sequence[Member]
+) -> dict[Member, float]:
+    """Return the weights of least loss: at least 0, together at most 1, those below `SMALLEST_WEIGHT` left out.
+
+    Parameters
+    ----------
+    loss : callable
+        Weights (M,) to a convex loss and its gradient.
+    names : sequence of str
+        M members.
+    """
+    from scipy.optimize import minimize  # heavy, and predictions do without
+
+    equal = np.full(len(names), 1 / len(names))
     found = minimize(
         loss,
         equal,

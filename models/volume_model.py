@@ -1,8 +1,9 @@
 """The member that knows volumes alone: hippocampi, ventricles and tissues over the intracranial volume.
 
 Each volume is compared with what is usual for a person's age and sex, as the training fold shows it within its
-classes, so that a wide ventricle of an old person counts for less than one of a young person, and age itself is no
-evidence. A few plain numbers hold all of it; they stand in ``model.json``.
+classes, or at the same value of a number that is to be predicted, so that a wide ventricle of an old person counts for
+less than one of a young person, and age itself is no evidence. A few plain numbers hold all of it; they stand in
+``model.json``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from brainstage.models.linear_fit import fit_classes
+from brainstage.models.linear_fit import fit_classes, fit_number
 
 SUMMED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -82,13 +83,13 @@ class MeasureScale(BaseModel):
 
 
 class VolumeModel(BaseModel):
-    """A linear map from standardised volumes to logits, fitted in one training fold.
+    """A linear map from standardised volumes to logits, or to one number, fitted in one training fold.
 
     Attributes
     ----------
     scales : tuple of MeasureScale
     weight : tuple of tuple of float
-        (C, D).
+        (C, D), with one row for a number.
     bias : tuple of float
         (C,).
     """
@@ -126,7 +127,7 @@ class VolumeModel(BaseModel):
         return np.asarray(self.standardised(scans) @ np.array(self.weight).T + np.array(self.bias))
 
     def contributions(self, scan: ScanVolumes, output: int) -> dict[str, float]:
-        """Return what each measure adds to the logit of a class, beyond its mean over the classes.
+        """Return what each measure adds to the logit of a class, beyond its mean over the classes, or to a number.
 
         Parameters
         ----------
@@ -135,7 +136,7 @@ class VolumeModel(BaseModel):
             Of the class.
         """
         weight = np.array(self.weight)
-        against = weight[output] - weight.mean(axis=0)
+        against = weight[output] - weight.mean(axis=0) if len(weight) > 1 else weight[output]
         added = against * self.standardised([scan])[0]
         return {scale.measure: float(value) for scale, value in zip(self.scales, added, strict=True)}
 
@@ -218,8 +219,7 @@ def fit_volume_model(
     imbalance : str
         One of :data:`~brainstage.models.choices.IMBALANCE`.
     """
-    groups = np.eye(classes)[targets]
-    scales = tuple(scale for name in MEASURES if (scale := _fitted_scale(name, scans, groups)) is not None)
+    scales = _fitted_scales(scans, np.eye(classes)[targets])
     empty = VolumeModel(scales=scales, weight=((0.0,) * len(scales),) * classes, bias=(0.0,) * classes)
     if not scales:
         return empty
@@ -233,6 +233,27 @@ def fit_volume_model(
     )
 
 
+def fit_number_volume_model(scans: Sequence[ScanVolumes], targets: NDArray[np.float64]) -> VolumeModel:
+    """Fit a ridge regression of a number on the volumes of one training fold.
+
+    Parameters
+    ----------
+    scans : sequence of ScanVolumes
+        N of them; without their age where the number is age.
+    targets : ndarray, (N,) float64
+    """
+    scales = _fitted_scales(scans, np.column_stack([np.ones(len(targets)), targets]))
+    model = VolumeModel(scales=scales, weight=((0.0,) * len(scales),), bias=(float(np.mean(targets)),))
+    if not scales:
+        return model
+    weight, bias = fit_number(model.standardised(scans), targets)
+    return model.model_copy(update={"weight": (tuple(map(float, weight)),), "bias": (bias,)})
+
+
+def _fitted_scales(scans: Sequence[ScanVolumes], groups: NDArray[np.float64]) -> tuple[MeasureScale, ...]:
+    return tuple(scale for name in MEASURES if (scale := _fitted_scale(name, scans, groups)) is not None)
+
+
 def _fitted_scale(
     name: str, scans: Sequence[ScanVolumes], groups: NDArray[np.float64]
 ) -> MeasureScale | None:
@@ -241,7 +262,7 @@ def _fitted_scale(
     Parameters
     ----------
     groups : ndarray, (N, G) float64
-        What else explains the measure: the class of each scan.
+        What else explains the measure: the class of each scan, or the number, beside a column of ones.
     """
     values = np.array([one.measures.get(name) or np.nan for one in scans], dtype=np.float64)
     known = np.isfinite(values) & (values > 0)

@@ -291,8 +291,9 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     train = commands.add_parser(
         "train",
         help="train a model on the scans of a finished run",
-        description="Train a classifier on the scans of a finished run, with cross-validation by participant, and "
-        "write a model directory with its card. Scans whose split is test are kept out.",
+        description="Train a model of classes, or of a number (--target), on the scans of a finished run, with "
+        "cross-validation by participant, and write a model directory with its card. Scans whose split is test are "
+        "kept out.",
     )
     train.add_argument("out_dir", type=_path, metavar="OUT_DIR", help="output directory of brainstage run")
     train.add_argument("model_dir", type=_path, metavar="MODEL_DIR", help="appears whole or not at all")
@@ -307,6 +308,11 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         default="diagnosis",
         metavar="NAME",
         help="column of the run's data_manifest.csv; default: diagnosis",
+    )
+    train.add_argument(
+        "--target",
+        metavar="NAME",
+        help="column of numbers, such as age or mmse, to predict instead of classes, with intervals",
     )
     train.add_argument(
         "--qc-decisions",
@@ -357,7 +363,7 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         "--predictor",
         choices=PREDICTORS,
         default="auto",
-        help="whose probabilities are published: one member's, those of a weighted product of all (stack), or "
+        help="whose probabilities, or numbers, are published: one member's, those of all weighted together (stack), or "
         "what inner folds find best (auto); default: auto",
     )
     train.add_argument(

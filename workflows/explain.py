@@ -16,7 +16,7 @@ from brainstage.models.choices import Member
 from brainstage.models.covariates import text_of
 from brainstage.models.explanation import EXPLANATION_VERSION, Method
 from brainstage.models.features import choose_device
-from brainstage.models.model_store import StoredModel, load_model
+from brainstage.models.model_store import NumberModel, StoredModel, load_model
 from brainstage.models.predictor import mean_weights
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles, sidecar_of
@@ -27,6 +27,7 @@ from brainstage.pipeline.errors import (
     InputMissingError,
     NothingSelectedError,
     OutputError,
+    UsageError,
     attributed,
 )
 from brainstage.pipeline.files import (
@@ -147,6 +148,11 @@ def explain(model_dir: Path, out_dir: Path, options: ExplainOptions, say: Callab
         For anything that concerns all scans: no model, no run, another preprocessing, an atlas that does not fit.
     """
     model = load_model(model_dir, str(choose_device(options.device)))
+    if isinstance(model, NumberModel):
+        raise UsageError(
+            f"brainstage explain maps what speaks for a class, and {model_dir.name} predicts a number "
+            f"({model.column}): its reports say what each member finds, and its card what the members are worth"
+        )
     rows, preprocessing = read_finished_run(out_dir, model.description.preprocessing_id)
     model.require_preprocessing(str(preprocessing["id"]), preprocessing["content"])
     chosen = _selected(rows, options.participants)
@@ -218,7 +224,7 @@ def _explained(task: _Task, row: ManifestRow, files: ScanFiles) -> tuple[str, tu
         scan, context = known
         outcome = reported_outcome(scan, context) if context.model_id == task.model.model_id else None
         prediction = outcome.prediction if outcome else None
-        if outcome is None or prediction is None:
+        if outcome is None or not isinstance(prediction, Prediction):
             return NO_PREDICTION, ()
         if not decide(outcome).shows_probabilities:
             remove_evidence(files)

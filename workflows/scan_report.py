@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from brainstage.pipeline.records import (
     Completed,
     Failure,
     HeaderFindings,
+    NumberPrediction,
     PredictionStatus,
     QcStatus,
     SubjectOutcome,
@@ -23,6 +24,7 @@ from brainstage.pipeline.records import (
 from brainstage.workflows.evidence import MAPS, Evidence, read_evidence, remove_evidence
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.normed_volumes import normed_volumes
+from brainstage.workflows.predicted_numbers import known_number
 from brainstage.workflows.reporting.distribution import read_distributions
 from brainstage.workflows.reporting.methods import method_steps
 from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
@@ -47,7 +49,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
     decision = decide(outcome)
     if decision.status in (PredictionStatus.WITHHELD, PredictionStatus.FAILED):
         remove_evidence(files)
-    shown = {
+    shown: dict[str, Any] = {
         "version": REPORT_VERSION,
         "status": decision.status,
         "codes": decision.codes,
@@ -62,6 +64,8 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "evidence": [one.key for one in _evidence(outcome, files)],
         "cohort": read_distributions(context.out_dir).key,
     }
+    if column := _number_of(outcome):
+        shown |= {"known_number": known_number(outcome.scan, column)}
     key = sha256_of_json(shown)
     marker = files.state / "report.json"
     if not changed and files.report.is_file() and read_json_or_empty(marker).get("key") == key:
@@ -98,7 +102,13 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
             for code in decision.codes
         ),
         remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
-        methods=method_steps(config, tool_versions(), model_id=context.model_id, norms=context.norms)
+        methods=method_steps(
+            config,
+            tool_versions(),
+            model_id=context.model_id,
+            number=_number_of(outcome),
+            norms=context.norms,
+        )
         if completed
         else (),
         tiers=config.prediction,
@@ -110,6 +120,12 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
 def _evidence(outcome: SubjectOutcome, files: ScanFiles) -> tuple[Evidence, ...]:
     """Return what explains a prediction, where the prediction itself is shown."""
     return read_evidence(files, shown_prediction(outcome, decide(outcome).status))
+
+
+def _number_of(outcome: SubjectOutcome) -> str | None:
+    """Return the column that was predicted; None for classes, and without a prediction."""
+    found = outcome.prediction if isinstance(outcome, Completed) else None
+    return found.column if isinstance(found, NumberPrediction) else None
 
 
 def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:

@@ -13,8 +13,10 @@ from brainstage.models.cohort_table import ClassRow, association_warnings
 from brainstage.models.conformal import LEVEL
 from brainstage.models.metrics import Estimate, Evaluation
 from brainstage.models.model_description import (
+    CommonDescription,
     ConformalDescription,
     ModelDescription,
+    NumberPredictorDescription,
     PredictorDescription,
 )
 from brainstage.models.model_store import StoredModel
@@ -176,7 +178,7 @@ def people_row(row: ClassRow) -> tuple[str, int, int, str, str, str]:
     )
 
 
-def harmonised_sentence(description: ModelDescription, cohort: Cohort) -> str:
+def harmonised_sentence(description: CommonDescription, cohort: Cohort) -> str:
     """Say which sites are harmonised, and which have too few scans for it; empty without harmonisation."""
     if not description.harmonised_sites:
         return ""
@@ -212,8 +214,12 @@ def best_sentences(result: ModelEvaluation) -> str:
     )
 
 
-def predictor_sentences(predictor: PredictorDescription, members: Sequence[Member]) -> list[str]:
-    """Say whose probabilities are published, and which members add nothing to them."""
+def predictor_sentences(
+    predictor: PredictorDescription | NumberPredictorDescription, members: Sequence[Member]
+) -> list[str]:
+    """Say whose probabilities, or values, are published, and which members add nothing to them."""
+    of_classes = isinstance(predictor, PredictorDescription)
+    one, several = ("probability", "probabilities") if of_classes else ("value", "values")
     folds = len(predictor.folds)
     chosen = Counter(fold.chosen for fold in predictor.folds)
     named = ", ".join(
@@ -221,15 +227,15 @@ def predictor_sentences(predictor: PredictorDescription, members: Sequence[Membe
         for name, count in chosen.most_common()
     )
     how = (
-        "each fold takes the simplest that its own training scans do not show to be worse than the best; the scans "
-        "that it leaves out have no part in it"
+        "each fold takes the stack, unless its own training scans show a member to be better; the scans that it leaves "
+        "out have no part in it"
         if predictor.choice == "auto"
         else f"as asked for with --predictor {predictor.choice}"
     )
     weights = {name: sum(fold.weights.get(name, 0.0) for fold in predictor.folds) / folds for name in members}
     listed = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
     found = [
-        f"The published probabilities are those of {named} ({how}).",
+        f"The published {several} are those of {named} ({how}).",
         f"Weights of the members, mean of the folds: {listed}.",
     ]
     unused = [name for name, weight in weights.items() if not weight]
@@ -239,7 +245,7 @@ def predictor_sentences(predictor: PredictorDescription, members: Sequence[Membe
             if predictor.choice in ("auto", "stack")
             else f"--predictor {predictor.choice} was asked for"
         )
-        found.append(f"The network has no weight: {why}. No published probability rests on it.")
+        found.append(f"The network has no weight: {why}. No published {one} rests on it.")
     return found
 
 

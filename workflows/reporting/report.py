@@ -26,6 +26,7 @@ from brainstage.workflows.reporting.face import face_is_located
 from brainstage.workflows.reporting.flicker import BANDS
 from brainstage.workflows.reporting.members_table import member_rows, members_sentence, weights_sentence
 from brainstage.workflows.reporting.methods import MethodStep, references_of
+from brainstage.workflows.reporting.number_verdict import NumberShown, number_shown
 from brainstage.workflows.reporting.pages import (
     RunInfo,
     page_environment,
@@ -35,7 +36,7 @@ from brainstage.workflows.reporting.pages import (
     value_text,
 )
 from brainstage.workflows.reporting.qc_table import Gauge, QcRow, Reason, bounds_text, gauge_of
-from brainstage.workflows.reporting.verdict import is_decided, shown_prediction, verdict_of
+from brainstage.workflows.reporting.verdict import is_decided, shown_number, shown_prediction, verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
 from brainstage.workflows.reporting.volumes_table import (
     PeopleCompared,
@@ -199,8 +200,14 @@ class ScanReport:
 
     @property
     def shown_prediction(self) -> Prediction | None:
-        """The prediction where it may be seen: None when withheld, failed or without a model."""
+        """The prediction of a class where it may be seen: None when withheld, failed or without a model."""
         return shown_prediction(self.outcome, self.prediction_status)
+
+    @property
+    def shown_number(self) -> NumberShown | None:
+        """What may be seen of the prediction of a number."""
+        found = shown_number(self.outcome, self.prediction_status)
+        return number_shown(found, self.outcome.scan) if found else None
 
     @property
     def shown_volumes(self) -> BrainVolumes | None:
@@ -243,6 +250,7 @@ def render_scan_report(report: ScanReport) -> str:
         failure=outcome if isinstance(outcome, Failure) else None,
         qc=None if isinstance(outcome, Failure) else outcome.verdict,
         prediction=prediction,
+        number=report.shown_number,
         decided=prediction is not None and is_decided(prediction),
         members=member_rows(prediction) if prediction else (),
         members_sentence=members_sentence(prediction) if prediction else "",
