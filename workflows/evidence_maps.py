@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import SimpleITK as sitk
@@ -26,7 +27,8 @@ from brainstage.preprocessing.transforms import (
 )
 from brainstage.workflows.evidence import BRIGHTNESS, LOCAL_VOLUME, LOG_ODDS, MAPS
 
-_WHAT: dict[str, str] = {
+_NUDGE_MM: Final = 1e-3
+_WHAT: Final[Mapping[str, str]] = {
     BRIGHTNESS: "What the brightness of each block of the brain adds to {label} through the linear member",
     LOCAL_VOLUME: "What the local volume of each voxel in the middle of the brain adds to {label} through the linear "
     "member",
@@ -115,11 +117,18 @@ def carried(parts: Sequence[Volume], grid: Grid, transform: sitk.Transform, name
         A key of `MAPS`.
     """
     if MAPS[name].exact:
-        moved = [apply_transform(part, grid, transform, "nearest").data for part in parts]
+        moved = [apply_transform(_nudged(part), grid, transform, "nearest").data for part in parts]
     else:
         moved = [apply_transform(_with_rim(part), grid, transform).data for part in parts]
     total = np.sum(moved, axis=0)
     return Volume(data=np.maximum(total, 0.0) if name == "gradcam" else total, voxel_to_ras=grid.voxel_to_ras)
+
+
+def _nudged(part: Volume) -> Volume:
+    """Move blocks by next to nothing: voxels that lie between two of them then all go to the same one."""
+    matrix = np.array(part.voxel_to_ras)
+    matrix[:3, 3] += _NUDGE_MM
+    return Volume(data=part.data, voxel_to_ras=matrix)
 
 
 def _with_rim(part: Volume) -> Volume:

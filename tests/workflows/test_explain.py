@@ -458,10 +458,10 @@ def test_auto_explains_each_member_that_has_a_weight(by_member):
         assert any(
             line.startswith(f"{files.key}: explained, by linear and volumes and gradcam") for line in said
         )
-        assert read_prediction(files).member_weights == WEIGHTS
+        assert read_prediction(files).member_weights == pytest.approx(WEIGHTS)
         evidence = read_evidence(files, read_prediction(files))
         assert [one.method for one in evidence] == ["linearBrightness", "linearVolume", "gradcam"]
-        assert [one.weight for one in evidence] == [0.5, 0.5, 0.1]
+        assert [one.weight for one in evidence] == pytest.approx([0.5, 0.5, 0.1])
 
 
 def test_maps_of_the_linear_member_are_signed_lie_in_the_brain_and_say_what_they_are(by_member):
