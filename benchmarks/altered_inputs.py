@@ -30,13 +30,21 @@ from stand_in import stand_in_stages
 from tables import ABSENT
 
 from brainstage.models.baseline import BASELINE_VERSION, LinearBaseline, baseline_values
+from brainstage.models.choices import MEMBERS
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.heads import LinearHead
 from brainstage.models.learners import FoldModel
-from brainstage.models.model_description import BackboneDescription, ConformalDescription, ModelDescription
-from brainstage.models.model_store import StoredModel, load_model, write_model
+from brainstage.models.model_description import (
+    BackboneDescription,
+    ConformalDescription,
+    ModelDescription,
+    PredictorDescription,
+)
+from brainstage.models.model_store import StoredModel, load_model, scan_inputs, write_model
 from brainstage.models.novelty import NoveltyModel
 from brainstage.models.pooling import feature_id
+from brainstage.models.predictor import FoldPredictor
+from brainstage.models.volume_model import MeasureScale, VolumeModel
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.account import account_lines
 from brainstage.pipeline.bids import Dataset, read_dataset, read_filter_file
@@ -219,7 +227,7 @@ def finished() -> Path:
     broken.unlink()
     broken.symlink_to("nowhere")
     run(options, Progress(io.StringIO()), stand_in_stages)
-    model = description(schema_version=1)
+    model = description()
     model = model.model_copy(update={"model_id": model.own_id})
     write_text(folder / "model" / "model.json", model.model_dump_json())
     said = replace(SAID, model_id=model.model_id)
@@ -253,7 +261,8 @@ SAID: Final = Prediction(
     ood_score=1.0,
     ood_threshold=2.0,
     tier="review",
-    baseline_label="CN",
+    member_labels={"volumes": "CN", "linear": "CN", "network": "AD"},
+    compared_members=("volumes", "linear"),
     model_id="",
     reference=(
         ReferenceFinding(
@@ -560,6 +569,33 @@ def configurations(rng: random.Random, folder: Path) -> None:
 # --- what a run keeps for itself
 
 
+PREDICTORS_OF_FOLDS: Final = (
+    FoldPredictor(
+        chosen="stack",
+        temperatures=dict.fromkeys(MEMBERS, 1.5),
+        weights={"volumes": 0.25, "linear": 0.25, "network": 0.5},
+    ),
+    FoldPredictor(chosen="network", temperatures=dict.fromkeys(MEMBERS, 0.5), weights={"network": 1.0}),
+)
+VOLUME_MODELS: Final = 2 * (
+    VolumeModel(
+        scales=(
+            MeasureScale(
+                measure="hippocampus_left_pct_icv",
+                mean=-1.4,
+                per_year=-0.005,
+                male_minus_female=0.01,
+                age=70.0,
+                male=0.5,
+                scale=0.12,
+            ),
+        ),
+        weight=((0.5,), (-0.5,)),
+        bias=(0.1, -0.1),
+    ),
+)
+
+
 def description(**fields: Any) -> ModelDescription:  # noqa: ANN401
     """Return the description of a model; `fields` stand in place of what it has."""
     content = preprocessing_content(Config())
@@ -576,11 +612,21 @@ def description(**fields: Any) -> ModelDescription:  # noqa: ANN401
         "baseline_version": BASELINE_VERSION,
         "preprocessing_id": preprocessing_id(content),
         "preprocessing_content": content,
-        "temperature": 1.0,
-        "conformal": ConformalDescription(level=0.9, quantiles={"CN": 0.5, "AD": None}),
+        "members": MEMBERS,
+        "predictor": PredictorDescription(
+            choice="auto",
+            folds=PREDICTORS_OF_FOLDS,
+            above_chance=True,
+            compared_members=("volumes", "linear"),
+        ),
+        "conformal": ConformalDescription(
+            levels={"CN": 0.6, "AD": 0.5},
+            scores={"CN": ((0.2, 0, 0), (0.4, 1, 1), (0.6, 0, 2)), "AD": ((0.3, 1, 3), (0.7, 0, 4))},
+        ),
         "novelty_threshold": 2.0,
         "seed": 0,
-        "fold_of_training_scan": {"a" * 64: 0, "b" * 64: 1},
+        "training_scans": {"a" * 64: (0, 0), "b" * 64: (1, 3)},
+        "volume_models": VOLUME_MODELS,
     }
     return ModelDescription(**(given | fields))
 
@@ -661,7 +707,9 @@ def trained() -> Path:
         mean=0 * ones, scale=ones, axes=drawn(2, FEATURES), variances=ones[:2], residual_variance=1.0
     )
     values, _ = baseline_values(looked_at())
-    baselines = [LinearBaseline(weight=drawn(2, len(values)), bias=drawn(2)) for _ in range(2)]
+    baselines = [
+        LinearBaseline(weight=drawn(2, len(values)), bias=drawn(2), mean=drawn(len(values))) for _ in range(2)
+    ]
     source = weights.source
     backbone = BackboneDescription(
         kind=source.kind, architecture=source.architecture, strides=source.strides, sha256=source.sha256,
@@ -708,8 +756,10 @@ def models(rng: random.Random, folder: Path) -> None:
             (place / "model.json").write_bytes(sealed(json.dumps(described).encode()))
     _checked_model(place, Config())
     model = load_model(place)
+    measures = {"hippocampus_left_pct_icv": 0.22}
+    scan = scan_inputs(np.ones(FEATURES, dtype=np.float32), looked_at(), measures, {"age": "71", "sex": "F"})
     for source in (None, "a" * 64, "b" * 64):
-        said = model.predict(np.ones(FEATURES, dtype=np.float32), looked_at(), source)
+        said = model.predict(scan, source)
         numbers = [*said.probabilities.values(), said.ood_score, said.ood_threshold, said.set_level]
         if not np.isfinite(numbers).all() or set(said.probabilities) != set(model.classes):
             raise Wrong(f"a damaged model said {said}"[:400])

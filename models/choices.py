@@ -27,6 +27,14 @@ PredictorChoice = Literal["auto", "network", "linear", "volumes", "stack"]
 """Whose probabilities are published: one member's, the product of all, or what inner folds find best."""
 PREDICTORS: Final[tuple[PredictorChoice, ...]] = get_args(PredictorChoice)
 
+FoldsBy = Literal["participant", "site"]
+"""What has all its scans in one fold."""
+FOLDS_BY: Final[tuple[FoldsBy, ...]] = get_args(FoldsBy)
+
+Harmonise = Literal["none", "site"]
+"""Whose location and scale are taken out of what members are given."""
+HARMONISE: Final[tuple[Harmonise, ...]] = get_args(Harmonise)
+
 IMBALANCE: Final = ("none", "weights", "oversample", "undersample", "smote")
 """What may be done about classes of different size."""
 

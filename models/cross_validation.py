@@ -60,7 +60,7 @@ class Nested(Generic[Model]):
 
 def cross_validate(
     learner: Learner[Model],
-    targets: NDArray[np.int64],
+    targets: NDArray[Any],
     folds: NDArray[np.int64],
     *,
     classes: int,
@@ -73,7 +73,11 @@ def cross_validate(
     Parameters
     ----------
     learner : Learner
-    targets, folds : ndarray, (N,) int64
+    targets : ndarray, (N,) int64 or float64
+        Classes, or a number.
+    folds : ndarray, (N,) int64
+    classes : int
+        1 for a number.
     name : str
         Of this cross-validation among those of a training.
     pairs : bool
@@ -92,6 +96,8 @@ def cross_validate(
         log += rows
     for first, second in combinations(range(count), 2) if pairs else ():
         test = (folds == first) | (folds == second)
+        if classes > 1 and len(np.unique(targets[~test])) < len(np.unique(targets)):
+            continue  # two sites can hold all of a class; the models without one of them stand in
         drawn_with = seed + count + first * count + second
         inner, _ = learner.fit(~test, targets, fold=first, seed=drawn_with, name=f"{name}-without-{second}")
         said = np.empty((len(targets), classes))
@@ -211,10 +217,11 @@ def random_label_control(
     folds: int,
     seed: int,
     draws: int = RANDOM_LABEL_DRAWS,
+    fixed_folds: NDArray[np.int64] | None = None,
 ) -> dict[str, ControlRun]:
     """Train the same way on labels permuted between participants, which must end at chance.
 
-    Every draw is stratified anew by its own labels.
+    Every draw is stratified anew by its own labels, unless the folds are fixed, as those of sites are.
 
     References
     ----------
@@ -226,7 +233,9 @@ def random_label_control(
         drawn_with = seed + 1000 + draw
         drawn = shuffled_labels(labels, participants, seed=drawn_with)
         wanted = np.array([list(classes).index(label) for label in drawn], dtype=np.int64)
-        parts = fold_of_scans(drawn, participants, folds=folds, seed=drawn_with)
+        parts = fixed_folds
+        if parts is None:
+            parts = fold_of_scans(drawn, participants, folds=folds, seed=drawn_with)
         for name, found in refit(wanted, parts, drawn_with, f"random-labels-{draw}").items():
             said.setdefault(name, []).append(found)
         targets.append(wanted)

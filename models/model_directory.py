@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from brainstage.models.model_description import read_description
+from brainstage.models.model_description import older_version, read_description
 from brainstage.pipeline.errors import ModelError, OutputError, output_error
 from brainstage.pipeline.files import TEMPORARY_PREFIX
 
@@ -30,6 +30,8 @@ def require_replaceable(model_dir: Path) -> None:
     try:
         read_description(model_dir)
     except ModelError as error:
+        if older_version(model_dir):
+            return
         raise OutputError(
             f"{model_dir.name} is not empty and not a model directory, so it is not replaced: choose another one"
         ) from error

@@ -22,6 +22,8 @@ from brainstage.pipeline.tables import (
     years_or_none,
 )
 
+LONGEST_CELL: Final = 32_000
+"""Spreadsheets hold 32,767 characters in a cell, and Python's own reader of tables gives up at 131,072."""
 COLUMNS: Final = (
     "participant_id",
     "session_id",
@@ -124,13 +126,22 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
 def csv_text(columns: Sequence[str], records: Iterable[Mapping[str, object]]) -> str:
     r"""Return RFC 4180 text with LF line ends; None is an empty cell, text that a spreadsheet would run is quoted.
 
+    A cell of more than ``LONGEST_CELL`` characters is cut, and ends with how long it was.
+
     >>> csv_text(["a", "b"], [{"a": "=1+1", "b": -0.5}])
     "a,b\n'=1+1,-0.5\n"
     """
     # The csv module's writer leaves a lone carriage return bare, which readers take for the end of the line.
     lines = [[_cell(name) for name in columns]]
     lines += [[_cell(record.get(name)) for name in columns] for record in records]
-    return "".join(",".join(_enclosed(str(cell)) for cell in line) + "\n" for line in lines)
+    return "".join(",".join(_enclosed(_shortened(str(cell))) for cell in line) + "\n" for line in lines)
+
+
+def _shortened(cell: str) -> str:
+    if len(cell) <= LONGEST_CELL:
+        return cell
+    ending = f" ... ({len(cell)} characters)"
+    return cell[: LONGEST_CELL - len(ending)] + ending
 
 
 def rows_of(dataset: Dataset, sha256: Mapping[str, str]) -> list[ManifestRow]:

@@ -129,6 +129,7 @@ def _train(options: argparse.Namespace) -> int:
         TrainOptions(
             classes=tuple(options.classes) if options.classes else None,
             label_column=options.label_column,
+            target=options.target,
             qc_decisions=options.qc_decisions,
             weights=options.weights,
             strides=options.strides,
@@ -137,6 +138,8 @@ def _train(options: argparse.Namespace) -> int:
             augment=None if options.augment is None else tuple(options.augment),
             imbalance=options.imbalance,
             predictor=options.predictor,
+            folds_by=options.folds_by,
+            harmonise=options.harmonise,
             covariates=tuple(options.covariates),
             folds=options.folds,
             epochs=options.epochs,

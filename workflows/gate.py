@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from brainstage.pipeline.records import Failure, Prediction, PredictionStatus, QcStatus, SubjectOutcome
+from brainstage.pipeline.records import (
+    Failure,
+    Prediction,
+    PredictionStatus,
+    QcStatus,
+    ScanPrediction,
+    SubjectOutcome,
+)
 
 OUT_OF_DISTRIBUTION: Final = "out_of_distribution"
 NOT_ABOVE_CHANCE: Final = "not_above_chance"
 NO_CLASS_EXCLUDED: Final = "no_class_excluded"
 NO_CLASS_FITS: Final = "no_class_fits"
 MEMBERS_DISAGREE: Final = "members_disagree"
+SITE_UNKNOWN: Final = "site_unknown"
 
 SEEN_IN_TRAINING: Final = "seen_in_training"
 CHOSEN_OF_SESSION: Final = "chosen_of_session"
@@ -32,6 +40,8 @@ FLAG_EXPLANATIONS: Final = {
     NO_CLASS_FITS: "The prediction set is empty: the scan is unlike the training scans of every class.",
     MEMBERS_DISAGREE: "A member of the model that is better than chance by itself says another class. It flags only "
     "where, out of fold, such scans were predicted wrongly more often.",
+    SITE_UNKNOWN: "The model takes the differences between the sites of its training out of a scan, and does not know "
+    "the site of this one: its values are left as they are.",
     SEEN_IN_TRAINING: "The model was trained on this scan. What is said here comes from the one fold that did not "
     "see it, as in cross-validation; this alone flags nothing.",
     CHOSEN_OF_SESSION: "Of several scans of the session this one stands for it: the best verdict of quality control, "
@@ -88,7 +98,9 @@ def decide(outcome: SubjectOutcome) -> Decision:
         return Decision(status=PredictionStatus.WITHHELD)
     prediction = outcome.prediction
     noted = {
-        MEMBERS_DISAGREE: prediction.members_disagree and MEMBERS_DISAGREE not in flags,
+        MEMBERS_DISAGREE: isinstance(prediction, Prediction)
+        and prediction.members_disagree
+        and MEMBERS_DISAGREE not in flags,
         SEEN_IN_TRAINING: prediction.seen_in_training,
         COVARIATES_MISSING: prediction.covariates_missing,
         VOLUMES_MISSING: prediction.volumes_missing,
@@ -99,14 +111,26 @@ def decide(outcome: SubjectOutcome) -> Decision:
     return Decision(status=PredictionStatus.REPORTED, notes=notes)
 
 
-def prediction_flags(prediction: Prediction) -> tuple[str, ...]:
+def prediction_flags(prediction: ScanPrediction) -> tuple[str, ...]:
     """Return why a prediction is flagged, whatever quality control says of the scan."""
-    in_set, classes = len(prediction.prediction_set), len(prediction.probabilities)
+    of_classes = _flags_of_classes(prediction) if isinstance(prediction, Prediction) else {}
     applies = {
         OUT_OF_DISTRIBUTION: prediction.ood_score > prediction.ood_threshold,
         NOT_ABOVE_CHANCE: not prediction.above_chance,
+        SITE_UNKNOWN: prediction.site_unknown,
+        **of_classes,
+    }
+    order = (
+        *(OUT_OF_DISTRIBUTION, NOT_ABOVE_CHANCE, NO_CLASS_EXCLUDED, NO_CLASS_FITS),
+        *(SITE_UNKNOWN, MEMBERS_DISAGREE),
+    )
+    return tuple(code for code in order if applies.get(code))
+
+
+def _flags_of_classes(prediction: Prediction) -> dict[str, bool]:
+    in_set, classes = len(prediction.prediction_set), len(prediction.probabilities)
+    return {
         NO_CLASS_EXCLUDED: in_set == classes,
         NO_CLASS_FITS: in_set == 0,
         MEMBERS_DISAGREE: prediction.disagreement_flags and prediction.members_disagree,
     }
-    return tuple(code for code, yes in applies.items() if yes)

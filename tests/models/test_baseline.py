@@ -9,7 +9,8 @@ import pytest
 
 from brainstage.models import baseline
 from brainstage.models.baseline import SCREENED_LEAST, baseline_values, fit_baseline
-from brainstage.models.cross_validation import cross_validate_baseline
+from brainstage.models.cross_validation import cross_validate
+from brainstage.models.member_learners import LinearLearner
 from brainstage.models.metrics import auc
 from brainstage.models.splits import fold_of_scans
 from brainstage.pipeline.records import NetworkInput
@@ -28,9 +29,13 @@ def cohort(effect: float = 0.0, places: slice = slice(0, 150), seed: int = 0) ->
     return values.astype(np.float32)
 
 
+def learner(values: np.ndarray, classes: int = 2) -> LinearLearner:
+    return LinearLearner(values=values, inside=INSIDE, classes=classes, imbalance="weights")
+
+
 def auc_of(values: np.ndarray, targets: np.ndarray = TARGETS, seed: int = 0) -> float:
     folds = fold_of_scans([str(t) for t in targets], NAMES, folds=5, seed=seed)
-    logits, _ = cross_validate_baseline(values, INSIDE, targets, folds, classes=2, imbalance="weights")
+    logits = cross_validate(learner(values), targets, folds, classes=2, seed=seed).logits
     return float(auc(logits[:, 1] - logits[:, 0], targets == 1, np.ones((1, len(targets))))[0])
 
 
@@ -53,8 +58,10 @@ def test_values_are_screened_in_the_training_fold_alone() -> None:
     values, folds = cohort(effect=1.0), np.arange(PEOPLE) // 2 % 5
     altered = values.copy()
     altered[folds == 0, 5000:6000] += 50.0 * TARGETS[folds == 0, None]  # what only the left-out scans show
-    _, models = cross_validate_baseline(values, INSIDE, TARGETS, folds, classes=2, imbalance="weights")
-    _, others = cross_validate_baseline(altered, INSIDE, TARGETS, folds, classes=2, imbalance="weights")
+    models, others = (
+        cross_validate(learner(given), TARGETS, folds, classes=2, seed=0).models
+        for given in (values, altered)
+    )
     assert np.array_equal(models[0].weight, others[0].weight)
     assert not np.array_equal(models[1].weight, others[1].weight)
 
@@ -90,7 +97,7 @@ def test_three_classes_are_told_apart_by_different_values() -> None:
     for label in range(3):
         values[:, 1000 * label : 1000 * label + 100] += 2.0 * (targets == label)[:, None]
     folds = fold_of_scans([str(t) for t in targets], NAMES, folds=5, seed=0)
-    logits, _ = cross_validate_baseline(values, INSIDE, targets, folds, classes=3, imbalance="weights")
+    logits = cross_validate(learner(values, 3), targets, folds, classes=3, seed=0).logits
     assert (logits.argmax(axis=1) == targets).mean() > 0.8
 
 

@@ -11,9 +11,10 @@ from scipy.special import log_softmax, softmax
 from brainstage.models.covariates import (
     CovariateExpert,
     chosen_columns,
-    cross_validate_covariates,
     fit_expert,
 )
+from brainstage.models.cross_validation import cross_validate
+from brainstage.models.member_learners import CovariateLearner
 from brainstage.pipeline.errors import UsageError
 
 KNOWN = ["age", "education", "sex", "site"]
@@ -39,15 +40,18 @@ def fitted(rows, targets, names=("age", "sex"), imbalance="weights"):
     return fit_expert(columns, rows, targets, classes=2, imbalance=imbalance)
 
 
+def cross_validated(rows, targets, folds, imbalance):
+    columns = chosen_columns(("age", "sex"), rows, KNOWN)
+    learner = CovariateLearner(columns=columns, rows=rows, classes=2, imbalance=imbalance)
+    return cross_validate(learner, targets, folds, classes=2, seed=0)
+
+
 def test_age_and_sex_tell_classes_apart_out_of_fold_when_they_differ_and_not_when_they_do_not():
     for effect, low, high in ((1.0, 0.62, 0.85), (0.0, 0.4, 0.6)):
         rows, targets = cohort(effect=effect)
-        columns = chosen_columns(("age", "sex"), rows, KNOWN)
-        said, _, experts = cross_validate_covariates(
-            columns, rows, targets, np.arange(400) // 2 % 5, classes=2, imbalance="weights"
-        )
-        assert low < (said.argmax(axis=1) == targets).mean() < high
-        assert len(experts) == 5
+        found = cross_validated(rows, targets, np.arange(400) // 2 % 5, imbalance="weights")
+        assert low < (found.logits.argmax(axis=1) == targets).mean() < high
+        assert len(found.models) == 5
 
 
 def test_scans_left_out_change_nothing_in_their_fold():
@@ -57,10 +61,8 @@ def test_scans_left_out_change_nothing_in_their_fold():
         {**row, "age": "99", "sex": "other"} if fold == 0 else row
         for row, fold in zip(rows, folds, strict=True)
     ]
-    columns = chosen_columns(("age", "sex"), rows, KNOWN)
     first, second = (
-        cross_validate_covariates(columns, given, targets, folds, classes=2, imbalance="none")[2]
-        for given in (rows, altered)
+        cross_validated(given, targets, folds, imbalance="none").models for given in (rows, altered)
     )
     assert first[0] == second[0]
     assert first[1] != second[1]

@@ -205,6 +205,6 @@ def test_scans_left_out_have_no_part_in_their_fold():
     altered = images.copy()
     altered[folds == 0] *= 50.0
     one, other = run(images), run(altered)
-    assert np.array_equal(one.heads[0].weight, other.heads[0].weight)
-    assert not np.array_equal(one.heads[1].weight, other.heads[1].weight)
+    assert np.array_equal(one.models[0].head.weight, other.models[0].head.weight)
+    assert not np.array_equal(one.models[1].head.weight, other.models[1].head.weight)
     assert not np.array_equal(one.logits[folds == 0], other.logits[folds == 0])

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from brainstage.models import training
 from brainstage.models.baseline import fit_baseline
 from brainstage.models.choices import IMBALANCE
-from brainstage.models.cross_validation import cross_validate_baseline, cross_validate_heads
+from brainstage.models.cross_validation import cross_validate
 from brainstage.models.imbalance import resampled
+from brainstage.models.learners import FrozenLearner
+from brainstage.models.member_learners import LinearLearner
 from brainstage.models.splits import fold_of_scans, inner_validation
 from brainstage.models.training import HeadOptions, train_head
 from brainstage.pipeline.errors import UsageError
@@ -72,15 +74,14 @@ def test_scans_left_out_change_nothing_in_their_fold(imbalance):
     altered[folds == 0] = 1000.0
     inside = np.ones(values.shape, dtype=bool)
     options = HeadOptions(imbalance=imbalance, epochs=20)
-    runs, baselines = [], []
-    for given_values in (values, altered):
-        run = cross_validate_heads(given_values, targets, names, folds, classes=2, options=options)
-        runs.append(run.heads)
-        _, models = cross_validate_baseline(
-            given_values, inside, targets, folds, classes=2, imbalance=imbalance
-        )
-        baselines.append(models)
-    for first, second in (runs, baselines):
+    heads, baselines = [], []
+    for seen in (values, altered):
+        network = FrozenLearner(features=seen, participants=names, classes=2, options=options)
+        linear = LinearLearner(values=seen, inside=inside, classes=2, imbalance=imbalance)
+        run = cross_validate(network, targets, folds, classes=2, seed=0)
+        heads.append([model.head for model in run.models])
+        baselines.append(cross_validate(linear, targets, folds, classes=2, seed=0).models)
+    for first, second in (heads, baselines):
         assert np.array_equal(first[0].weight, second[0].weight)
         assert not np.array_equal(first[1].weight, second[1].weight)
 
@@ -119,10 +120,11 @@ def test_the_rare_class_is_found_where_without_treatment_it_is_missed(imbalance)
 def test_heads_learn_from_sampled_scans(imbalance):
     values, targets, names, folds = cohort(sizes=(60, 18), effect=1.5)
     options = HeadOptions(imbalance=imbalance)
-    run = cross_validate_heads(values, targets, names, folds, classes=2, options=options)
+    learner = FrozenLearner(features=values, participants=names, classes=2, options=options)
+    run = cross_validate(learner, targets, folds, classes=2, seed=0)
     hits = run.logits.argmax(axis=1) == targets
     assert min(hits[targets == 0].mean(), hits[targets == 1].mean()) > 0.7
-    again = cross_validate_heads(values, targets, names, folds, classes=2, options=options)
+    again = cross_validate(learner, targets, folds, classes=2, seed=0)
     assert np.array_equal(run.logits, again.logits)
 
 

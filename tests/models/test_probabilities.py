@@ -1,8 +1,6 @@
-"""Laws of calibrated probabilities, prediction sets and novelty."""
+"""Laws of calibrated probabilities and of novelty."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
@@ -12,17 +10,9 @@ from hypothesis.extra.numpy import arrays
 
 from brainstage.models.calibration import (
     calibrated,
-    combined,
     cross_calibrated,
     fit_temperature,
     negative_log_likelihood,
-    uncalibrated,
-)
-from brainstage.models.conformal import (
-    class_quantiles,
-    conformal_quantile,
-    cross_fitted_members,
-    set_members,
 )
 from brainstage.models.cross_validation import cross_validate_novelty
 from brainstage.models.novelty import fit_novelty, novelty_threshold
@@ -73,40 +63,6 @@ def test_own_labels_have_no_part_in_cross_calibration():
     assert not np.array_equal(first[folds == 0], second[folds == 0])
 
 
-@pytest.mark.parametrize("scans", [9, 20, 101])
-def test_conformal_sets_cover_each_class(scans):
-    """Averaged over many draws, the finite-sample guarantee holds in every class, rare ones too."""
-    generator = np.random.default_rng(scans)
-    covered = []
-    for _ in range(400):
-        scores = generator.random((scans + 20, 2))
-        quantiles = (
-            conformal_quantile(scores[:scans, 0]),
-            conformal_quantile(scores[: max(9, scans // 2), 1]),
-        )
-        covered.append((scores[scans:] <= quantiles).mean(axis=0))
-    coverage = np.mean(covered, axis=0)
-    assert (coverage > 0.885).all()
-    assert (coverage < 0.9 + 1 / (scans // 2 + 1) + 0.03).all()
-
-
-def test_too_few_scans_put_the_class_into_every_set():
-    probabilities = np.array([[0.9, 0.1]] * 20 + [[0.1, 0.9]] * 8)
-    targets = np.array([0] * 20 + [1] * 8)
-    quantiles = class_quantiles(probabilities, targets)
-    assert math.isfinite(quantiles[0])
-    assert math.isinf(quantiles[1])
-    assert set_members(np.array([[1.0, 0.0]]), quantiles)[0, 1]
-
-
-def test_coverage_of_cross_fitted_sets_is_near_nominal():
-    logits, targets = overconfident(scans=1500)
-    probabilities = calibrated(logits, 4.0)
-    members = cross_fitted_members(probabilities, targets, np.arange(1500) % 5)
-    for c in range(3):
-        assert 0.85 <= members[targets == c, c].mean() <= 0.95
-
-
 def test_novelty_flags_a_twentieth_of_the_training_distribution_and_all_that_is_strange():
     generator = np.random.default_rng(0)
     mixing = generator.standard_normal((10, 300))
@@ -127,43 +83,3 @@ def test_novelty_flags_a_twentieth_of_the_training_distribution_and_all_that_is_
 def test_novelty_of_few_scans_is_finite():
     features = np.random.default_rng(1).standard_normal((4, 50)).astype(np.float32)
     assert np.isfinite(fit_novelty(features).scores(features)).all()
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    first=arrays(np.float64, (5, 3), elements=st.floats(-50, 50)),
-    second=arrays(np.float64, (5, 3), elements=st.floats(-50, 50)),
-)
-def test_two_models_together_are_probabilities_that_depend_on_no_order(first, second):
-    one, other = calibrated(first, 1.0), calibrated(second, 1.0)
-    both = combined(one, other)
-    assert np.allclose(both.sum(axis=1), 1)
-    assert np.allclose(both, combined(other, one))
-    assert np.allclose(both, calibrated(first + second, 2.0), atol=1e-9)
-
-
-def test_a_model_together_with_itself_is_that_model():
-    probabilities = calibrated(np.random.default_rng(0).standard_normal((20, 3)), 0.5)
-    assert np.allclose(combined(probabilities, probabilities), probabilities)
-    certain = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert np.allclose(combined(certain, certain), certain)
-
-
-def test_independent_errors_average_out():
-    generator = np.random.default_rng(0)
-    targets = np.arange(600) % 2
-    folds = np.arange(600) % 5
-    both_logits = [
-        (2.0 * targets[:, None] - 1) * np.array([-1.0, 1.0]) + 2 * generator.standard_normal((600, 2))
-        for _ in range(2)
-    ]
-    alone = [cross_calibrated(logits, targets, folds) for logits in both_logits]
-    losses = [-np.log(p[np.arange(600), targets]).mean() for p in (*alone, combined(*alone))]
-    assert losses[2] < min(losses[:2])
-
-
-@pytest.mark.parametrize("temperature", [0.2, 1.0, 7.0])
-def test_logits_are_found_again_from_calibrated_probabilities(temperature):
-    logits = np.random.default_rng(0).normal(0.0, 5.0, (40, 3))
-    again = uncalibrated(calibrated(logits, temperature), temperature)
-    assert np.allclose(calibrated(again, 1.0), calibrated(logits, 1.0), atol=1e-9)

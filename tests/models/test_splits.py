@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brainstage.models.splits import (
+    MAX_SITE_FOLDS,
     Person,
     fold_balance,
     fold_of_scans,
+    fold_of_sites,
     inner_validation,
     participant_classes,
     people,
@@ -166,3 +168,117 @@ def test_shuffled_labels_keep_the_class_sizes_and_one_label_for_each_participant
     drawn = shuffled_labels(labels, participants, seed=5)
     assert Counter(drawn) == Counter(labels)
     assert all(drawn[i] == drawn[i + 1] for i in (0, 2, 4))
+
+
+@st.composite
+def cohorts_of_sites(draw):
+    """Three to 25 sites of 4 to 12 participants of both classes, some of whom were scanned at a second site."""
+    count = draw(st.integers(3, 25))
+    scans = []
+    for site in range(count):
+        for number in range(draw(st.integers(4, 12))):
+            scans += [(f"s{site:02d}", "AB"[number % 2], f"sub-{site:02d}{number:02d}")] * draw(
+                st.integers(1, 2)
+            )
+    for mover in range(draw(st.integers(0, count - 3))):
+        scans.append((f"s{mover + 1:02d}", "A", f"sub-{mover:02d}00"))
+    return [list(column) for column in zip(*draw(st.permutations(scans)), strict=True)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(cohort=cohorts_of_sites())
+def test_no_site_and_no_participant_is_on_two_sides(cohort):
+    sites, labels, participants = cohort
+    folds, names = fold_of_sites(sites, labels, participants)
+    assert sorted(set(folds.tolist())) == list(range(len(names)))
+    assert 3 <= len(names) <= MAX_SITE_FOLDS
+    for whole in (sites, participants):
+        assert len(set(zip(whole, folds.tolist(), strict=True))) == len(set(whole))
+    for fold, name in enumerate(names):
+        of_fold = sorted({site for site, found in zip(sites, folds, strict=True) if found == fold})
+        assert name == f"{'site' if len(of_fold) == 1 else 'sites'} {', '.join(of_fold)}"
+
+
+def test_folds_of_sites_do_not_depend_on_the_order_of_scans():
+    sites, labels, participants = sixty_sites(0)
+    folds, names = fold_of_sites(sites, labels, participants)
+    backwards, same_names = fold_of_sites(sites[::-1], labels[::-1], participants[::-1])
+    assert names == same_names
+    assert np.array_equal(folds, backwards[::-1])
+
+
+def test_few_sites_are_folds_in_the_order_of_their_names():
+    sites = ["B", "A", "C"] * 4
+    folds, names = fold_of_sites(
+        sites, ["x", "x", "x", "y", "y", "y"] * 2, [f"sub-{n:02d}" for n in range(12)]
+    )
+    assert names == ("site A", "site B", "site C")
+    assert folds[:3].tolist() == [1, 0, 2]
+
+
+def test_sites_that_share_a_participant_are_one_fold():
+    sites = ["A", "B", "C", "D"] * 4 + ["C"]
+    labels = ["x"] * 8 + ["y"] * 8 + ["x"]
+    names_of_scans = [f"sub-{n:02d}" for n in range(16)] + ["sub-00"]
+    folds, names = fold_of_sites(sites, labels, names_of_scans)
+    assert names == ("sites A, C", "site B", "site D")
+    assert folds[-1] == folds[0] == 0
+
+
+def sixty_sites(seed):
+    """Sixty sites of 4 to 40 participants; at some AD is common, at others rare."""
+    generator = np.random.default_rng(seed)
+    sites, labels = [], []
+    for site in range(60):
+        size = int(generator.integers(4, 41))
+        sites += [f"{site:03d}"] * size
+        labels += generator.choice(
+            ["AD", "CN"], size=size, p=[(p := generator.uniform(0.1, 0.6)), 1 - p]
+        ).tolist()
+    return sites, labels, [f"sub-{n:04d}" for n in range(len(sites))]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_sites_share_ten_folds_that_are_alike_in_size_and_class(seed):
+    sites, labels, participants = sixty_sites(seed)
+    folds, names = fold_of_sites(sites, labels, participants)
+    assert len(names) == 10
+    for kept in (np.ones(len(labels), dtype=bool), np.array(labels) == "AD", np.array(labels) == "CN"):
+        counts = np.bincount(folds[kept], minlength=10)
+        assert counts.max() / counts.mean() < 1.15
+        assert counts.min() / counts.mean() > 0.85
+
+
+def test_scans_without_a_site_are_named():
+    sites = ["A", None, "B", "", "C"] * 3
+    with pytest.raises(
+        UsageError, match=r"6 of 15 scans have no site \(sub-01, sub-03, sub-06, sub-08, sub-11 and 1 more"
+    ):
+        fold_of_sites(sites, ["x", "y", "y"] * 5, [f"sub-{n:02d}" for n in range(15)])
+
+
+def test_too_few_sites_say_what_to_do():
+    with pytest.raises(UsageError, match=r"at least 3 sites, got 2 \(A, B\): use --folds-by participant"):
+        fold_of_sites(["A", "B"] * 6, ["x", "y", "y"] * 4, [f"sub-{n:02d}" for n in range(12)])
+
+
+def test_people_who_were_at_every_site_leave_nothing_to_test():
+    sites, participants = ["A", "B", "C"] * 4, [f"sub-{n // 3}" for n in range(12)]
+    with pytest.raises(
+        UsageError, match=r"4 participants .* several sites \(sub-0, sub-1, .* 1 of at least 3 folds"
+    ):
+        fold_of_sites(sites, ["x"] * 6 + ["y"] * 6, participants)
+
+
+def test_a_class_of_one_site_cannot_be_learnt_elsewhere():
+    sites = ["A"] * 8 + ["B"] * 8 + ["C"] * 8
+    labels = ["CN"] * 8 + ["AD"] * 6 + ["CN"] * 2 + ["AD"] + ["CN"] * 7
+    with pytest.raises(
+        UsageError, match=r"6 of 7 participants of the class 'AD' are at site B, .* --classes"
+    ):
+        fold_of_sites(sites, labels, [f"sub-{n:02d}" for n in range(24)])
+
+
+def test_sites_of_one_class_are_refused():
+    with pytest.raises(UsageError, match="at least two classes"):
+        fold_of_sites(["A", "B", "C"], ["x"] * 3, ["sub-1", "sub-2", "sub-3"])

@@ -5,12 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from brainstage.models.cross_validation import (
-    cross_validate_heads,
-    judge_of,
-    leakage_warnings,
-    random_label_control,
-)
+from brainstage.models.calibration import calibrated
+from brainstage.models.cross_validation import cross_validate, leakage_warnings, random_label_control
 from brainstage.models.learners import FrozenLearner
 from brainstage.models.metrics import Estimate, evaluate
 from brainstage.models.splits import fold_of_scans
@@ -28,17 +24,18 @@ def cohort(scans=90, features=400, effect=1.5, seed=0):
     return values, targets.astype(np.int64), [f"sub-{n}" for n in range(scans)]
 
 
-def cross_validated(values, targets, participants, seed=0):
-    labels = [CLASSES[t] for t in targets]
-    folds = fold_of_scans(labels, participants, folds=5, seed=seed)
-    return folds, cross_validate_heads(
-        values, targets, participants, folds, classes=3, options=HeadOptions(seed=seed)
-    )
+def folds_of(targets, participants):
+    return fold_of_scans([CLASSES[t] for t in targets], participants, folds=5, seed=0)
+
+
+def cross_validated(values, targets, participants, folds, seed=0):
+    learner = FrozenLearner(features=values, participants=participants, classes=3, options=HeadOptions())
+    return cross_validate(learner, targets, folds, classes=3, seed=seed)
 
 
 def test_planted_signal_is_found():
     values, targets, participants = cohort()
-    _, run = cross_validated(values, targets, participants)
+    run = cross_validated(values, targets, participants, folds_of(targets, participants))
     assert (run.logits.argmax(axis=1) == targets).mean() > 0.8
 
 
@@ -54,12 +51,13 @@ def test_rotation_is_exact():
 
 def test_scans_left_out_change_nothing_in_their_fold():
     values, targets, participants = cohort(scans=45)
-    folds, run = cross_validated(values, targets, participants)
+    folds = folds_of(targets, participants)
+    run = cross_validated(values, targets, participants, folds)
     altered = values.copy()
     altered[folds == 0] = 1000.0
-    again = cross_validate_heads(altered, targets, participants, folds, classes=3, options=HeadOptions())
-    assert np.array_equal(run.heads[0].weight, again.heads[0].weight)
-    assert not np.array_equal(run.heads[1].weight, again.heads[1].weight)
+    again = cross_validated(altered, targets, participants, folds)
+    assert np.array_equal(run.models[0].head.weight, again.models[0].head.weight)
+    assert not np.array_equal(run.models[1].head.weight, again.models[1].head.weight)
 
 
 def test_training_stops_early_and_logs_both_phases():
@@ -94,9 +92,15 @@ def test_constant_features_do_no_harm():
 def test_random_labels_end_at_chance():
     values, targets, participants = cohort(scans=60)
     labels = [CLASSES[t] for t in targets]
-    learner = FrozenLearner(features=values, participants=participants, classes=3, options=HeadOptions())
-    run = random_label_control(judge_of(learner, 3), labels, participants, CLASSES, folds=5, seed=0)
-    found = evaluate(run.logits, run.targets, run.participants, CLASSES, seed=0)
+
+    def refit(wanted, folds, seed, _):
+        run = cross_validated(values, wanted, participants, folds, seed)
+        return {"network": calibrated(run.logits, 1.0)}
+
+    run = random_label_control(refit, labels, participants, CLASSES, folds=5, seed=0)["network"]
+    assert run.draws == 5
+    assert len(run.targets) == len(run.participants) == len(run.probabilities) == 5 * 60
+    found = evaluate(run.probabilities, run.targets, run.participants, CLASSES, seed=0)
     accuracy = found.measures["balanced_accuracy"]
     assert accuracy.low <= 1 / 3 <= accuracy.high + 0.1
     assert not leakage_warnings(Estimate(value=0.6, low=0.5, high=0.7), {"network": accuracy}, 3)

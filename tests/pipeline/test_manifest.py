@@ -11,6 +11,7 @@ from brainstage.pipeline.bids import read_dataset
 from brainstage.pipeline.errors import InputMissingError, ManifestError
 from brainstage.pipeline.manifest import (
     COLUMNS,
+    LONGEST_CELL,
     ManifestRow,
     apply_manifest,
     csv_text,
@@ -202,3 +203,11 @@ def test_a_manifest_of_another_dataset_is_refused(dataset):
     row = ManifestRow(**(vars(ROW) | {"t1w_path": "sub-09/anat/sub-09_T1w.nii"}))
     with pytest.raises(ManifestError, match=r"1 file\(s\) .* first sub-09/anat"):
         apply_manifest(dataset, [row])
+
+
+def test_a_cell_is_never_longer_than_readers_of_tables_allow():
+    text = csv_text(["a", "b"], [{"a": "x" * 200_000, "b": "y"}])
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert len(row["a"]) == LONGEST_CELL
+    assert row["a"].endswith("... (200000 characters)")
+    assert row["b"] == "y"

@@ -135,9 +135,15 @@ def test_inputs_are_shared_out_among_the_kinds(fuzz):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"conformal": {"level": 0.9, "quantiles": {"CN": 0.5}}}, "must name the classes CN, AD, each once"),
-        ({"fold_of_training_scan": {"a" * 64: 2}}, "names fold 2, and there are 2 from 0 on"),
-        ({"fold_of_training_scan": {"a" * 64: -1}}, "greater than or equal to 0"),
+        (
+            {"conformal": {"levels": {"CN": 0.5}, "scores": {"CN": []}}},
+            "must name the classes CN, AD, each once",
+        ),
+        ({"training_scans": {"a" * 64: [2, 0]}}, "name fold 2, and there are 2 from 0 on"),
+        ({"training_scans": {"a" * 64: [-1, 0]}}, "greater than or equal to 0"),
+        ({"members": ["linear"]}, "a temperature is needed for each of linear"),
+        ({"volume_models": []}, "must be there where volumes is one of the members"),
+        ({"schema_version": 1}, "models have one member alone: train it again"),
         ({"classes": ["CN", "CN"]}, "stands there twice"),
         ({"files": {"a\0b": "c"}}, "is not a file of the directory"),
     ],

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brainstage.models.cross_validation import cross_validate_baseline
+from brainstage.models.cross_validation import cross_validate
+from brainstage.models.member_learners import LinearLearner
 from brainstage.models.metrics import auc
 from brainstage.models.splits import fold_of_scans
 from brainstage.pipeline.errors import UsageError
@@ -165,8 +166,9 @@ def test_interpolation_gives_nothing_away(model: AtrophyModel, template: tuple[V
     names = [f"sub-{n}" for n in range(24)]
     folds = fold_of_scans([str(t) for t in targets], names, folds=4, seed=0)
     for values in (voxels.reshape(24, -1), spread):
-        logits, _ = cross_validate_baseline(
-            values, np.ones_like(values, dtype=bool), targets, folds, classes=2, imbalance="none"
+        learner = LinearLearner(
+            values=values, inside=np.ones_like(values, dtype=bool), classes=2, imbalance="none"
         )
+        logits = cross_validate(learner, targets, folds, classes=2, seed=0).logits
         found = auc(logits[:, 1] - logits[:, 0], targets == 1, np.ones((1, 24)))[0]
         assert found < 0.8

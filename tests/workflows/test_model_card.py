@@ -57,7 +57,7 @@ def test_a_model_is_recommended_by_its_own_numbers(above_chance, compared, publi
 def test_whose_probabilities_are_published_is_said_in_plain_words():
     stacked = fold("stack", linear=0.5, network=0.4)
     said = " ".join(predictor_sentences(predictor(fold("linear", linear=1.0), stacked), MEMBERS))
-    assert "linear in 1 of 2 folds, stack in 1 of 2 folds (each fold takes the simplest" in said
+    assert "linear in 1 of 2 folds, stack in 1 of 2 folds (each fold takes the stack, unless" in said
     assert "volumes 0.00, linear 0.75, network 0.20." in said
     assert "no weight" not in said
 

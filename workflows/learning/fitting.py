@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,13 @@ from brainstage.models.cross_validation import (
 from brainstage.models.features import FeatureExtractor, feature_channels
 from brainstage.models.fine_tuning import Images
 from brainstage.models.learners import FrozenLearner, Learner, TuningLearner
-from brainstage.models.member_learners import CovariateLearner, LinearLearner, VolumesLearner
+from brainstage.models.member_learners import (
+    CovariateLearner,
+    Harmonised,
+    HarmonisedLearner,
+    LinearLearner,
+    VolumesLearner,
+)
 from brainstage.models.metrics import evaluate
 from brainstage.models.model_description import (
     AGE_AND_SEX,
@@ -38,12 +44,12 @@ from brainstage.models.model_description import (
     ModelDescription,
     PredictorDescription,
 )
-from brainstage.models.model_store import StoredModel
+from brainstage.models.model_store import HarmonisedPlaces, StoredModel
 from brainstage.models.norms import ReferenceClass
 from brainstage.models.novelty import novelty_threshold
 from brainstage.models.predictor import disagreement_goes_with_errors
 from brainstage.models.training import LogRow
-from brainstage.models.volume_model import MEASURES
+from brainstage.models.volume_model import MEASURES, ScanVolumes, log_measures, with_log_measures
 from brainstage.pipeline.derivatives import STATE_FOLDER
 from brainstage.pipeline.errors import UsageError
 from brainstage.pipeline.files import sha256_of_json
@@ -56,6 +62,8 @@ from brainstage.workflows.learning.training_options import TrainOptions
 RANDOM_LABELLED_SCANS: Final = 300
 """Predicted with permuted labels, where it takes up to five permutations to come to so many."""
 SITE: Final = ("site",)
+REFERENCE_CLASS: Final = "CN"
+"""What volumes and sites are compared by, where it is one of the classes and no other is asked for."""
 MED3D_COHORTS: Final = ("the 23 segmentation data sets of Med3D (arXiv 1904.00625)",)
 
 
@@ -186,7 +194,7 @@ def fit(
         outline, targets, folds, classes=classes, seed=options.seed, name="brain-mask-only"
     )
     novelty_scores, novelty = cross_validate_novelty(np.stack([a.features for a in arrays]), folds)
-    control_columns = _control_columns(cohort, options)
+    control_columns = usual_columns(cohort, options)
     alone = partial(_columns_alone, cohort=cohort, targets=targets, folds=folds, options=options)
     found = OutOfFold(
         targets=targets,
@@ -204,18 +212,50 @@ def fit(
             cohort.classes,
             folds=options.folds,
             seed=options.seed,
+            fixed_folds=folds if options.folds_by == "site" else None,
             # One permutation where each takes as long as the training itself.
             draws=control_draws(len(targets)) if tuning is None else 1,
         ),
         covariate_logits=alone(control_columns),
         control_columns=control_columns,
-        site_logits=alone(SITE) if _sites_known(cohort) else None,
+        site_logits=alone(SITE) if sites_known(cohort) else None,
     )
     experts = columns.models if columns else ()
     description = _describe(extractor, found, cohort, options, nested, experts, reference)
-    network, linear = nested["network"], nested["linear"]
-    model = StoredModel(description, extractor, network.models, novelty, linear.models)
-    return model, found, network.log
+    model = StoredModel(
+        description,
+        extractor,
+        models_of_folds(nested["network"]),
+        novelty,
+        models_of_folds(nested["linear"]),
+        harmonisations_of_folds(nested),
+    )
+    return model, found, nested["network"].log
+
+
+def models_of_folds(nested: Nested[Any]) -> tuple[Any, ...]:
+    """Return the models of the folds, without what is taken out of their values."""
+    return tuple(model.model if isinstance(model, Harmonised) else model for model in nested.models)
+
+
+def harmonisations_of_folds(nested: Mapping[Member, Nested[Any]]) -> list[dict[Member, HarmonisedPlaces]]:
+    """Return what is taken out of each member's values in each fold, where a model looks; nothing without it."""
+    found: list[dict[Member, HarmonisedPlaces]] = []
+    folds = len(next(iter(nested.values())).models)
+    for fold in range(folds):
+        of_members: dict[Member, HarmonisedPlaces] = {}
+        for member, one in nested.items():
+            model = one.models[fold]
+            if not isinstance(model, Harmonised):
+                return []
+            places = np.arange(len(model.harmonisation.centre))
+            if member == "linear":
+                places = np.flatnonzero(model.model.weight.any(axis=0))
+            of_members[member] = HarmonisedPlaces(
+                harmonisation=model.harmonisation.at(places), places=places.astype(np.int64)
+            )
+        found.append(of_members)
+    return found
 
 
 def control_draws(scans: int) -> int:
@@ -268,14 +308,82 @@ def _learners(
         ),
     }
     volumes = cohort.volumes()
-    if 2 * sum(any(one.measures.get(name) for name in MEASURES) for one in volumes) >= len(volumes):
+    if volumes_known(volumes, options):
         members["volumes"] = VolumesLearner(scans=volumes, classes=classes, imbalance=options.imbalance)
-    elif options.predictor == "volumes":
+    if options.harmonise == "site":
+        members = _harmonised_members(members, frozen, arrays, volumes, cohort, options)
+    return members, outline
+
+
+def volumes_known(volumes: Sequence[ScanVolumes], options: TrainOptions) -> bool:
+    """Tell whether half of the scans or more have volumes.
+
+    Raises
+    ------
+    UsageError
+        Where they have not, and the predictor is to be the member on volumes.
+    """
+    known = 2 * sum(any(one.measures.get(name) for name in MEASURES) for one in volumes) >= len(volumes)
+    if not known and options.predictor == "volumes":
         raise UsageError(
             "--predictor volumes: fewer than half of the scans have volumes; run brainstage run again, which measures "
             "them"
         )
-    return members, outline
+    return known
+
+
+def _harmonised_members(
+    members: Mapping[Member, Learner[Any]],
+    frozen: FrozenLearner,
+    arrays: Sequence[TrainingArrays],
+    volumes: Sequence[ScanVolumes],
+    cohort: Cohort,
+    options: TrainOptions,
+) -> dict[Member, Learner[Any]]:
+    """Return what learns of each member from values without the location and scale of their site."""
+    on_sites = partial(
+        HarmonisedLearner,
+        sites=[scan.row.site for scan in cohort.scans],
+        reference=reference_scans(cohort, options.reference_class),
+    )
+    inside = np.stack([a.inside for a in arrays])
+    linear = partial(LinearLearner, classes=len(cohort.classes), imbalance=options.imbalance)
+    on_volumes = partial(VolumesLearner, classes=len(cohort.classes), imbalance=options.imbalance)
+    names = np.asarray(cohort.participants)
+    found: dict[Member, Learner[Any]] = {
+        "network": on_sites(
+            values=frozen.features,
+            build=lambda values, chosen: replace(
+                frozen, features=values, participants=names[chosen].tolist()
+            ),
+        ),
+        "linear": on_sites(
+            values=np.stack([a.values for a in arrays]),
+            build=lambda values, chosen: linear(values=values, inside=inside[chosen]),
+        ),
+        "volumes": on_sites(
+            values=log_measures(volumes),
+            build=lambda values, chosen: on_volumes(
+                scans=with_log_measures([volumes[place] for place in np.flatnonzero(chosen)], values)
+            ),
+        ),
+    }
+    return {member: learner for member, learner in found.items() if member in members}
+
+
+def reference_scans(cohort: Cohort, asked: str | None) -> NDArray[np.bool_]:
+    """Return which scans sites are compared by, (N,) bool: the first of each participant of the reference class.
+
+    Without such a class, the first scan of every participant.
+    """
+    label = asked or (REFERENCE_CLASS if REFERENCE_CLASS in cohort.classes else None)
+    chosen = np.zeros(len(cohort.scans), dtype=np.bool_)
+    seen: set[str] = set()
+    for place, (scan, person) in enumerate(zip(cohort.scans, cohort.participants, strict=True)):
+        if (label is None or scan.label == label) and person not in seen:
+            chosen[place] = True
+            seen.add(person)
+    return chosen
 
 
 def _describe(
@@ -287,29 +395,11 @@ def _describe(
     experts: tuple[CovariateExpert, ...],
     reference: ReferenceClass | None,
 ) -> ModelDescription:
-    source = extractor.source
     scores = class_scores(found.probabilities, found.targets, found.folds, found.persons)
     return ModelDescription(
+        **common_fields(extractor, cohort, options, nested, found.folds, found.persons),
         classes=cohort.classes,
         label_column=options.label_column,
-        backbone=BackboneDescription(
-            kind=source.kind,
-            architecture=source.architecture,
-            strides=source.strides,
-            sha256=source.sha256,
-            words=source.words,
-            origin=source.origin,
-            feature_id=extractor.feature_id,
-        ),
-        head=options.head,
-        finetune=options.finetune,
-        augment=options.recipes,
-        folds=options.folds,
-        network_grid=cohort.network_grid,
-        baseline_version=BASELINE_VERSION,
-        preprocessing_id=cohort.preprocessing_id,
-        preprocessing_content=dict(cohort.preprocessing_content),
-        members=tuple(name for name in MEMBERS if name in nested),
         predictor=_describe_predictor(found, cohort, options),
         conformal=ConformalDescription(
             levels={
@@ -325,17 +415,53 @@ def _describe(
         ),
         novelty_threshold=novelty_threshold(found.novelty),
         tiers=options.tiers,
-        seed=options.seed,
-        pretraining_cohorts=MED3D_COHORTS if source.origin in ("published", "vouched") else (),
-        training_scans={
-            scan.row.sha256: (int(fold), int(person))
-            for scan, fold, person in zip(cohort.scans, found.folds, found.persons, strict=True)
-            if scan.row.sha256
-        },
-        volume_models=nested["volumes"].models if "volumes" in nested else (),
         covariate_experts=experts,
         reference=reference,
     )
+
+
+def common_fields(
+    extractor: FeatureExtractor,
+    cohort: Cohort,
+    options: TrainOptions,
+    nested: Mapping[Member, Nested[Any]],
+    folds: NDArray[np.int64],
+    persons: NDArray[np.int64],
+) -> dict[str, Any]:
+    """Return what the descriptions of models of either kind have in common, by the names of their fields."""
+    source = extractor.source
+    return {
+        "backbone": BackboneDescription(
+            kind=source.kind,
+            architecture=source.architecture,
+            strides=source.strides,
+            sha256=source.sha256,
+            words=source.words,
+            origin=source.origin,
+            feature_id=extractor.feature_id,
+        ),
+        "head": options.head,
+        "finetune": options.finetune,
+        "augment": options.recipes,
+        "folds": int(folds.max()) + 1,
+        "network_grid": cohort.network_grid,
+        "baseline_version": BASELINE_VERSION,
+        "preprocessing_id": cohort.preprocessing_id,
+        "preprocessing_content": dict(cohort.preprocessing_content),
+        "members": tuple(name for name in MEMBERS if name in nested),
+        "seed": options.seed,
+        "pretraining_cohorts": MED3D_COHORTS if source.origin in ("published", "vouched") else (),
+        "training_scans": {
+            scan.row.sha256: (int(fold), int(person))
+            for scan, fold, person in zip(cohort.scans, folds, persons, strict=True)
+            if scan.row.sha256
+        },
+        "volume_models": models_of_folds(nested["volumes"]) if "volumes" in nested else (),
+        "harmonised_sites": tuple(
+            {member: known.harmonisation.sites for member, known in of_members.items()}
+            for of_members in harmonisations_of_folds(nested)
+        ),
+    }
 
 
 def _describe_predictor(found: OutOfFold, cohort: Cohort, options: TrainOptions) -> PredictorDescription:
@@ -393,7 +519,7 @@ def _columns_alone(
     return np.asarray(nested.logits + priors[folds])
 
 
-def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
+def usual_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
     """Return age and sex where most scans have them, and what was asked for besides."""
     rows = cohort.covariates(AGE_AND_SEX)
     usual = [
@@ -404,7 +530,7 @@ def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*usual, *options.covariates)))
 
 
-def _sites_known(cohort: Cohort) -> bool:
+def sites_known(cohort: Cohort) -> bool:
     """Tell whether most scans have a site, of which there are several, and not too many to learn."""
     if "site" not in cohort.columns:
         return False

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 from brainstage.models.choices import Member, Regime
+from brainstage.models.cohort_table import ClassRow, association_warnings
 from brainstage.models.conformal import LEVEL
 from brainstage.models.metrics import Estimate, Evaluation
 from brainstage.models.model_description import (
+    CommonDescription,
     ConformalDescription,
     ModelDescription,
+    NumberPredictorDescription,
     PredictorDescription,
 )
 from brainstage.models.model_store import StoredModel
@@ -66,6 +69,9 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "best_sentences": best_sentences(result),
         "levels": level_sentence(description.conformal),
         "confusion": confusion_rows(result.predictor, model.classes),
+        "people": [people_row(row) for row in sorted(result.table.classes, key=_place_in(model.classes))],
+        "associations": association_warnings(result.table),
+        "harmonised": harmonised_sentence(description, cohort),
         "balance_sentence": balance_sentence(result.balance),
         "control_columns": result.control_columns,
         "draws": result.random_label_draws,
@@ -153,6 +159,47 @@ def chance_sentence(balanced_accuracy: Estimate, classes: int) -> str:
     )
 
 
+def people_row(row: ClassRow) -> tuple[str, int, int, str, str, str]:
+    """Return a class with its participants, scans, ages, sexes and sites, for a table."""
+
+    def counted(counts: Mapping[str, int], unknown: int) -> str:
+        known = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return ", ".join(filter(None, (known, f"{unknown} not known" if unknown else "")))
+
+    age = "not known" if row.age_mean is None else f"{row.age_mean:.1f}"
+    age += "" if row.age_sd is None else f" (SD {row.age_sd:.1f})"
+    return (
+        row.name,
+        row.participants,
+        row.scans,
+        age,
+        counted(row.sexes, row.sex_unknown),
+        counted(row.sites, row.site_unknown),
+    )
+
+
+def harmonised_sentence(description: CommonDescription, cohort: Cohort) -> str:
+    """Say which sites are harmonised, and which have too few scans for it; empty without harmonisation."""
+    if not description.harmonised_sites:
+        return ""
+    known = {site for fold in description.harmonised_sites for sites in fold.values() for site in sites}
+    others = sorted({scan.row.site or "not known" for scan in cohort.scans} - known)
+    without = (
+        f" Too few scans to be compared by: {', '.join(others)}; these are left as they are."
+        if others
+        else ""
+    )
+    return (
+        f"Location and scale of the values are harmonised between sites, within each training fold: "
+        f"{', '.join(sorted(known)) or 'none'}.{without} A scan of a site that is not known to the model is left as it "
+        "is, and its prediction flagged (`site_unknown`)."
+    )
+
+
+def _place_in(classes: Sequence[str]) -> Callable[[ClassRow], int]:
+    return lambda row: classes.index(row.name)
+
+
 def best_sentences(result: ModelEvaluation) -> str:
     """Say whether the predictor or a member does best, and whether the cohort can tell them apart."""
     return " ".join(
@@ -167,8 +214,12 @@ def best_sentences(result: ModelEvaluation) -> str:
     )
 
 
-def predictor_sentences(predictor: PredictorDescription, members: Sequence[Member]) -> list[str]:
-    """Say whose probabilities are published, and which members add nothing to them."""
+def predictor_sentences(
+    predictor: PredictorDescription | NumberPredictorDescription, members: Sequence[Member]
+) -> list[str]:
+    """Say whose probabilities, or values, are published, and which members add nothing to them."""
+    of_classes = isinstance(predictor, PredictorDescription)
+    one, several = ("probability", "probabilities") if of_classes else ("value", "values")
     folds = len(predictor.folds)
     chosen = Counter(fold.chosen for fold in predictor.folds)
     named = ", ".join(
@@ -176,15 +227,15 @@ def predictor_sentences(predictor: PredictorDescription, members: Sequence[Membe
         for name, count in chosen.most_common()
     )
     how = (
-        "each fold takes the simplest that its own training scans do not show to be worse than the best; the scans "
-        "that it leaves out have no part in it"
+        "each fold takes the stack, unless its own training scans show a member to be better; the scans that it leaves "
+        "out have no part in it"
         if predictor.choice == "auto"
         else f"as asked for with --predictor {predictor.choice}"
     )
     weights = {name: sum(fold.weights.get(name, 0.0) for fold in predictor.folds) / folds for name in members}
     listed = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
     found = [
-        f"The published probabilities are those of {named} ({how}).",
+        f"The published {several} are those of {named} ({how}).",
         f"Weights of the members, mean of the folds: {listed}.",
     ]
     unused = [name for name, weight in weights.items() if not weight]
@@ -194,7 +245,7 @@ def predictor_sentences(predictor: PredictorDescription, members: Sequence[Membe
             if predictor.choice in ("auto", "stack")
             else f"--predictor {predictor.choice} was asked for"
         )
-        found.append(f"The network has no weight: {why}. No published probability rests on it.")
+        found.append(f"The network has no weight: {why}. No published {one} rests on it.")
     return found
 
 

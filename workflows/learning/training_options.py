@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brainstage.models.augmentation import DEFAULT_RECIPES, Augmentation
-from brainstage.models.choices import IMBALANCE, HeadKind, PredictorChoice, Regime, Strides
+from brainstage.models.choices import (
+    IMBALANCE,
+    FoldsBy,
+    Harmonise,
+    HeadKind,
+    PredictorChoice,
+    Regime,
+    Strides,
+)
 from brainstage.models.fine_tuning import TuneOptions
 from brainstage.models.model_description import TierBounds
 from brainstage.models.training import HeadOptions
@@ -23,6 +31,8 @@ class TrainOptions:
         In the order of the probabilities; None takes every label present.
     label_column : str
         Column of the run's ``data_manifest.csv``.
+    target : str or None
+        A column of numbers to predict instead of classes.
     qc_decisions : Path or None
         What a person decided about scans.
     weights : str
@@ -41,6 +51,10 @@ class TrainOptions:
         Columns of the manifest that the model looks at besides the image.
     predictor : str
         ``auto``, ``network``, ``linear``, ``volumes`` or ``stack``: whose probabilities are published.
+    folds_by : str
+        ``participant``, or ``site``, which leaves one site out at a time; `folds` is then of no account.
+    harmonise : str
+        ``none``, or ``site``: location and scale of each site are taken out, as the reference class shows them.
     folds, seed : int
     epochs, patience : int or None
         None for 300 and 30 where the network is frozen, 30 and 8 otherwise.
@@ -61,6 +75,7 @@ class TrainOptions:
 
     classes: tuple[str, ...] | None = None
     label_column: str = "diagnosis"
+    target: str | None = None
     qc_decisions: Path | None = None
     weights: str = "med3d-resnet10"
     strides: Strides = "med3d"
@@ -70,6 +85,8 @@ class TrainOptions:
     imbalance: str = "weights"
     covariates: tuple[str, ...] = ()
     predictor: PredictorChoice = "auto"
+    folds_by: FoldsBy = "participant"
+    harmonise: Harmonise = "none"
     folds: int = 5
     epochs: int | None = None
     patience: int | None = None
@@ -97,9 +114,46 @@ class TrainOptions:
                 "--imbalance smote draws points between features, and --finetune "
                 f"{self.finetune} learns from images: choose oversample, undersample or weights, or --finetune frozen"
             )
+        if self.finetune != "frozen" and self.harmonise != "none":
+            raise UsageError(
+                f"--harmonise {self.harmonise} changes values that are computed once, and --finetune {self.finetune} "
+                "learns from images: choose --finetune frozen, or leave it out"
+            )
+        if self.target is not None:
+            self._check_number(self.target)
         Augmentation(self.augment or ())
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed {self.seed}: 0 to {2**31 - 1} are allowed")
+
+    def _check_number(self, target: str) -> None:
+        """Raise where an option was given that is about classes, or about a network that is trained."""
+        about_classes = {
+            "--classes": self.classes is not None,
+            f"--label-column {self.label_column}": self.label_column != "diagnosis",
+            "--reference-class": self.reference_class is not None,
+            f"--imbalance {self.imbalance}": self.imbalance != "weights",
+        }
+        about_descent = {
+            f"--finetune {self.finetune}": self.finetune != "frozen",
+            f"--head {self.head}": self.head != "linear",
+            "--epochs": self.epochs is not None,
+            "--patience": self.patience is not None,
+        }
+        for name, given in about_classes.items():
+            if given:
+                raise UsageError(
+                    f"{name} is about classes, and --target {target} predicts a number: leave one of the two out"
+                )
+        for name, given in about_descent.items():
+            if given:
+                raise UsageError(
+                    f"{name} is about a network or a head that is trained step by step; with --target {target} a "
+                    "ridge regression on the features of the frozen network is solved in one step: leave it out"
+                )
+        if target in self.covariates:
+            raise UsageError(
+                f"--covariates {target}: this is the number that is to be predicted; leave it out there"
+            )
 
     @property
     def head_options(self) -> HeadOptions:
