@@ -14,22 +14,29 @@ from scipy.ndimage import gaussian_filter
 
 from brainstage.models.model_description import NumberDescription, read_description
 from brainstage.models.model_store import NumberModel, load_model, scan_inputs
-from brainstage.pipeline.config import Config
+from brainstage.pipeline.config import Config, PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.entities import BidsEntities
 from brainstage.pipeline.errors import ModelError, UsageError
 from brainstage.pipeline.files import write_json
 from brainstage.pipeline.manifest import ManifestRow, read_manifest, write_manifest
-from brainstage.pipeline.nifti import write_mask, write_volume
+from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
 from brainstage.pipeline.records import (
+    AssessedBrain,
     BrainVolumes,
     Completed,
+    CorrectedBrain,
     Covariates,
+    HeaderFindings,
+    Normalisation,
+    NormalisedBrain,
     NumberPrediction,
     PredictionStatus,
     QcReport,
     QcStatus,
     QcVerdict,
+    RegisteredBrain,
+    StrippedBrain,
     T1wScan,
 )
 from brainstage.pipeline.volume import BrainMask, Volume
@@ -41,7 +48,8 @@ from brainstage.workflows.group import predictions_csv
 from brainstage.workflows.learning.features import read_network_input
 from brainstage.workflows.learning.labelled_cohort import measures_of
 from brainstage.workflows.learning.training_options import TrainOptions
-from brainstage.workflows.prediction import read_prediction
+from brainstage.workflows.measured_volumes import read_volumes
+from brainstage.workflows.prediction import prediction_stage, read_prediction
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.report import ScanReport, render_scan_report
 from brainstage.workflows.run_context import RunContext, run_info
@@ -307,10 +315,44 @@ def outcomes(trained, finished_run):
     return [outcome_of(finished_run, row, prediction_of(model, finished_run, row)) for row in chosen]
 
 
-def test_the_stage_keeps_and_reads_back_a_number(outcomes, tmp_path):
-    files = ScanFiles(out_dir=tmp_path, entities=outcomes[0].scan.entities)
-    write_json(files.state / "prediction_result.json", asdict(outcomes[0].prediction))
+def assessed_brain(files: ScanFiles) -> AssessedBrain:
+    """Return what a run hands to its last stage; only what lies in template space is looked at."""
+    brain, mask = read_volume(files.template_t1w), read_mask(files.template_mask)
+    findings = HeaderFindings(
+        shape=brain.shape, spacing_mm=brain.spacing_mm, axcodes="RAS", affine_source="sform"
+    )
+    stripped = StrippedBrain(
+        head=brain, findings=findings, brain_mask=mask, method="none", skull_stripped_input=True
+    )
+    corrected = CorrectedBrain(head=brain, brain_mask=mask, stripped=stripped, field_range=1.0)
+    normalised = NormalisedBrain(
+        brain=brain,
+        brain_mask=mask,
+        normalisation=Normalisation(method="zscore", centre=0.0, scale=1.0),
+        corrected=corrected,
+    )
+    registered = RegisteredBrain(
+        brain=brain, brain_mask=mask, native_to_template=np.eye(4), normalised=normalised
+    )
+    qc = QcReport(measures={}, verdict=QcVerdict(status=QcStatus.PASS))
+    return AssessedBrain(registered=registered, qc=qc, volumes=read_volumes(files))
+
+
+def test_the_stage_of_a_run_predicts_keeps_and_reads_back_a_number(trained, finished_run, outcomes):
+    result, _ = trained
+    files = ScanFiles(out_dir=finished_run, entities=outcomes[0].scan.entities)
+    sha256 = read_manifest(finished_run / "data_manifest.csv")[0].sha256
+    stage = prediction_stage(
+        result.model_dir, result.model_id, PredictionConfig(), files, sha256, {"sex": "F"}, reads_volumes=True
+    )
+    predicted = stage.run(assessed_brain(files))
+    assert predicted.prediction == outcomes[0].prediction
+    stage.save(predicted, files)
+    assert stage.load(assessed_brain(files), files).prediction == outcomes[0].prediction
     assert read_prediction(files) == outcomes[0].prediction
+
+
+def test_a_number_is_flagged_by_novelty_chance_and_site_alone(outcomes):
     assert decide(outcomes[0]).status is PredictionStatus.REPORTED
     assert decide(outcomes[0]).notes == ("seen_in_training",)
     doubtful = replace(outcomes[0].prediction, ood_score=99.0, above_chance=False, site_unknown=True)
