@@ -707,7 +707,9 @@ def trained() -> Path:
         mean=0 * ones, scale=ones, axes=drawn(2, FEATURES), variances=ones[:2], residual_variance=1.0
     )
     values, _ = baseline_values(looked_at())
-    baselines = [LinearBaseline(weight=drawn(2, len(values)), bias=drawn(2)) for _ in range(2)]
+    baselines = [
+        LinearBaseline(weight=drawn(2, len(values)), bias=drawn(2), mean=drawn(len(values))) for _ in range(2)
+    ]
     source = weights.source
     backbone = BackboneDescription(
         kind=source.kind, architecture=source.architecture, strides=source.strides, sha256=source.sha256,

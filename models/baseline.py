@@ -8,16 +8,17 @@ network for T1w MRI that beat a linear model; nilearn's decoders screen by an F 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainstage.models.linear_fit import fit_classes
+from brainstage.models.linear_fit import fit_classes, fit_number
 from brainstage.models.rotation import Rotation, rotate
 from brainstage.pipeline.records import NetworkInput
+from brainstage.pipeline.volume import Affine
 
 BLOCK_VOXELS: Final = 2
 """Voxels of the network grid averaged along each axis: 4 mm from 2 mm, about the precision of an affine alignment."""
@@ -42,14 +43,36 @@ class LinearBaseline:
     ----------
     weight : ndarray, (C, V) float32
     bias : ndarray, (C,) float32
+    mean : ndarray, (V,) float32
+        Of the scans that it was fitted on; no part of an answer, but what an explanation starts from.
     """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
+    mean: NDArray[np.float32]
 
     def logits(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return uncalibrated logits (N, C) of values (N, V)."""
         return np.asarray(values @ self.weight.T + self.bias, dtype=np.float64)
+
+    def contributions(self, values: NDArray[np.float32], output: int) -> NDArray[np.float64]:
+        """Return what each value adds to the logit of a class, beyond its mean over the classes and the mean scan.
+
+        Parameters
+        ----------
+        values : ndarray, (V,) float32
+        output : int
+            Of the class.
+
+        Returns
+        -------
+        ndarray, (V,) float64
+            Their sum is how far the logit of the class, less the mean over the classes, lies from that of the mean of
+            the training scans.
+        """
+        weight = self.weight.astype(np.float64)
+        deviation = values.astype(np.float64) - self.mean
+        return np.asarray((weight[output] - weight.mean(axis=0)) * deviation)
 
 
 def baseline_values(network_input: NetworkInput) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -93,6 +116,36 @@ def block_shape(grid: Sequence[int]) -> tuple[int, int, int]:
     return i, j, k
 
 
+def block_matrix(voxel_to_ras: Affine) -> Affine:
+    """Return where the blocks of :func:`block_voxels` lie, from where the voxels of the network's grid lie."""
+    blocks = np.diag([BLOCK_VOXELS] * 3 + [1.0])
+    blocks[:3, 3] = (BLOCK_VOXELS - 1) / 2
+    return np.asarray(voxel_to_ras @ blocks)
+
+
+def in_places(
+    values: NDArray[np.float64], network_input: NetworkInput
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return something about each of :func:`baseline_values` on the grids that they come from.
+
+    Parameters
+    ----------
+    values : ndarray, (V,) float64
+    network_input : NetworkInput
+        Of the scan.
+
+    Returns
+    -------
+    blocks : ndarray, (I, J, K) float64
+        Placed by :func:`block_matrix`.
+    middle : ndarray, (I, J, K) float64
+        On the grid of the local volume.
+    """
+    shape = block_shape(network_input.brain_mask.shape)
+    count = int(np.prod(shape))
+    return values[:count].reshape(shape), values[count:].reshape(network_input.local_volume.shape)
+
+
 def fit_baseline(
     values: NDArray[np.float32],
     inside: NDArray[np.bool_],
@@ -117,7 +170,9 @@ def fit_baseline(
     seed : int
         Of sampling.
     """
-    used = _screened(values, inside, targets)
+    from sklearn.feature_selection import f_classif  # heavy, and predictions do without
+
+    used = _screened(values, inside, lambda part: f_classif(part, targets)[0])
     rotation = rotate(values[:, used])
     coefficients, intercepts = fit_classes(
         rotation.scores, targets, classes=classes, imbalance=imbalance, seed=seed
@@ -125,18 +180,42 @@ def fit_baseline(
     return _unrotated(rotation, used, coefficients, intercepts, values.shape[1])
 
 
-def _screened(
-    values: NDArray[np.float32], inside: NDArray[np.bool_], targets: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return the places (U,) of the values that differ most between the classes, in their order."""
-    from sklearn.feature_selection import f_classif  # heavy, and predictions do without
+def fit_number_baseline(
+    values: NDArray[np.float32], inside: NDArray[np.bool_], targets: NDArray[np.float64]
+) -> LinearBaseline:
+    """Fit a ridge regression of a number on one training fold; screened by correlation, otherwise as for classes.
 
+    Parameters
+    ----------
+    values : ndarray, (N, V) float32
+    inside : ndarray, (N, V) bool
+    targets : ndarray, (N,) float64
+
+    Returns
+    -------
+    LinearBaseline
+        Whose one "logit" is the number.
+    """
+    from sklearn.feature_selection import f_regression  # heavy, and predictions do without
+
+    used = _screened(values, inside, lambda part: f_regression(part, targets)[0])
+    rotation = rotate(values[:, used])
+    weight, bias = fit_number(rotation.scores, targets)
+    return _unrotated(rotation, used, weight[None], np.array([bias]), values.shape[1])
+
+
+def _screened(
+    values: NDArray[np.float32],
+    inside: NDArray[np.bool_],
+    score: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+) -> NDArray[np.int64]:
+    """Return the places (U,) of the values that go most with the target, by their `score`, in their order."""
     places = np.flatnonzero((inside.mean(axis=0) >= _MASK_PART) & (np.ptp(values, axis=0) > 0))
     wanted = max(SCREENED_LEAST, round(SCREENED_PART * len(places)))
     if wanted >= len(places):
         return places
     parts = np.array_split(places, -(-len(places) // _SCREENED_AT_A_TIME))
-    scores = np.concatenate([f_classif(values[:, part], targets)[0] for part in parts])
+    scores = np.concatenate([score(values[:, part]) for part in parts])
     best = np.argsort(np.nan_to_num(scores, nan=-np.inf), kind="stable")[-wanted:]
     return np.sort(places[best])
 
@@ -151,7 +230,10 @@ def _unrotated(
     inside = rotation.unrotate(coefficients.astype(np.float32)).astype(np.float64) / rotation.scale
     weight = np.zeros((len(inside), size), dtype=np.float32)
     weight[:, used] = inside
-    return LinearBaseline(weight=weight, bias=(intercepts - inside @ rotation.mean).astype(np.float32))
+    mean = np.zeros(size, dtype=np.float32)
+    mean[used] = rotation.mean
+    bias = (intercepts - inside @ rotation.mean).astype(np.float32)
+    return LinearBaseline(weight=weight, bias=bias, mean=mean)
 
 
 def _block_sums(array: NDArray[np.float32]) -> NDArray[np.float32]:

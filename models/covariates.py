@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import log_softmax
 
+from brainstage.models.linear_fit import fit_number
 from brainstage.pipeline.errors import UsageError
 from brainstage.pipeline.tables import number_or_none
 
@@ -97,9 +98,7 @@ class CovariateExpert(_Part):
 
     @model_validator(mode="after")
     def _of_one_piece(self) -> CovariateExpert:
-        width = sum(
-            len(column.levels) + 1 if isinstance(column, TextColumn) else 2 for column in self.columns
-        )
+        width = sum(_width(column) for column in self.columns)
         if {len(self.weight), len(self.log_prior)} != {len(self.bias)} or {
             len(row) for row in self.weight
         } != {width}:
@@ -114,6 +113,37 @@ class CovariateExpert(_Part):
     def evidence(self, rows: Sequence[Row]) -> NDArray[np.float64]:
         """Return what is added to a network's logits, (N, C): the log-probabilities without the prior."""
         return np.asarray(self.log_probabilities(rows) - np.array(self.log_prior))
+
+    def misses(self, row: Row) -> bool:
+        """Tell whether any value is unknown, or one that the training fold did not have."""
+        return bool(any(column.design([row])[0, -1] for column in self.columns))
+
+
+class CovariateNumber(_Part):
+    """A ridge regression of a number on covariates, fitted in one training fold.
+
+    Attributes
+    ----------
+    columns : tuple
+    weight : tuple of float
+        (D,): over the columns' design.
+    bias : float
+    """
+
+    columns: tuple[NumberColumn | TextColumn, ...]
+    weight: tuple[float, ...]
+    bias: float
+
+    @model_validator(mode="after")
+    def _of_one_piece(self) -> CovariateNumber:
+        if len(self.weight) != sum(_width(column) for column in self.columns):
+            raise ValueError("weight does not fit the columns")
+        return self
+
+    def values(self, rows: Sequence[Row]) -> NDArray[np.float64]:
+        """Return the number that covariates alone say, (N,)."""
+        design = np.column_stack([column.design(rows) for column in self.columns])
+        return np.asarray(design @ np.array(self.weight) + self.bias)
 
     def misses(self, row: Row) -> bool:
         """Tell whether any value is unknown, or one that the training fold did not have."""
@@ -164,10 +194,7 @@ def fit_expert(
     """
     from sklearn.linear_model import LogisticRegression  # heavy, and every run looks for covariates
 
-    fitted = tuple(
-        _number_column(column.name, rows) if column.kind == "number" else _text_column(column.name, rows)
-        for column in columns
-    )
+    fitted = _fitted_columns(columns, rows)
     design = np.column_stack([column.design(rows) for column in fitted])
     balanced = imbalance != "none"
     model = LogisticRegression(
@@ -186,6 +213,23 @@ def fit_expert(
     )
 
 
+def fit_covariate_number(
+    columns: Sequence[Column], rows: Sequence[Row], targets: NDArray[np.float64]
+) -> CovariateNumber:
+    """Fit a ridge regression of a number on the covariates of one training fold.
+
+    Parameters
+    ----------
+    columns : sequence of Column
+    rows : sequence of mapping
+        N scans.
+    targets : ndarray, (N,) float64
+    """
+    fitted = _fitted_columns(columns, rows)
+    weight, bias = fit_number(np.column_stack([column.design(rows) for column in fitted]), targets)
+    return CovariateNumber(columns=fitted, weight=tuple(map(float, weight)), bias=bias)
+
+
 def text_of(row: Row, name: str) -> str | None:
     """Return a value as text; the sexes under one spelling.
 
@@ -194,6 +238,18 @@ def text_of(row: Row, name: str) -> str | None:
     """
     value = row.get(name) or None
     return _SEXES.get(value.lower(), value) if value and name == "sex" else value
+
+
+def _width(column: NumberColumn | TextColumn) -> int:
+    """Return how many columns a column's design has."""
+    return len(column.levels) + 1 if isinstance(column, TextColumn) else 2
+
+
+def _fitted_columns(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[NumberColumn | TextColumn, ...]:
+    return tuple(
+        _number_column(column.name, rows) if column.kind == "number" else _text_column(column.name, rows)
+        for column in columns
+    )
 
 
 def _number(row: Row, name: str) -> float:

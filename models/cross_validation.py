@@ -60,7 +60,7 @@ class Nested(Generic[Model]):
 
 def cross_validate(
     learner: Learner[Model],
-    targets: NDArray[np.int64],
+    targets: NDArray[Any],
     folds: NDArray[np.int64],
     *,
     classes: int,
@@ -73,7 +73,11 @@ def cross_validate(
     Parameters
     ----------
     learner : Learner
-    targets, folds : ndarray, (N,) int64
+    targets : ndarray, (N,) int64 or float64
+        Classes, or a number.
+    folds : ndarray, (N,) int64
+    classes : int
+        1 for a number.
     name : str
         Of this cross-validation among those of a training.
     pairs : bool
@@ -92,7 +96,7 @@ def cross_validate(
         log += rows
     for first, second in combinations(range(count), 2) if pairs else ():
         test = (folds == first) | (folds == second)
-        if len(np.unique(targets[~test])) < len(np.unique(targets)):
+        if classes > 1 and len(np.unique(targets[~test])) < len(np.unique(targets)):
             continue  # two sites can hold all of a class; the models without one of them stand in
         drawn_with = seed + count + first * count + second
         inner, _ = learner.fit(~test, targets, fold=first, seed=drawn_with, name=f"{name}-without-{second}")

@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool3d
 
 from brainstage.models.choices import Strides
 from brainstage.models.features import pooled_features
-from brainstage.models.heads import LinearHead, head_module
+from brainstage.models.heads import head_module
 from brainstage.models.med3d import stage_maps
 from brainstage.models.model_store import StoredModel
 from brainstage.models.pooling import POOLING
@@ -44,6 +44,9 @@ STEPS: Final[Mapping[Strides, Mapping[str, int]]] = MappingProxyType(
 )
 """Voxels of the network's image from one voxel of a stage's map to the next."""
 
+_Group = tuple[nn.Module, list[nn.Module]]
+"""A network, and the heads of the folds that share it."""
+
 COVER_VOXELS: Final = 16
 """Edge of the box that occlusion covers: 32 mm on the default grid, about a lobe's width."""
 COVER_OVERLAP: Final = 0.5
@@ -51,7 +54,12 @@ COVERED_AT_A_TIME: Final = 8
 
 
 def explanation_of(
-    model: StoredModel, network_input: NetworkInput, label: str, folds: Sequence[int], method: Method
+    model: StoredModel,
+    network_input: NetworkInput,
+    label: str,
+    folds: Sequence[int],
+    method: Method,
+    site: str | None = None,
 ) -> tuple[Volume, ...]:
     """Return maps whose sum, once they are on one grid, says where the logit of a class comes from.
 
@@ -65,6 +73,8 @@ def explanation_of(
         From :meth:`~brainstage.models.model_store.StoredModel.folds_for`; their logits are averaged, and so their maps.
     method : str
         One of :data:`METHODS`.
+    site : str or None
+        Where the scan was taken, for models that take it out of features.
 
     Returns
     -------
@@ -77,7 +87,7 @@ def explanation_of(
         When a value is not finite.
     """
     target = model.classes.index(label)
-    groups = _by_network(model, folds)
+    groups = _by_network(model, folds, site)
     image = torch.from_numpy(np.array(network_input.image)).unsqueeze(0).to(model.extractor.device)
     if method == "occlusion":
         return (_occlusion(groups, image, network_input, target),)
@@ -90,13 +100,31 @@ def _map(data: NDArray[np.float32], voxel_to_ras: Affine) -> Volume:
     return Volume(data=data, voxel_to_ras=voxel_to_ras)
 
 
-def _by_network(model: StoredModel, folds: Sequence[int]) -> list[tuple[nn.Module, list[LinearHead]]]:
-    """Return each network once, with the heads of the folds that share it."""
-    groups: dict[int, tuple[nn.Module, list[LinearHead]]] = {}
+def _by_network(model: StoredModel, folds: Sequence[int], site: str | None) -> list[_Group]:
+    """Return each network once, with what the folds that share it make of its features."""
+    groups: dict[int, _Group] = {}
     for fold in folds:
         network = model.networks[fold]
-        groups.setdefault(id(network), (network, []))[1].append(model.heads[fold])
+        head: nn.Module = head_module(model.heads[fold])
+        if (taken_out := model.stretch_and_shift(site, fold)) is not None:
+            head = nn.Sequential(_WithoutSite(*taken_out), head)
+        groups.setdefault(id(network), (network, []))[1].append(head)
     return list(groups.values())
+
+
+class _WithoutSite(nn.Module):
+    """Features without the location and scale of their site."""
+
+    stretch: Tensor
+    shift: Tensor
+
+    def __init__(self, stretch: NDArray[np.float32], shift: NDArray[np.float32]) -> None:
+        super().__init__()
+        self.register_buffer("stretch", torch.from_numpy(stretch))
+        self.register_buffer("shift", torch.from_numpy(shift))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.stretch + self.shift
 
 
 class _Readout(nn.Module):
@@ -106,10 +134,10 @@ class _Readout(nn.Module):
     several stages can be added and nothing is counted twice. No gradient runs through the network.
     """
 
-    def __init__(self, network: nn.Module, heads: Sequence[LinearHead], device: torch.device) -> None:
+    def __init__(self, network: nn.Module, heads: Sequence[nn.Module], device: torch.device) -> None:
         super().__init__()
         self.network = network
-        self.heads = nn.ModuleList(head_module(head) for head in heads).to(device)
+        self.heads = nn.ModuleList(heads).to(device)
         self.taps = nn.ModuleDict({stage: nn.Identity() for stage in POOLING})
         self.eval()  # MONAI gives a module back in the mode that it came in, and the network is shared
 
@@ -125,7 +153,7 @@ class _Readout(nn.Module):
 
 
 def _grad_cam(
-    groups: Sequence[tuple[nn.Module, list[LinearHead]]],
+    groups: Sequence[_Group],
     image: Tensor,
     network_input: NetworkInput,
     target: int,
@@ -164,14 +192,10 @@ def _per_ml(data: NDArray[np.float32], voxel_to_ras: Affine) -> Volume:
 class _Covered(nn.Module):
     """Images with a part covered to mean logits. Only brain is covered; where there is none, nothing is computed."""
 
-    def __init__(
-        self, groups: Sequence[tuple[nn.Module, list[LinearHead]]], image: Tensor, brain: Tensor
-    ) -> None:
+    def __init__(self, groups: Sequence[_Group], image: Tensor, brain: Tensor) -> None:
         super().__init__()
         self.networks = nn.ModuleList(network for network, _ in groups)
-        self.heads = nn.ModuleList(
-            nn.ModuleList(head_module(head) for head in heads) for _, heads in groups
-        ).to(image.device)
+        self.heads = nn.ModuleList(nn.ModuleList(heads) for _, heads in groups).to(image.device)
         self.image, self.brain = image, brain
         self.eval()  # as above
         self.uncovered = self._logits(image)
@@ -194,7 +218,7 @@ class _Covered(nn.Module):
 
 
 def _occlusion(
-    groups: Sequence[tuple[nn.Module, list[LinearHead]]],
+    groups: Sequence[_Group],
     image: Tensor,
     network_input: NetworkInput,
     target: int,

@@ -100,6 +100,13 @@ class Harmonisation:
             harmonised[rows] = block
         return harmonised
 
+    def stretch_and_shift(self, site: str | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what :meth:`apply` multiplies the values of a site with, and what it adds then; (F,) each."""
+        if site not in self.sites:
+            return np.ones_like(self.centre), np.zeros_like(self.centre)
+        number = self.sites.index(site)
+        return 1 / self.scale[number], self.centre - self.location[number] / self.scale[number]
+
     def at(self, places: NDArray[np.int64]) -> Harmonisation:
         """Return the harmonisation of some of the features, by their places."""
         return Harmonisation(

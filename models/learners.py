@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,16 +40,16 @@ Model = TypeVar("Model")
 
 
 class Learner(Protocol[Model]):
-    """Learns from some of a cohort's scans and predicts others."""
+    """Learns from some of a cohort's scans and predicts others: classes (int64 targets) or a number (float64)."""
 
     def fit(
-        self, chosen: NDArray[np.bool_], targets: NDArray[np.int64], *, fold: int, seed: int, name: str
+        self, chosen: NDArray[np.bool_], targets: NDArray[Any], *, fold: int, seed: int, name: str
     ) -> tuple[Model, list[LogRow]]:
         """Learn from the chosen scans, (N,) bool, with the targets (N,) of all; `name` tells one run from another."""
         ...
 
     def logits(self, model: Model, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Return uncalibrated logits (M, C) of the chosen scans."""
+        """Return uncalibrated logits (M, C) of the chosen scans, or the number as (M, 1)."""
         ...
 
 

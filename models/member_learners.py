@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,7 +162,7 @@ class HarmonisedLearner(Generic[Model]):
     build: Callable[[NDArray[np.float32], NDArray[np.bool_]], Learner[Model]]
 
     def fit(
-        self, chosen: NDArray[np.bool_], targets: NDArray[np.int64], *, fold: int, seed: int, name: str = ""
+        self, chosen: NDArray[np.bool_], targets: NDArray[Any], *, fold: int, seed: int, name: str = ""
     ) -> tuple[Harmonised[Model], list[LogRow]]:
         """Learn from the chosen scans."""
         harmonisation = fit_harmonisation(self.values[chosen], self._of(chosen), self.reference[chosen])

@@ -105,7 +105,7 @@ def evaluate(
             samples_of[measure] = np.nanmean(values, axis=1)
         samples_of["brier"] = brier(probabilities, targets, weights)
         samples_of["ece"] = expected_calibration_error(probabilities, targets, weights)
-        measures = {name: _estimate(values) for name, values in samples_of.items()}
+        measures = {name: estimate_of(values) for name, values in samples_of.items()}
     return Evaluation(
         measures=measures,
         confusion=confusion_matrices(targets, predicted, weights[:1], len(classes))[0].astype(np.int64),
@@ -227,7 +227,10 @@ def proportion(hits: int, trials: int) -> Estimate:
     return Estimate(value=hits / trials, low=float(found.low), high=float(found.high))
 
 
-def _estimate(values: NDArray[np.float64]) -> Estimate:
+def estimate_of(values: NDArray[np.float64]) -> Estimate:
+    """Return the estimate that a value and its bootstrap samples after it, (1 + B,), give; NaN samples are left out."""
+    if values.size > 1 and np.isnan(values[1:]).all():
+        return Estimate(value=float(values[0]), low=np.nan, high=np.nan)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(values[1:], [tail, 1 - tail]) if values.size > 1 else (np.nan, np.nan)
     return Estimate(value=float(values[0]), low=float(low), high=float(high))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from brainstage.models.baseline import BASELINE_VERSION
 from brainstage.models.choices import HeadKind, Member, PredictorChoice, Regime, Strides, class_fault
-from brainstage.models.conformal import Scores
-from brainstage.models.covariates import CovariateExpert
+from brainstage.models.conformal import Scores, attainable_level
+from brainstage.models.covariates import CovariateExpert, CovariateNumber, Row
 from brainstage.models.norms import ReferenceClass
+from brainstage.models.number_intervals import Residuals
+from brainstage.models.number_predictor import FoldNumberPredictor
 from brainstage.models.pooling import feature_id
 from brainstage.models.predictor import FoldPredictor
 from brainstage.models.published import Origin
@@ -125,20 +128,18 @@ class TierBounds(_Part):
         return "high" if confidence > self.high else "review" if confidence >= self.review else "low"
 
 
-class ModelDescription(_Part):
-    """``model.json``: all of a model but its weights.
+class CommonDescription(_Part, ABC):
+    """What models of classes and of numbers have in common: all but what is predicted.
 
     `members` are those that the model has. `training_scans` leads from the sha256 of a training scan's file to the
-    fold that did not learn from it, and to the number of its person among the scores of `conformal`.
-    `covariate_experts` has one for each fold, or none where the model looks at images alone. `harmonised_sites` names,
-    for each fold and member, the sites whose location and scale are taken out; it is empty without harmonisation.
-    `reference` says what is usual in one of the classes, and has no part in predictions. `kernels` are those of the
-    training, from :func:`~brainstage.models.kernels.kernels`; another processor adds in another order.
+    fold that did not learn from it, and to the number of its person among what was measured out of fold.
+    `harmonised_sites` names, for each fold and member, the sites whose location and scale are taken out; it is empty
+    without harmonisation. `kernels` are those of the training, from :func:`~brainstage.models.kernels.kernels`;
+    another processor adds in another order.
     """
 
     schema_version: Literal[2] = 2
     model_id: str = ""
-    classes: tuple[str, ...] = Field(min_length=2)
     label_column: str
     backbone: BackboneDescription
     head: HeadKind = "linear"
@@ -150,20 +151,96 @@ class ModelDescription(_Part):
     preprocessing_id: str
     preprocessing_content: dict[str, Any]
     members: tuple[Member, ...] = Field(min_length=1)
-    predictor: PredictorDescription
-    conformal: ConformalDescription
     novelty_threshold: float = Field(ge=0)
-    tiers: TierBounds = TierBounds()
     seed: int
     pretraining_cohorts: tuple[str, ...] = ()
     training_scans: dict[str, tuple[Count, Count]] = Field(default_factory=dict)
     volume_models: tuple[VolumeModel, ...] = ()
-    covariate_experts: tuple[CovariateExpert, ...] = ()
     harmonised_sites: tuple[dict[Member, tuple[str, ...]], ...] = ()
-    reference: ReferenceClass | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     kernels: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("network_grid")
+    @classmethod
+    def _usable_grid(cls, grid: dict[str, Any]) -> dict[str, Any]:
+        NetworkGridConfig.model_validate(grid)
+        return grid
+
+    @model_validator(mode="after")
+    def _of_as_many_folds(self) -> CommonDescription:
+        """Compare what is said of members and folds with how many there are."""
+        folds = {fold for fold, _ in self.training_scans.values()}
+        if folds and max(folds) >= self.folds:
+            raise ValueError(f"training_scans name fold {max(folds)}, and there are {self.folds} from 0 on")
+        if bool(self.volume_models) is not ("volumes" in self.members):
+            raise ValueError(
+                "volume_models must be there where volumes is one of the members, and only there"
+            )
+        if len(self.volume_models) not in (0, self.folds):
+            raise ValueError(f"{len(self.volume_models)} volume_models, where there are {self.folds} folds")
+        if len(self.harmonised_sites) not in (0, self.folds):
+            raise ValueError(
+                f"{len(self.harmonised_sites)} harmonised_sites, where there are {self.folds} folds"
+            )
+        return self
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """How many numbers each member answers with."""
+
+    @property
+    @abstractmethod
+    def covariate_columns(self) -> tuple[str, ...]:
+        """The columns that the model looks at besides the image."""
+
+    @property
+    @abstractmethod
+    def weighted_members(self) -> frozenset[Member]:
+        """The members that what is published depends on, in any fold."""
+
+    @abstractmethod
+    def misses_covariates(self, row: Row) -> bool:
+        """Tell whether a covariate that the model uses is unknown, or has a value that a training fold did not have."""
+
+    @property
+    def compares_with_reference(self) -> bool:
+        """Whether reports compare volumes with a class of the training cohort."""
+        return False
+
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """The columns that anything said with this model depends on."""
+        whose = AGE_AND_SEX if self.compares_with_reference or self.volume_models else ()
+        where = ("site",) if self.harmonised_sites else ()
+        return tuple(dict.fromkeys((*self.covariate_columns, *whose, *where)))
+
+    @property
+    def reads_volumes(self) -> bool:
+        """Whether anything said with this model depends on the volumes of a scan."""
+        return bool(self.volume_models) or self.compares_with_reference
+
+    @property
+    def own_id(self) -> str:
+        """The `model_id` that the content gives: ``m`` and a short hash of everything that changes a prediction."""
+        content = self.model_dump(mode="json", exclude=dict(_NO_PART_OF_ID))
+        return f"m{sha256_of_bytes(json.dumps(content, sort_keys=True).encode())[:11]}"
+
+
+class ModelDescription(CommonDescription):
+    """``model.json`` of a model of classes: all of it but its weights.
+
+    `covariate_experts` has one for each fold, or none where the model looks at images alone. `reference` says what is
+    usual in one of the classes, and has no part in predictions.
+    """
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    predictor: PredictorDescription
+    conformal: ConformalDescription
+    tiers: TierBounds = TierBounds()
+    covariate_experts: tuple[CovariateExpert, ...] = ()
+    reference: ReferenceClass | None = None
 
     @field_validator("classes")
     @classmethod
@@ -175,12 +252,6 @@ class ModelDescription(_Part):
                 raise ValueError(f"the class {name!r} stands there twice")
         return names
 
-    @field_validator("network_grid")
-    @classmethod
-    def _usable_grid(cls, grid: dict[str, Any]) -> dict[str, Any]:
-        NetworkGridConfig.model_validate(grid)
-        return grid
-
     @model_validator(mode="after")
     def _of_one_piece(self) -> ModelDescription:
         """Compare what is said of classes, members and folds with how many there are."""
@@ -188,8 +259,7 @@ class ModelDescription(_Part):
             raise ValueError(
                 f"conformal.levels and conformal.scores must name the classes {', '.join(self.classes)}, each once"
             )
-        folds = {fold for fold, _ in self.training_scans.values()}
-        folds |= {fold for scores in self.conformal.scores.values() for _, fold, _ in scores}
+        folds = {fold for scores in self.conformal.scores.values() for _, fold, _ in scores}
         if folds and max(folds) >= self.folds:
             raise ValueError(
                 f"training_scans or conformal.scores name fold {max(folds)}, and there are {self.folds} from 0 on"
@@ -201,33 +271,32 @@ class ModelDescription(_Part):
         for fold in self.predictor.folds:
             if set(fold.temperatures) != set(self.members):
                 raise ValueError(f"a temperature is needed for each of {', '.join(self.members)}")
-        if bool(self.volume_models) is not ("volumes" in self.members):
-            raise ValueError(
-                "volume_models must be there where volumes is one of the members, and only there"
-            )
         return self
 
     @model_validator(mode="after")
     def _of_the_classes(self) -> ModelDescription:
         """Compare what is said of the models that stand here with the classes and folds."""
+        if len(self.covariate_experts) not in (0, self.folds):
+            raise ValueError(
+                f"{len(self.covariate_experts)} covariate_experts, where there are {self.folds} folds"
+            )
         for name, models in (
             ("volume_models", self.volume_models),
             ("covariate_experts", self.covariate_experts),
         ):
-            if len(models) not in (0, self.folds):
-                raise ValueError(f"{len(models)} {name}, where there are {self.folds} folds")
             for model in models:
                 if len(model.bias) != len(self.classes):
                     raise ValueError(
                         f"one of {name} tells {len(model.bias)} of {len(self.classes)} classes apart"
                     )
-        if len(self.harmonised_sites) not in (0, self.folds):
-            raise ValueError(
-                f"{len(self.harmonised_sites)} harmonised_sites, where there are {self.folds} folds"
-            )
         if self.reference is not None and self.reference.label not in self.classes:
             raise ValueError(f"reference.label {self.reference.label!r} is none of the classes")
         return self
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers each member answers with: a logit for each class."""
+        return len(self.classes)
 
     @property
     def covariate_columns(self) -> tuple[str, ...]:
@@ -235,22 +304,18 @@ class ModelDescription(_Part):
         return tuple(column.name for expert in self.covariate_experts[:1] for column in expert.columns)
 
     @property
-    def columns_read(self) -> tuple[str, ...]:
-        """The columns that anything said with this model depends on."""
-        whose = AGE_AND_SEX if self.reference or self.volume_models else ()
-        where = ("site",) if self.harmonised_sites else ()
-        return tuple(dict.fromkeys((*self.covariate_columns, *whose, *where)))
+    def weighted_members(self) -> frozenset[Member]:
+        """The members that what is published depends on, in any fold."""
+        return frozenset(name for fold in self.predictor.folds for name in fold.weights)
+
+    def misses_covariates(self, row: Row) -> bool:
+        """Tell whether a covariate that the model uses is unknown, or has a value that a training fold did not have."""
+        return any(one.misses(row) for one in self.covariate_experts)
 
     @property
-    def reads_volumes(self) -> bool:
-        """Whether anything said with this model depends on the volumes of a scan."""
-        return bool(self.volume_models or self.reference)
-
-    @property
-    def own_id(self) -> str:
-        """The `model_id` that the content gives: ``m`` and a short hash of everything that changes a prediction."""
-        content = self.model_dump(mode="json", exclude=dict(_NO_PART_OF_ID))
-        return f"m{sha256_of_bytes(json.dumps(content, sort_keys=True).encode())[:11]}"
+    def compares_with_reference(self) -> bool:
+        """Whether reports compare volumes with a class of the training cohort."""
+        return self.reference is not None
 
     @property
     def scores(self) -> tuple[Scores, ...]:
@@ -270,7 +335,126 @@ class ModelDescription(_Part):
         return [self.conformal.levels[name] for name in self.classes]
 
 
-def read_description(path: Path) -> ModelDescription:
+class NumberPredictorDescription(_Part):
+    """Whose values are published.
+
+    Attributes
+    ----------
+    choice : str
+        As asked for.
+    folds : tuple of FoldNumberPredictor
+    above_chance : bool
+        The interval of the out-of-fold R2 lies above 0.
+    """
+
+    choice: PredictorChoice
+    folds: tuple[FoldNumberPredictor, ...]
+    above_chance: bool
+
+
+class IntervalsDescription(_Part):
+    """What intervals are made of.
+
+    Attributes
+    ----------
+    level : float
+        What the training scans allow, at most 0.9.
+    residuals : tuple
+        Distance of prediction and truth, the fold that did not learn from it, and the person (a number), of each
+        training scan.
+    """
+
+    level: Annotated[float, Field(gt=0, lt=1)]
+    residuals: tuple[tuple[Annotated[float, Field(ge=0)], Count, Count], ...]
+
+
+class NumberDescription(CommonDescription):
+    """``model.json`` of a model of a number: all of it but its weights. `label_column` is the number's column.
+
+    `covariate_models` has one for each fold, or none where the model looks at images alone.
+    """
+
+    kind: Literal["number"] = "number"
+    predictor: NumberPredictorDescription
+    intervals: IntervalsDescription
+    covariate_models: tuple[CovariateNumber, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_one_piece(self) -> NumberDescription:
+        folds = {fold for _, fold, _ in self.intervals.residuals}
+        if folds and max(folds) >= self.folds:
+            raise ValueError(
+                f"intervals.residuals name fold {max(folds)}, and there are {self.folds} from 0 on"
+            )
+        persons = np.array([person for _, _, person in self.intervals.residuals], dtype=np.int64)
+        if len(set(persons.tolist())) < 2:
+            raise ValueError("intervals.residuals must be of two or more persons")
+        if self.intervals.level > attainable_level(persons) + 1e-9:
+            raise ValueError(
+                f"intervals.level is {self.intervals.level:g}, and {len(persons)} residuals allow "
+                f"{attainable_level(persons):g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _of_the_number(self) -> NumberDescription:
+        """Compare what is said of the models that stand here with members, covariates and folds."""
+        for name, count in (
+            ("predictor.folds", len(self.predictor.folds)),
+            ("covariate_models", len(self.covariate_models) or self.folds),
+        ):
+            if count != self.folds:
+                raise ValueError(f"{name} has {count} entries for {self.folds} folds")
+        for fold in self.predictor.folds:
+            if set(fold.lines) != set(self.members):
+                raise ValueError(f"a line is needed for each of {', '.join(self.members)}")
+            if (fold.covariate_weight is None) is bool(self.covariate_models):
+                raise ValueError("covariate_weight must be there with covariate_models, and only with them")
+        if any(len(model.bias) != 1 for model in self.volume_models):
+            raise ValueError("one of volume_models does not answer with one number")
+        if self.label_column in self.covariate_columns:
+            raise ValueError(f"the column {self.label_column!r} is predicted from itself")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers each member answers with."""
+        return 1
+
+    @property
+    def covariate_columns(self) -> tuple[str, ...]:
+        """The columns that the model looks at besides the image."""
+        return tuple(column.name for model in self.covariate_models[:1] for column in model.columns)
+
+    @property
+    def weighted_members(self) -> frozenset[Member]:
+        """The members that what is published depends on, in any fold."""
+        return frozenset(name for fold in self.predictor.folds for name in fold.weights)
+
+    def misses_covariates(self, row: Row) -> bool:
+        """Tell whether a covariate that the model uses is unknown, or has a value that a training fold did not have."""
+        return any(one.misses(row) for one in self.covariate_models)
+
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """The columns that anything said with this model depends on: never the number itself."""
+        return tuple(name for name in super().columns_read if name != self.label_column)
+
+    @property
+    def residuals(self) -> Residuals:
+        """Of the training scans."""
+        residual, fold, person = zip(*self.intervals.residuals, strict=True)
+        return Residuals(
+            residual=np.array(residual, dtype=np.float64),
+            fold=np.array(fold, dtype=np.int64),
+            person=np.array(person, dtype=np.int64),
+        )
+
+
+Description = ModelDescription | NumberDescription
+
+
+def read_description(path: Path) -> Description:
     """Read and check ``model.json`` of a model directory.
 
     That content and `model_id` agree finds accidents. It is no signature: whoever alters a model can compute its
@@ -284,7 +468,8 @@ def read_description(path: Path) -> ModelDescription:
     """
     file = path / DESCRIPTION_FILE
     try:
-        description = ModelDescription.model_validate_json(read_regular(file))
+        content = read_regular(file)
+        description = _kind_of(content).model_validate_json(content)
     except OSError as error:
         raise ModelError(
             f"{path.name} is no model directory: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
@@ -314,6 +499,16 @@ def read_description(path: Path) -> ModelDescription:
             "pooled otherwise: train the model again"
         )
     return description
+
+
+def _kind_of(content: bytes) -> type[ModelDescription] | type[NumberDescription]:
+    """Return what a ``model.json`` describes: classes, unless it says that it is a number."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return ModelDescription  # which says what is wrong
+    is_number = isinstance(found, dict) and found.get("kind") == "number"
+    return NumberDescription if is_number else ModelDescription
 
 
 def older_version(path: Path) -> str:
@@ -350,13 +545,13 @@ def checked_content(path: Path, name: str, sha256: str) -> bytes:
 
 
 def require_same_preprocessing(
-    model: ModelDescription, other_id: str, other_content: Mapping[str, Any]
+    model: CommonDescription, other_id: str, other_content: Mapping[str, Any]
 ) -> None:
     """Raise unless scans went through the preprocessing that the model was trained on.
 
     Parameters
     ----------
-    model : ModelDescription
+    model : ModelDescription or NumberDescription
     other_id : str
         Hash of the scans' preprocessing.
     other_content : mapping

@@ -6,7 +6,7 @@
       model.json             everything but the weights, and the sha256 of each weights file
       backbone.safetensors   the network as it was before training, once for all folds
       fold-0.safetensors ... head, novelty model, and the layers that were trained, of each fold
-      linear.safetensors     the linear model on voxels, of each fold
+      linear.safetensors     the linear model on voxels of each fold, and the mean of the scans it was fitted on
       harmonisation.safetensors  location and scale of the sites, of each fold and member, where they are taken out
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -39,15 +39,19 @@ from brainstage.models.heads import LinearHead, head_arrays, head_from_arrays
 from brainstage.models.kernels import kernels
 from brainstage.models.learners import FoldModel
 from brainstage.models.med3d import build_med3d
+from brainstage.models.member_evidence import volume_contributions
 from brainstage.models.model_description import (
     DESCRIPTION_FILE,
+    CommonDescription,
     ModelDescription,
+    NumberDescription,
     checked_content,
     read_description,
     require_same_preprocessing,
 )
 from brainstage.models.novelty import NoveltyModel
-from brainstage.models.predictor import mean_log_probabilities
+from brainstage.models.number_intervals import interval
+from brainstage.models.predictor import mean_log_probabilities, mean_weights
 from brainstage.models.volume_model import (
     ScanVolumes,
     VolumeModel,
@@ -58,7 +62,7 @@ from brainstage.models.volume_model import (
 from brainstage.models.weights import WeightsSource, fill_network, state_bytes
 from brainstage.pipeline.errors import InferenceError, InputMissingError, ModelError, WeightsError
 from brainstage.pipeline.files import sha256_of_bytes, write_bytes, write_text
-from brainstage.pipeline.records import NetworkInput, Prediction
+from brainstage.pipeline.records import NetworkInput, NumberPrediction, Prediction
 from brainstage.pipeline.tables import number_or_none
 
 BACKBONE_FILE: Final = "backbone.safetensors"
@@ -177,12 +181,15 @@ def scan_inputs(
     )
 
 
-class StoredModel:
-    """A trained model, in memory or read from its directory. Load it once per process.
+Described = TypeVar("Described", bound=CommonDescription)
+
+
+class FoldEnsemble(Generic[Described]):
+    """What a trained model of either kind consists of, in memory or read from its directory.
 
     Parameters
     ----------
-    description : ModelDescription
+    description : ModelDescription or NumberDescription
         `model_id`, `versions`, `kernels` and `files` are filled in here.
     extractor : FeatureExtractor
         With the network as it was before training.
@@ -194,7 +201,7 @@ class StoredModel:
 
     def __init__(
         self,
-        description: ModelDescription,
+        description: Described,
         extractor: FeatureExtractor,
         models: Sequence[FoldModel],
         novelty: Sequence[NoveltyModel],
@@ -234,6 +241,7 @@ class StoredModel:
             {
                 "weight": np.stack([baseline.weight for baseline in self.baselines]),
                 "bias": np.stack([baseline.bias for baseline in self.baselines]),
+                "mean": np.stack([baseline.mean for baseline in self.baselines]),
             }
         )
         if self.harmonisations:
@@ -248,7 +256,7 @@ class StoredModel:
         return files
 
     @cached_property
-    def description(self) -> ModelDescription:
+    def description(self) -> Described:
         """What stands in ``model.json``."""
         if self._described.model_id:
             return self._described
@@ -269,9 +277,9 @@ class StoredModel:
         return self.extractor.feature_id
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names, in the order of every probability vector."""
-        return self._described.classes
+    def outputs(self) -> int:
+        """How many numbers each member answers with."""
+        return self._described.outputs
 
     @property
     def network_grid(self) -> dict[str, Any]:
@@ -328,8 +336,8 @@ class StoredModel:
             if member == "network":
                 found[member] = self.network_logits(scan, fold)
             elif member == "linear":
-                values = self._harmonised("linear", fold, scan.values[None], scan.site)
-                found[member] = self.baselines[fold].logits(values)
+                values = self.linear_values(scan.values, scan.site, fold)
+                found[member] = self.baselines[fold].logits(values[None])
             else:
                 found[member] = self.volume_model(fold).logits([self.volumes_of(scan, fold)])
         return found
@@ -337,6 +345,22 @@ class StoredModel:
     def volume_model(self, fold: int) -> VolumeModel:
         """Return the member on volumes of a fold."""
         return self._described.volume_models[fold]
+
+    def linear_values(self, values: NDArray[np.float32], site: str | None, fold: int) -> NDArray[np.float32]:
+        """Return values (V,) as the linear member of a fold is given them, without their site where it is taken out."""
+        return np.asarray(self._harmonised("linear", fold, values[None], site)[0])
+
+    def stretch_and_shift(
+        self, site: str | None, fold: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return what takes the site out of the features of a fold's network, (F,) each; None where nothing does."""
+        if not self.harmonisations or self._extractors[fold] is not self.extractor:
+            return None
+        known = self.harmonisations[fold]["network"]
+        stretch = np.ones_like(self.heads[fold].mean)
+        shift = np.zeros_like(stretch)
+        stretch[known.places], shift[known.places] = known.harmonisation.stretch_and_shift(site)
+        return stretch, shift
 
     def volumes_of(self, scan: ScanInputs, fold: int) -> ScanVolumes:
         """Return a scan's volumes as the member of a fold is given them, without their site where it is taken out."""
@@ -360,6 +384,38 @@ class StoredModel:
         return bool(self.harmonisations) and not any(
             known.harmonisation.knows(site) for fold in folds for known in self.harmonisations[fold].values()
         )
+
+    def _novelty(self, scan: ScanInputs, folds: Sequence[int]) -> float:
+        """Return how unlike the training scans a scan is, on average over some folds."""
+        return float(np.mean([self.novelty[fold].scores(scan.features[None])[0] for fold in folds]))
+
+    def _person(self, source_sha256: str | None) -> int | None:
+        found = self._described.training_scans.get(source_sha256 or "")
+        return None if found is None else found[1]
+
+    def _volumes_missing(self, scan: ScanInputs) -> bool:
+        """Tell whether a volume that what is published depends on is not known."""
+        if "volumes" not in self._described.weighted_members:
+            return False
+        needed = {scale.measure for model in self._described.volume_models for scale in model.scales}
+        return any(scan.volumes.measures.get(name) is None for name in needed)
+
+    def _require_fitting(self, scan: ScanInputs) -> None:
+        expected = self.heads[0].mean.shape, self.baselines[0].weight.shape[1:]
+        if (scan.features.shape, scan.values.shape) != expected:
+            raise InferenceError(
+                f"features {scan.features.shape} and voxels {scan.values.shape} do not fit the model's {expected[0]} "
+                f"and {expected[1]}: the network grid or the weights are others"
+            )
+
+
+class StoredModel(FoldEnsemble[ModelDescription]):
+    """A trained model of classes. Load it once per process; the parameters are those of :class:`FoldEnsemble`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of every probability vector."""
+        return self._described.classes
 
     def covariate_evidence(self, covariates: Row, fold: int) -> NDArray[np.float64] | None:
         """Return what covariates add (1, C) in a fold; None for a model that uses none."""
@@ -413,56 +469,143 @@ class StoredModel:
             np.exp(answers.published), description.scores, without_person=self._person(source_sha256)
         )
         in_set = set_members(p, description.levels)
+        predicted = self.classes[int(probabilities.argmax())]
         return Prediction(
             probabilities=dict(zip(self.classes, map(float, probabilities), strict=True)),
             prediction_set=tuple(name for name, inside in zip(self.classes, in_set, strict=True) if inside),
-            ood_score=float(np.mean([self.novelty[fold].scores(scan.features[None])[0] for fold in folds])),
+            ood_score=self._novelty(scan, folds),
             ood_threshold=description.novelty_threshold,
             tier=description.tiers.tier(float(probabilities.max())),
             member_labels={
                 name: self.classes[int(said.argmax())] for name, said in answers.member_probabilities.items()
             },
+            member_weights={
+                str(name): weight
+                for name, weight in mean_weights(
+                    [description.predictor.folds[fold] for fold in folds]
+                ).items()
+            },
+            volume_contributions=volume_contributions(self, scan, predicted, folds),
             compared_members=description.predictor.compared_members,
             disagreement_flags=description.predictor.disagreement_flags,
             above_chance=description.predictor.above_chance,
             model_id=self.model_id,
             set_level=description.conformal.level,
             seen_in_training=len(folds) < len(self.models),
-            covariates_missing=any(one.misses(scan.covariates) for one in description.covariate_experts),
+            covariates_missing=description.misses_covariates(scan.covariates),
             volumes_missing=self._volumes_missing(scan),
             site_unknown=self.site_unknown(scan.site, folds),
         )
 
-    def _person(self, source_sha256: str | None) -> int | None:
-        found = self._described.training_scans.get(source_sha256 or "")
-        return None if found is None else found[1]
 
-    def _volumes_missing(self, scan: ScanInputs) -> bool:
-        """Tell whether a volume that the published probabilities depend on is not known."""
-        description = self._described
-        if not any("volumes" in fold.weights for fold in description.predictor.folds):
-            return False
-        needed = {scale.measure for model in description.volume_models for scale in model.scales}
-        return any(scan.volumes.measures.get(name) is None for name in needed)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NumberAnswers:
+    """What some folds say about one scan.
 
-    def _require_fitting(self, scan: ScanInputs) -> None:
-        expected = self.heads[0].mean.shape, self.baselines[0].weight.shape[1:]
-        if (scan.features.shape, scan.values.shape) != expected:
-            raise InferenceError(
-                f"features {scan.features.shape} and voxels {scan.values.shape} do not fit the model's {expected[0]} "
-                f"and {expected[1]}: the network grid or the weights are others"
-            )
+    Attributes
+    ----------
+    folds : tuple of int
+        K of them.
+    published : ndarray, (K,) float64
+    members : mapping
+        Member to its recalibrated values, (K,).
+    """
+
+    folds: tuple[int, ...]
+    published: NDArray[np.float64]
+    members: Mapping[Member, NDArray[np.float64]]
+
+    @property
+    def value(self) -> float:
+        """All folds together: their mean."""
+        return float(self.published.mean())
+
+    @property
+    def member_values(self) -> dict[Member, float]:
+        """Of each member, all folds together."""
+        return {name: float(said.mean()) for name, said in self.members.items()}
 
 
-def write_model(folder: Path, model: StoredModel) -> None:
+class NumberModel(FoldEnsemble[NumberDescription]):
+    """A trained model of a number. Load it once per process; the parameters are those of :class:`FoldEnsemble`."""
+
+    @property
+    def column(self) -> str:
+        """What is predicted: a column of the table of scans."""
+        return self._described.label_column
+
+    def predict(self, scan: ScanInputs, source_sha256: str | None = None) -> NumberPrediction:
+        """Return what the model says about one scan; a training scan is predicted by the fold that did not see it.
+
+        Parameters
+        ----------
+        scan : ScanInputs
+        source_sha256 : str, optional
+            Hash of the scan's file.
+
+        Raises
+        ------
+        InferenceError
+            When the features or the grid are not those of this model.
+        """
+        return self.prediction_of(self.answers(scan, source_sha256), scan, source_sha256)
+
+    def answers(self, scan: ScanInputs, source_sha256: str | None = None) -> NumberAnswers:
+        """Return what each fold that may predict a scan says of it; see :meth:`predict`."""
+        self._require_fitting(scan)
+        described, folds = self._described, self.folds_for(source_sha256)
+        published, members = [], []
+        for fold in folds:
+            predictor = described.predictor.folds[fold]
+            said = {name: found[:, 0] for name, found in self.member_logits(scan, fold).items()}
+            columns = described.covariate_models
+            known = columns[fold].values([scan.covariates]) if columns else None
+            published.append(predictor.values(said, known))
+            members.append(predictor.member_values(said))
+        return NumberAnswers(
+            folds=folds,
+            published=np.concatenate(published),
+            members={name: np.concatenate([of[name] for of in members]) for name in described.members},
+        )
+
+    def prediction_of(
+        self, answers: NumberAnswers, scan: ScanInputs, source_sha256: str | None = None
+    ) -> NumberPrediction:
+        """Return the prediction that the folds' answers give together."""
+        description, folds = self._described, answers.folds
+        level = description.intervals.level
+        person = self._person(source_sha256)
+        low, high = interval(answers.published, description.residuals, level, without_person=person)
+        return NumberPrediction(
+            column=self.column,
+            value=answers.value,
+            interval_low=low,
+            interval_high=high,
+            level=level,
+            ood_score=self._novelty(scan, folds),
+            ood_threshold=description.novelty_threshold,
+            member_values={str(name): value for name, value in answers.member_values.items()},
+            model_id=self.model_id,
+            seen_in_training=len(folds) < len(self.models),
+            covariates_missing=description.misses_covariates(scan.covariates),
+            volumes_missing=self._volumes_missing(scan),
+            site_unknown=self.site_unknown(scan.site, folds),
+            above_chance=description.predictor.above_chance,
+        )
+
+
+AnyModel = StoredModel | NumberModel
+
+
+def write_model(folder: Path, model: AnyModel) -> None:
     """Write weights and ``model.json``, the latter last."""
     for name, content in model.weight_files.items():
         write_bytes(folder / name, content)
     write_text(folder / DESCRIPTION_FILE, model.description.model_dump_json(indent=2) + "\n")
 
 
-def load_model(path: Path, device: str = "cpu") -> StoredModel:
-    """Read a model directory and check every weights file against ``model.json``.
+def load_model(path: Path, device: str = "cpu") -> AnyModel:
+    """Read a model directory of either kind and check every weights file against ``model.json``.
 
     Raises
     ------
@@ -481,8 +624,8 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
         folds = [load_arrays(contents[f"fold-{fold}.safetensors"]) for fold in range(description.folds)]
         stacked = load_arrays(contents[LINEAR_FILE])
         baselines = [
-            LinearBaseline(weight=weight, bias=bias)
-            for weight, bias in zip(stacked["weight"], stacked["bias"], strict=True)
+            LinearBaseline(weight=weight, bias=bias, mean=mean)
+            for weight, bias, mean in zip(stacked["weight"], stacked["bias"], stacked["mean"], strict=True)
         ]
         _require_finite(BACKBONE_FILE, {key: value.numpy() for key, value in network.state_dict().items()})
         _require_finite(LINEAR_FILE, stacked)
@@ -496,7 +639,12 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
         source = WeightsSource(**description.backbone.model_dump(exclude={"feature_id"}))
         extractor = FeatureExtractor(network, source, torch.device(device))
         harmonisations = _harmonisations(description, contents)
-        model = StoredModel(description, extractor, models, novelty, baselines, harmonisations)
+        parts = extractor, models, novelty, baselines, harmonisations
+        model: AnyModel
+        if isinstance(description, NumberDescription):
+            model = NumberModel(description, *parts)
+        else:
+            model = StoredModel(description, *parts)
         _require_answers(model)
     except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError, WeightsError) as error:
         raise ModelError(
@@ -505,8 +653,8 @@ def load_model(path: Path, device: str = "cpu") -> StoredModel:
     return model
 
 
-def _require_answers(model: StoredModel) -> None:
-    """Raise ``ValueError`` unless every fold answers, to features of nothing, with a finite number for each class."""
+def _require_answers(model: AnyModel) -> None:
+    """Raise ``ValueError`` unless every fold answers, to features of nothing, with a finite number for each output."""
     features = np.zeros((1, len(model.heads[0].mean)), dtype=np.float32)
     values = np.zeros((1, model.baselines[0].weight.shape[-1]), dtype=np.float32)
     if len(model.baselines) != len(model.heads):
@@ -517,10 +665,10 @@ def _require_answers(model: StoredModel) -> None:
         answers = head.logits(features), baseline.logits(values)
         score = novelty.scores(features)
         biases = head.bias.shape, baseline.bias.shape
-        if {answer.shape[1:] for answer in answers} | set(biases) != {
-            (len(model.classes),)
-        } or score.shape != (1,):
-            raise ValueError(f"fold {fold} does not answer for {len(model.classes)} classes")
+        if {answer.shape[1:] for answer in answers} | set(biases) != {(model.outputs,)} or score.shape != (
+            1,
+        ):
+            raise ValueError(f"fold {fold} does not answer with {model.outputs} numbers")
         if not all(np.isfinite(answer).all() for answer in (*answers, score)):
             raise ValueError(f"fold {fold} holds numbers that are not finite")
 
@@ -532,21 +680,26 @@ def _require_finite(name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _require_lengths(
-    description: ModelDescription, heads: Sequence[LinearHead], baselines: Sequence[LinearBaseline]
+    description: CommonDescription, heads: Sequence[LinearHead], baselines: Sequence[LinearBaseline]
 ) -> None:
-    classes = len(description.classes)
+    outputs = description.outputs
+    if any(one.mean.shape != one.weight.shape[1:] for one in baselines):
+        raise ValueError(f"the means in {LINEAR_FILE} are not of the values that it has weights for")
     if len(baselines) != description.folds:
         raise ValueError(
             f"{LINEAR_FILE} holds {len(baselines)} models, and there are {description.folds} folds"
         )
     for what, found in (("head", heads), ("linear model", baselines)):
         told = {size for one in found for size in (len(one.weight), len(one.bias))}
-        if told != {classes}:
-            raise ValueError(f"a {what} tells {min(told - {classes})} classes apart, and there are {classes}")
+        wrong = min(told - {outputs}, default=outputs)
+        if wrong != outputs and outputs == 1:
+            raise ValueError(f"a {what} answers with {wrong} numbers, and the model predicts one")
+        if wrong != outputs:
+            raise ValueError(f"a {what} tells {wrong} classes apart, and there are {outputs}")
 
 
 def _harmonisations(
-    description: ModelDescription, contents: Mapping[str, bytes]
+    description: CommonDescription, contents: Mapping[str, bytes]
 ) -> list[dict[Member, HarmonisedPlaces]]:
     """Return what is taken out of each member's values, for each fold; nothing without harmonisation."""
     if not description.harmonised_sites:

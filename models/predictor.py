@@ -11,7 +11,7 @@ leaves out measure exactly what is deployed, the choice included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -72,6 +72,10 @@ class FoldPredictor(BaseModel):
         return self.model_copy(
             update={"temperatures": dict.fromkeys(self.temperatures, 1.0), "temperature": 1.0}
         )
+
+    def factor(self, member: Member) -> float:
+        """Return by what the logits of a member are multiplied on their way to the published log-probabilities."""
+        return self.weights.get(member, 0.0) / (self.temperatures[member] * self.temperature)
 
     def member_log_probabilities(self, logits: MemberLogits) -> dict[Member, Numbers]:
         """Return what each member says, calibrated by itself: (N, C) each."""
@@ -172,8 +176,6 @@ def stack_weights(said: Mapping[Member, Numbers], targets: NDArray[np.int64]) ->
         Member to calibrated log-probabilities (N, C), of scans that it was not fitted on.
     targets : ndarray, (N,) int64
     """
-    from scipy.optimize import minimize  # heavy, and predictions do without
-
     names = [name for name in MEMBERS if name in said]
     stacked = np.stack([said[name] for name in names])
     equal = np.full(len(names), 1 / len(names))
@@ -188,6 +190,24 @@ def stack_weights(said: Mapping[Member, Numbers], targets: NDArray[np.int64]) ->
         value = -log_p[rows, targets].sum() + RIDGE * (away**2).sum()
         return float(value / len(targets)), (gradient + 2 * RIDGE * away) / len(targets)
 
+    return best_weights(loss, names)
+
+
+def best_weights(
+    loss: Callable[[Numbers], tuple[float, Numbers]], names: Sequence[Member]
+) -> dict[Member, float]:
+    """Return the weights of least loss: at least 0, together at most 1, those below `SMALLEST_WEIGHT` left out.
+
+    Parameters
+    ----------
+    loss : callable
+        Weights (M,) to a convex loss and its gradient.
+    names : sequence of str
+        M members.
+    """
+    from scipy.optimize import minimize  # heavy, and predictions do without
+
+    equal = np.full(len(names), 1 / len(names))
     found = minimize(
         loss,
         equal,
@@ -247,6 +267,15 @@ def stack_or_member(losses: Mapping[Chosen, Numbers], persons: NDArray[np.int64]
 def _means(values: Numbers, groups: NDArray[np.int64]) -> Numbers:
     _, place = np.unique(groups, return_inverse=True)
     return np.asarray(np.bincount(place, weights=values) / np.bincount(place))
+
+
+def mean_weights(folds: Sequence[FoldPredictor]) -> dict[Member, float]:
+    """Return how much each member counts in some folds together: the mean of its weights, 0 where it has none."""
+    return {
+        name: sum(fold.weights.get(name, 0.0) for fold in folds) / len(folds)
+        for name in MEMBERS
+        if name in folds[0].temperatures
+    }
 
 
 def mean_log_probabilities(folds: Numbers) -> Numbers:

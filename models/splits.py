@@ -18,6 +18,8 @@ DEALS: Final = 100
 """Folds are dealt this often, and the deal whose folds are most alike in age and sex is kept. Of 60 participants in
 five folds, the largest difference in mean age between a fold and the rest is 0.47 standard deviations when age is not
 looked at, 0.25 after one deal, and 0.09 after 100 (medians); 10,000 participants are dealt 100 times in a second."""
+MOST_GROUPS: Final = 10
+"""Of a number, by which folds are stratified: deciles."""
 MAX_SITE_FOLDS: Final = 10
 """More sites than this share folds: every fold is a training of all models, and the tenth of the scans that a fold of
 ten leaves out costs a model little."""
@@ -129,7 +131,18 @@ def fold_of_scans(
     Morgan and Rubin 2012, "Rerandomization to improve covariate balance in experiments", doi:10.1214/12-AOS1008.
     """
     require_folds(labels, participants, folds)
-    class_of = participant_classes(labels, participants)
+    return _fold_of_groups(labels, participants, folds=folds, seed=seed, about=about)
+
+
+def _fold_of_groups(
+    groups: Sequence[str],
+    participants: Sequence[str],
+    *,
+    folds: int,
+    seed: int,
+    about: Mapping[str, Person] | None,
+) -> NDArray[np.int64]:
+    class_of = participant_classes(groups, participants)
     known = {name: (about or {}).get(name, Person()) for name in class_of}
     generator = np.random.default_rng(seed)
     strata = _strata(class_of, known, generator)
@@ -142,7 +155,11 @@ def fold_of_scans(
 
 
 def fold_of_sites(
-    sites: Sequence[str | None], labels: Sequence[str], participants: Sequence[str]
+    sites: Sequence[str | None],
+    labels: Sequence[str],
+    participants: Sequence[str],
+    *,
+    every_class_elsewhere: bool = True,
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Make each site a fold of its own, so that every scan is predicted by a model that knows nothing of its site.
 
@@ -154,6 +171,8 @@ def fold_of_sites(
     ----------
     sites, labels, participants : sequence of str
         Of each scan. None or an empty site is refused.
+    every_class_elsewhere : bool
+        False where labels are groups of a number, which can be learnt without the whole of its range.
 
     Returns
     -------
@@ -170,7 +189,8 @@ def fold_of_sites(
     """
     class_of = participant_classes(labels, participants)
     classes = sorted(set(class_of.values()))
-    _require_two_classes(classes)
+    if every_class_elsewhere:
+        _require_two_classes(classes)
     sites_of = _sites_of_participants(sites, participants)
     groups = _groups_of_sites(sites_of)
     group_of = {site: number for number, group in enumerate(groups) for site in group}
@@ -182,7 +202,8 @@ def fold_of_sites(
         _fold_name(group for group, fold in zip(groups, fold_of_group, strict=True) if fold == number)
         for number in range(max(fold_of_group) + 1)
     )
-    _require_classes_elsewhere(people_in, fold_of_group, classes, names)
+    if every_class_elsewhere:
+        _require_classes_elsewhere(people_in, fold_of_group, classes, names)
     folds = [fold_of_group[group_of[min(sites_of[participant])]] for participant in participants]
     return np.array(folds, dtype=np.int64), names
 
@@ -243,6 +264,104 @@ def shuffled_labels(labels: Sequence[str], participants: Sequence[str], *, seed:
     return [drawn[participant] for participant in participants]
 
 
+def quantile_groups(values: NDArray[np.float64], participants: Sequence[str], *, folds: int) -> list[str]:
+    """Return a group for each scan by where its participant lies among all: what folds of numbers are stratified by.
+
+    There are at most :data:`MOST_GROUPS` groups, each with at least two participants for every fold, where there are
+    so many. Participants with the same number are put in order by name.
+
+    Parameters
+    ----------
+    values : ndarray, (N,) float64
+        The target of each scan; of several scans of a participant their mean counts.
+    participants : sequence of str
+    folds : int
+    """
+    mean_of = participant_means(values, participants)
+    order = sorted(mean_of, key=lambda name: (mean_of[name], name))
+    groups = max(1, min(MOST_GROUPS, len(order) // (2 * folds)))
+    group_of = {name: f"{place * groups // len(order):02d}" for place, name in enumerate(order)}
+    return [group_of[name] for name in participants]
+
+
+def participant_means(values: NDArray[np.float64], participants: Sequence[str]) -> dict[str, float]:
+    """Return the mean over the scans of each participant."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for value, name in zip(values.tolist(), participants, strict=True):
+        found[name].append(value)
+    return {name: float(np.mean(of_person)) for name, of_person in found.items()}
+
+
+def fold_of_numbers(
+    values: NDArray[np.float64],
+    participants: Sequence[str],
+    *,
+    folds: int,
+    seed: int,
+    about: Mapping[str, Person] | None = None,
+) -> NDArray[np.int64]:
+    """Assign participants to folds that are alike in a number, as :func:`fold_of_scans` does for classes.
+
+    Parameters
+    ----------
+    values : ndarray, (N,) float64
+        Of each scan.
+    participants : sequence of str
+    about : mapping, optional
+
+    Returns
+    -------
+    ndarray, (N,) int64
+
+    Raises
+    ------
+    UsageError
+        When there are too few folds, or too few participants for them.
+    """
+    require_folds_of_numbers(participants, folds)
+    groups = quantile_groups(values, participants, folds=folds)
+    return _fold_of_groups(groups, participants, folds=folds, seed=seed, about=about)
+
+
+def shuffled_numbers(
+    values: NDArray[np.float64], participants: Sequence[str], *, seed: int
+) -> NDArray[np.float64]:
+    """Permute a number between participants: the control of random targets, (N,) float64.
+
+    All scans of a participant get the mean of another's, so that no difference between visits is left to learn. Of
+    :data:`DEALS` permutations the one is taken that correlates least with the true numbers: by chance few people agree
+    with them one way or the other, and a model that sees the number well finds that out.
+    """
+    mean_of = participant_means(values, participants)
+    names = sorted(mean_of)
+    true = np.array([mean_of[name] for name in names])
+    generator = np.random.default_rng(seed)
+    drawn = [true[generator.permutation(len(true))] for _ in range(DEALS)]
+    deviation = true - true.mean()
+    best = min(drawn, key=lambda one: abs(float(one @ deviation)))
+    given = dict(zip(names, best.tolist(), strict=True))
+    return np.array([given[name] for name in participants], dtype=np.float64)
+
+
+def require_folds_of_numbers(participants: Sequence[str], folds: int) -> None:
+    """Raise unless there are two participants for every fold.
+
+    Raises
+    ------
+    UsageError
+        With what to do.
+    """
+    _require_fold_count(folds)
+    people_there = len(set(participants))
+    if people_there < 2 * folds:
+        fewer = people_there // 2
+        advice = f"use --folds {fewer}, or " if fewer >= MIN_FOLDS else ""
+        raise UsageError(
+            f"{folds} folds need {2 * folds} participants with a number, and there are {people_there}: {advice}"
+            "add participants"
+        )
+
+
 def require_folds(labels: Sequence[str], participants: Sequence[str], folds: int) -> None:
     """Raise unless every class has a participant for every fold.
 
@@ -251,8 +370,7 @@ def require_folds(labels: Sequence[str], participants: Sequence[str], folds: int
     UsageError
         With what to do.
     """
-    if folds < MIN_FOLDS:
-        raise UsageError(f"--folds {folds}: cross-validation here needs at least {MIN_FOLDS} folds")
+    _require_fold_count(folds)
     counts = Counter(participant_classes(labels, participants).values())
     _require_two_classes(counts)
     short = {name: count for name, count in sorted(counts.items()) if count < folds}
@@ -265,6 +383,11 @@ def require_folds(labels: Sequence[str], participants: Sequence[str], folds: int
         f"{folds} folds need {folds} participants of every class, but {listed}: {advice}"
         f"leave the class out with --classes, or add participants"
     )
+
+
+def _require_fold_count(folds: int) -> None:
+    if folds < MIN_FOLDS:
+        raise UsageError(f"--folds {folds}: cross-validation here needs at least {MIN_FOLDS} folds")
 
 
 def _require_two_classes(classes: Collection[str]) -> None:

@@ -1,25 +1,36 @@
 """The member that knows volumes alone: hippocampi, ventricles and tissues over the intracranial volume.
 
 Each volume is compared with what is usual for a person's age and sex, as the training fold shows it within its
-classes, so that a wide ventricle of an old person counts for less than one of a young person, and age itself is no
-evidence. A few plain numbers hold all of it; they stand in ``model.json``.
+classes, or at the same value of a number that is to be predicted, so that a wide ventricle of an old person counts for
+less than one of a young person, and age itself is no evidence. A few plain numbers hold all of it; they stand in
+``model.json``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from brainstage.models.linear_fit import fit_classes
-from brainstage.models.norms import NORMED_MEASURES
-from brainstage.pipeline.records import VOLUMES
+from brainstage.models.linear_fit import fit_classes, fit_number
 
-MEASURES: Final = tuple(NORMED_MEASURES[name] for name in VOLUMES if name != "intracranial")
-"""What the member knows of a scan; each in per cent of the intracranial volume."""
+SUMMED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "hippocampi_pct_icv": ("hippocampus_left_pct_icv", "hippocampus_right_pct_icv"),
+        "ventricles_pct_icv": ("ventricle_left_pct_icv", "ventricle_right_pct_icv"),
+        "grey_matter_pct_icv": ("grey_matter_pct_icv",),
+        "white_matter_pct_icv": ("white_matter_pct_icv",),
+        "csf_pct_icv": ("csf_pct_icv",),
+    }
+)
+"""What the member knows of a scan, in per cent of the intracranial volume, and the measures whose sum it is. Both sides
+together are measured better than each: with them apart the AUC for a simulated loss of 10, 15 and 20 % of the
+hippocampi in 48 brains is 0.60, 0.70 and 0.79, with their sums 0.66, 0.74 and 0.80."""
+MEASURES: Final = tuple(SUMMED)
 LEAST_KNOWN: Final = 15
 """People whose age, or sex, is known, from which a slope is estimated; as for norms."""
 LEAST_AGE_SD_YEARS: Final = 1.0
@@ -72,13 +83,13 @@ class MeasureScale(BaseModel):
 
 
 class VolumeModel(BaseModel):
-    """A linear map from standardised volumes to logits, fitted in one training fold.
+    """A linear map from standardised volumes to logits, or to one number, fitted in one training fold.
 
     Attributes
     ----------
     scales : tuple of MeasureScale
     weight : tuple of tuple of float
-        (C, D).
+        (C, D), with one row for a number.
     bias : tuple of float
         (C,).
     """
@@ -116,7 +127,7 @@ class VolumeModel(BaseModel):
         return np.asarray(self.standardised(scans) @ np.array(self.weight).T + np.array(self.bias))
 
     def contributions(self, scan: ScanVolumes, output: int) -> dict[str, float]:
-        """Return what each measure adds to the logit of a class, beyond its mean over the classes.
+        """Return what each measure adds to the logit of a class, beyond its mean over the classes, or to a number.
 
         Parameters
         ----------
@@ -125,7 +136,7 @@ class VolumeModel(BaseModel):
             Of the class.
         """
         weight = np.array(self.weight)
-        against = weight[output] - weight.mean(axis=0)
+        against = weight[output] - weight.mean(axis=0) if len(weight) > 1 else weight[output]
         added = against * self.standardised([scan])[0]
         return {scale.measure: float(value) for scale, value in zip(self.scales, added, strict=True)}
 
@@ -136,7 +147,7 @@ class ScanVolumes(BaseModel):
     Attributes
     ----------
     measures : mapping
-        Name to value.
+        A name of `SUMMED` to its value.
     age : float or None
         Years.
     male : float or None
@@ -157,7 +168,8 @@ def scan_volumes(measures: Measures, age: float | None, sex: str | None) -> Scan
     0.0
     """
     letter = (sex or "").strip().lower()[:1]
-    return ScanVolumes(measures=dict(measures), age=age, male={"m": 1.0, "f": 0.0}.get(letter))
+    summed = {name: _sum([measures.get(part) for part in parts]) for name, parts in SUMMED.items()}
+    return ScanVolumes(measures=summed, age=age, male={"m": 1.0, "f": 0.0}.get(letter))
 
 
 def log_measures(scans: Sequence[ScanVolumes]) -> NDArray[np.float32]:
@@ -183,6 +195,12 @@ def with_log_measures(scans: Sequence[ScanVolumes], logarithms: NDArray[np.float
     ]
 
 
+def _sum(parts: Sequence[float | None]) -> float | None:
+    """Return the sum; None where a part is not known."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
 def fit_volume_model(
     scans: Sequence[ScanVolumes],
     targets: NDArray[np.int64],
@@ -201,8 +219,7 @@ def fit_volume_model(
     imbalance : str
         One of :data:`~brainstage.models.choices.IMBALANCE`.
     """
-    groups = np.eye(classes)[targets]
-    scales = tuple(scale for name in MEASURES if (scale := _fitted_scale(name, scans, groups)) is not None)
+    scales = _fitted_scales(scans, np.eye(classes)[targets])
     empty = VolumeModel(scales=scales, weight=((0.0,) * len(scales),) * classes, bias=(0.0,) * classes)
     if not scales:
         return empty
@@ -216,6 +233,27 @@ def fit_volume_model(
     )
 
 
+def fit_number_volume_model(scans: Sequence[ScanVolumes], targets: NDArray[np.float64]) -> VolumeModel:
+    """Fit a ridge regression of a number on the volumes of one training fold.
+
+    Parameters
+    ----------
+    scans : sequence of ScanVolumes
+        N of them; without their age where the number is age.
+    targets : ndarray, (N,) float64
+    """
+    scales = _fitted_scales(scans, np.column_stack([np.ones(len(targets)), targets]))
+    model = VolumeModel(scales=scales, weight=((0.0,) * len(scales),), bias=(float(np.mean(targets)),))
+    if not scales:
+        return model
+    weight, bias = fit_number(model.standardised(scans), targets)
+    return model.model_copy(update={"weight": (tuple(map(float, weight)),), "bias": (bias,)})
+
+
+def _fitted_scales(scans: Sequence[ScanVolumes], groups: NDArray[np.float64]) -> tuple[MeasureScale, ...]:
+    return tuple(scale for name in MEASURES if (scale := _fitted_scale(name, scans, groups)) is not None)
+
+
 def _fitted_scale(
     name: str, scans: Sequence[ScanVolumes], groups: NDArray[np.float64]
 ) -> MeasureScale | None:
@@ -224,7 +262,7 @@ def _fitted_scale(
     Parameters
     ----------
     groups : ndarray, (N, G) float64
-        What else explains the measure: the class of each scan.
+        What else explains the measure: the class of each scan, or the number, beside a column of ones.
     """
     values = np.array([one.measures.get(name) or np.nan for one in scans], dtype=np.float64)
     known = np.isfinite(values) & (values > 0)

@@ -113,6 +113,11 @@ class ScanFiles:
         """Return the path of the table of regions of such a map."""
         return self.anat / f"{format_entities(self.entities, desc=method)}_regions.json"
 
+    @property
+    def volume_evidence(self) -> Path:
+        """What each volume adds to a prediction."""
+        return self.anat / f"{format_entities(self.entities, desc='volumes')}_evidence.json"
+
     def figure(self, name: str) -> Path:
         """Return the path of a picture of the report, such as ``bias_field``; a BIDS label has no underscore."""
         return self.figures / f"{format_entities(self.entities, desc=name.replace('_', ''))}_T1w.png"
@@ -134,7 +139,11 @@ class ScanFiles:
     @property
     def longest_name(self) -> int:
         """Length of the longest name of a file that a scan may get, unfinished ones included."""
-        names = (self.template_t1w.name, self.native_to_template.name, self.evidence_map("occlusion").name)
+        names = (
+            self.template_t1w.name,
+            self.native_to_template.name,
+            self.evidence_map("linearBrightness").name,
+        )
         return max(len(temporary_name(name)) for name in names)
 
     def relative(self, path: Path) -> str:

@@ -454,7 +454,7 @@ class AssessedBrain:
         None before they are measured.
     labels : Volume or None
         Hippocampi, ventricles and tissues as labels, native space; None where quality control failed.
-    prediction : Prediction or None
+    prediction : Prediction, NumberPrediction or None
         None without a model.
     """
 
@@ -462,7 +462,7 @@ class AssessedBrain:
     qc: QcReport
     volumes: BrainVolumes | None = None
     labels: Volume | None = None
-    prediction: Prediction | None = None
+    prediction: ScanPrediction | None = None
 
 
 class PredictionStatus(StrEnum):
@@ -541,6 +541,11 @@ class Prediction:
         The probabilities depend on volumes, and not all of this scan's are known.
     site_unknown : bool
         The model takes the location and scale of sites out, and does not know this scan's.
+    member_weights : dict
+        Member to how much it counts in the published probabilities, 0 to 1: its mean weight over the folds that answer.
+    volume_contributions : dict
+        Measure to what it adds to the logarithm of the published probability of the predicted class, relative to the
+        geometric mean over the classes; only where the member on volumes counts.
     compared_members : tuple of str
         Members that are better than chance out of fold, whose disagreement means something.
     disagreement_flags : bool
@@ -563,6 +568,8 @@ class Prediction:
     covariates_missing: bool = False
     volumes_missing: bool = False
     site_unknown: bool = False
+    member_weights: dict[str, float] = field(default_factory=dict)
+    volume_contributions: dict[str, float] = field(default_factory=dict)
     compared_members: tuple[str, ...] = ()
     disagreement_flags: bool = False
     above_chance: bool = True
@@ -592,6 +599,62 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NumberPrediction:
+    """What a model of a number says about one scan, before quality control has its word.
+
+    Attributes
+    ----------
+    column : str
+        What is predicted: a column of the table of scans, such as ``age``.
+    value : float
+        In the unit of that column.
+    interval_low, interval_high : float
+        Around it.
+    level : float
+        With which probability such intervals hold the true value.
+    ood_score : float
+        Novelty; above `ood_threshold` the scan is unlike the training scans.
+    member_values : dict
+        Member of the model to the value that it says.
+    model_id : str
+    seen_in_training, covariates_missing, volumes_missing, site_unknown : bool
+        As of a :class:`Prediction`.
+    above_chance : bool
+        Out of fold the model is better than saying the mean to everybody.
+    """
+
+    column: str
+    value: float
+    interval_low: float
+    interval_high: float
+    level: float
+    ood_score: float
+    ood_threshold: float
+    member_values: dict[str, float]
+    model_id: str
+    seen_in_training: bool = False
+    covariates_missing: bool = False
+    volumes_missing: bool = False
+    site_unknown: bool = False
+    above_chance: bool = True
+
+    def __post_init__(self) -> None:
+        if not np.isfinite([self.value, self.interval_low, self.interval_high, self.ood_score]).all():
+            raise IntensityError(
+                f"a predicted number, its interval and the novelty score must be finite, got {self.value}, "
+                f"{self.interval_low} to {self.interval_high}, and {self.ood_score}"
+            )
+
+    def gap(self, known: float | None) -> float | None:
+        """Return how far the prediction lies above what is known; None where that is not known."""
+        return None if known is None else self.value - known
+
+
+ScanPrediction = Prediction | NumberPrediction
+"""A class, or a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """How one stage came to its result."""
 
@@ -612,7 +675,7 @@ class Completed:
     Attributes
     ----------
     qc : QcReport
-    prediction : Prediction or None
+    prediction : Prediction, NumberPrediction or None
         None without a model.
     preprocessing_id : str
     provenance : tuple of Provenance
@@ -625,7 +688,7 @@ class Completed:
 
     scan: T1wScan
     qc: QcReport
-    prediction: Prediction | None
+    prediction: ScanPrediction | None
     preprocessing_id: str
     provenance: tuple[Provenance, ...] = ()
     source_sha256: str = ""

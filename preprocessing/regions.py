@@ -173,6 +173,35 @@ class RegionShare:
     volume_ml: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegionSum:
+    """What a map adds up to in a region, for and against apart.
+
+    Attributes
+    ----------
+    name : str
+    speaks_for, speaks_against : float
+        Sums of the positive and of the negative part; the second is at most 0.
+    volume_ml : float
+        Of the region, inside the brain.
+    """
+
+    name: str
+    speaks_for: float
+    speaks_against: float
+    volume_ml: float
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.speaks_for + self.speaks_against
+
+    @property
+    def size(self) -> float:
+        """How much there is of both, whatever they come to."""
+        return self.speaks_for - self.speaks_against
+
+
 @cache
 def coarse_atlas(resolution_mm: float = 1.0) -> Atlas:
     """Return the built-in regions on one of the template's grids.
@@ -396,3 +425,40 @@ def region_shares(evidence: Volume, brain: NDArray[np.bool_], atlas: Atlas) -> t
         if count
     ]
     return tuple(sorted(shares, key=lambda one: (-one.times_brain_mean, one.name)))
+
+
+def region_sums(density: Volume, brain: NDArray[np.bool_], atlas: Atlas) -> tuple[RegionSum, ...]:
+    """Return what a map with two signs adds up to in the regions, the one with most of either sign first.
+
+    Parameters
+    ----------
+    density : Volume
+        In template space, per ml.
+    brain : ndarray, (I, J, K) bool
+        On its grid.
+    atlas : Atlas
+
+    Returns
+    -------
+    tuple of RegionSum
+        Regions with at least one voxel in the brain where the map is not 0.
+    """
+    voxel_ml = density.grid.voxel_volume_mm3 / 1000.0
+    values = np.where(brain, density.data, 0.0).astype(np.float64) * voxel_ml
+    labels = np.where(brain, atlas.on(density.grid), 0)
+    keys = sorted(atlas.names)
+    positive, negative = (
+        ndimage.sum_labels(part, labels, keys) for part in (np.maximum(values, 0.0), np.minimum(values, 0.0))
+    )
+    counts = ndimage.sum_labels(brain, labels, keys)
+    sums = [
+        RegionSum(
+            name=atlas.names[key],
+            speaks_for=float(above),
+            speaks_against=float(below),
+            volume_ml=float(count * voxel_ml),
+        )
+        for key, above, below, count in zip(keys, positive, negative, counts, strict=True)
+        if above or below
+    ]
+    return tuple(sorted(sums, key=lambda one: (-one.size, one.name)))

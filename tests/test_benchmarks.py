@@ -15,6 +15,7 @@ from brainstage.preprocessing.quality import MEASURE_BY_NAME
 from brainstage.workflows.synthetic.variation import AGEINGS
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
 
 
 def script(name: str) -> ModuleType:
@@ -152,7 +153,7 @@ def test_everybody_is_in_one_class_only() -> None:
         full = np.full((4, 2), value, dtype=np.float32)
         images = np.full((4, 2, 2, 2), value, dtype=np.float16)
         return atrophy_sensitivity.Inputs(
-            images=images, masks=images > 0, values=full, inside=full > 0, features=full
+            images=images, masks=images > 0, values=full, inside=full > 0, features=full, measures=full
         )
 
     mixed = inputs(1.0).where(np.array([True, False, False, True]), inputs(0.0))
@@ -175,6 +176,7 @@ def test_a_planted_difference_is_seen_and_its_absence_is_not() -> None:
             values=values,
             inside=np.ones_like(values, dtype=bool),
             features=values,
+            measures=np.full((48, 1), np.nan),
         )
         found = atrophy_sensitivity.cross_validated({"random": inputs}, labels, names, 0, ["frozen"])
         results = atrophy_sensitivity.measured(found, names, "atrophy", 0.2, 0)
@@ -193,6 +195,58 @@ def test_the_table_says_whether_the_goal_is_reached(auc: float, outcome: str) ->
     assert f"{auc:.2f}: {outcome}" in atrophy_sensitivity.verdict([result])
 
 
+def inputs_of(measures: np.ndarray) -> object:
+    empty = np.zeros((len(measures), 1), dtype=np.float32)
+    return atrophy_sensitivity.Inputs(
+        images=empty, masks=empty > 0, values=empty, inside=empty > 0, features=empty, measures=measures
+    )
+
+
+def test_volumes_of_a_scan_lack_what_is_withheld() -> None:
+    measures = np.arange(2.0 * len(atrophy_sensitivity.MEASURES)).reshape(2, -1)
+    measures[1, 3] = np.nan
+    first, second = inputs_of(measures).volumes
+    assert tuple(first) == atrophy_sensitivity.MEASURES
+    assert set(first) - set(second) == {atrophy_sensitivity.MEASURES[3]}
+    assert first["intracranial_ml"] == 0.0
+
+
+def test_volumes_that_change_give_atrophy_away_and_withheld_ones_do_not_count() -> None:
+    names = atrophy_sensitivity.MEASURES
+    healthy = 1.0 + np.random.default_rng(0).random((20, len(names))) / 10.0
+    ill = healthy.copy()
+    for side in ("left", "right"):
+        ill[:, names.index(f"hippocampus_{side}_pct_icv")] *= 0.8
+    ill[0, names.index("hippocampus_left_pct_icv")] = np.nan
+    hippocampi, ventricles = atrophy_sensitivity.volume_changes(inputs_of(healthy), inputs_of(ill), 0.2)
+    assert (hippocampi.change, hippocampi.auc, hippocampi.withheld) == (pytest.approx(-20.0), 1.0, 1)
+    assert (ventricles.change, ventricles.auc, ventricles.withheld) == (0.0, 0.5, 0)
+    assert "-20.0 %, AUC 1.00, 1 withheld" in "\n".join(
+        atrophy_sensitivity.volume_table([hippocampi, ventricles])
+    )
+
+
+def test_what_is_kept_is_found_again_for_the_same_scans_and_made_anew_for_others(tmp_path) -> None:
+    def cohort(content: str) -> SimpleNamespace:
+        scan = tmp_path / "scan.nii.gz"
+        scan.write_text(content)
+        return SimpleNamespace(scans=[SimpleNamespace(files=SimpleNamespace(template_t1w=scan))])
+
+    made = []
+
+    def make() -> dict:
+        made.append(1)
+        return {"values": np.array([float(len(made))])}
+
+    def maker(content: str, generator: str = "flow") -> object:
+        return atrophy_sensitivity.Maker(cohort=cohort(content), generator=generator, keep=tmp_path / "kept")
+
+    found = [maker(content)._kept("20", make)["values"][0] for content in ("a", "a", "b")]
+    assert found == [1.0, 1.0, 2.0]
+    assert maker("b", "other")._kept("20", make)["values"][0] == 3.0
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["flow-20.npz", "other-20.npz"]
+
+
 def test_a_region_that_darkens_gives_atrophy_away_and_another_does_not() -> None:
     generator = np.random.default_rng(0)
     images = generator.standard_normal((12, 4, 4, 4)).astype(np.float16)
@@ -202,7 +256,12 @@ def test_a_region_that_darkens_gives_atrophy_away_and_another_does_not() -> None
 
     def inputs(values: np.ndarray) -> object:
         return atrophy_sensitivity.Inputs(
-            images=values, masks=values != 0, values=nothing, inside=nothing > 0, features=nothing
+            images=values,
+            masks=values != 0,
+            values=nothing,
+            inside=nothing > 0,
+            features=nothing,
+            measures=nothing,
         )
 
     ill = images.copy()

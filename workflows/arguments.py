@@ -291,8 +291,9 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
     train = commands.add_parser(
         "train",
         help="train a model on the scans of a finished run",
-        description="Train a classifier on the scans of a finished run, with cross-validation by participant, and "
-        "write a model directory with its card. Scans whose split is test are kept out.",
+        description="Train a model of classes, or of a number (--target), on the scans of a finished run, with "
+        "cross-validation by participant, and write a model directory with its card. Scans whose split is test are "
+        "kept out.",
     )
     train.add_argument("out_dir", type=_path, metavar="OUT_DIR", help="output directory of brainstage run")
     train.add_argument("model_dir", type=_path, metavar="MODEL_DIR", help="appears whole or not at all")
@@ -307,6 +308,11 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         default="diagnosis",
         metavar="NAME",
         help="column of the run's data_manifest.csv; default: diagnosis",
+    )
+    train.add_argument(
+        "--target",
+        metavar="NAME",
+        help="column of numbers, such as age or mmse, to predict instead of classes, with intervals",
     )
     train.add_argument(
         "--qc-decisions",
@@ -357,7 +363,7 @@ def _add_train(commands: Any) -> None:  # noqa: ANN401 - argparse has no public 
         "--predictor",
         choices=PREDICTORS,
         default="auto",
-        help="whose probabilities are published: one member's, those of a weighted product of all (stack), or "
+        help="whose probabilities, or numbers, are published: one member's, those of all weighted together (stack), or "
         "what inner folds find best (auto); default: auto",
     )
     train.add_argument(
@@ -437,7 +443,7 @@ def _add_evaluate(commands: Any) -> None:  # noqa: ANN401 - argparse has no publ
 def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no public name for it
     explain = commands.add_parser(
         "explain",
-        help="show where a model found what it says about each scan",
+        help="show what a model rests on in each scan",
         description="Map what each prediction of brainstage run --model rests on, say in which regions it lies, and "
         "write the scan's report again with it. Withheld predictions are not explained. What is explained "
         "already is kept; one bad scan does not stop the others.",
@@ -450,10 +456,11 @@ def _add_explain(commands: Any) -> None:  # noqa: ANN401 - argparse has no publi
     )
     explain.add_argument(
         "--method",
-        choices=("gradcam", "occlusion"),
-        default="gradcam",
-        help="gradcam takes seconds a scan; occlusion covers the brain box by box, which takes minutes without a GPU; "
-        "default: gradcam",
+        choices=("auto", "linear", "gradcam", "occlusion"),
+        default="auto",
+        help="auto explains the members that have a weight in the published probabilities: linear by its exact map, "
+        "volumes by what each adds, the network by gradcam; one that is named explains its member in any case. Seconds "
+        "a scan, but occlusion, which covers the brain box by box, takes minutes without a GPU; default: auto",
     )
     explain.add_argument("--atlas", **_ATLAS, help=f"{_ATLAS_HELP}; default: coarse regions")
     explain.add_argument("--participant-label", **_PARTICIPANTS)

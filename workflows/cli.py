@@ -129,6 +129,7 @@ def _train(options: argparse.Namespace) -> int:
         TrainOptions(
             classes=tuple(options.classes) if options.classes else None,
             label_column=options.label_column,
+            target=options.target,
             qc_decisions=options.qc_decisions,
             weights=options.weights,
             strides=options.strides,

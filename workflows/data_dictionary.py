@@ -13,6 +13,7 @@ from brainstage.preprocessing.quality import MEASURES
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS
 from brainstage.workflows.measured_volumes import FAILED, NOT_MEASURED, QC_FAILED
 from brainstage.workflows.normed_volumes import NORMS_REASONS
+from brainstage.workflows.predicted_numbers import AGE, gap_column, number_columns
 from brainstage.workflows.table_identity import NOT_ASSESSED
 from brainstage.workflows.trajectories import IMPLAUSIBLE_REVERSAL, trajectory_columns
 
@@ -79,22 +80,20 @@ _IDENTITY: Final = MappingProxyType(
 )
 
 
-def predictions_dictionary(classes: Sequence[str]) -> Dictionary:
-    """Return what the columns of ``predictions.csv`` mean."""
+def predictions_dictionary(classes: Sequence[str], number: str | None = None) -> Dictionary:
+    """Return what the columns of ``predictions.csv`` mean.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        The model's, in its order; empty without a model, and for a model of a number.
+    number : str, optional
+        The column that the model predicts.
+    """
     return {
         **_copied(_IDENTITY),
         "prediction_status": _described("what became of the prediction", levels=_STATUS_LEVELS),
-        "predicted_label": _described("the class with the largest probability"),
-        **_probabilities(classes),
-        "confidence": _described("the largest probability"),
-        "tier": _described(
-            "how sure the model may be; bounds as configured, these by default", levels=_TIER_LEVELS
-        ),
-        "prediction_set": _described(
-            "the classes that cannot be excluded (class-conditional conformal prediction), at 90 % or at the level "
-            "that the model's conformal.levels names",
-            delimiter=";",
-        ),
+        **(_said_of_classes(classes) if number is None else _said_of_a_number(number)),
         "qc_status": _described("verdict of quality control, or of whoever looked", levels=_QC_LEVELS),
         "qc_reasons": _described(
             "why quality control warns or fails; the same as in qc.csv",
@@ -111,7 +110,10 @@ def predictions_dictionary(classes: Sequence[str]) -> Dictionary:
         ),
         "ood_limit": _described("the score above which a scan is out of distribution for the model"),
         "member_labels": _described(
-            "the class that each member of the model says, as member=class", delimiter=";"
+            "the class that each member of the model says, as member=class"
+            if number is None
+            else f"the {number} that each member of the model says, as member=value",
+            delimiter=";",
         ),
         "label": _described("the scan's own label in the source dataset, where it has one"),
         "age": _described("age at the visit", units="years"),
@@ -124,6 +126,41 @@ def predictions_dictionary(classes: Sequence[str]) -> Dictionary:
         "report": _described("the scan's report, relative to this file"),
         "error": _described("of a failed scan: the stage, a colon, and why"),
     }
+
+
+def _said_of_classes(classes: Sequence[str]) -> Dictionary:
+    return {
+        "predicted_label": _described("the class with the largest probability"),
+        **_probabilities(classes),
+        "confidence": _described("the largest probability"),
+        "tier": _described(
+            "how sure the model may be; bounds as configured, these by default", levels=_TIER_LEVELS
+        ),
+        "prediction_set": _described(
+            "the classes that cannot be excluded (class-conditional conformal prediction), at 90 % or at the level "
+            "that the model's conformal.levels names",
+            delimiter=";",
+        ),
+    }
+
+
+def _said_of_a_number(number: str) -> Dictionary:
+    units = "years" if number == AGE else ""
+    known = {
+        f"predicted_{number}": _described(f"the {number} that the model predicts", units=units),
+        "interval_low": _described(
+            f"lower end of the interval of the predicted {number}, at 90 % or at the level that the model's "
+            "intervals.level names",
+            units=units,
+        ),
+        "interval_high": _described("its upper end", units=units),
+        gap_column(number): _described(
+            "predicted minus known age; empty where that is not known. By construction too high for the young and too "
+            "low for the old",
+            units=units,
+        ),
+    }
+    return {name: known[name] for name in number_columns(number)}
 
 
 def qc_dictionary(columns: Sequence[str]) -> Dictionary:
@@ -180,13 +217,17 @@ def volumes_dictionary(columns: Sequence[str], region_of: Mapping[str, str]) -> 
     return {name: known[name] for name in columns}
 
 
-def trajectories_dictionary(classes: Sequence[str]) -> Dictionary:
-    """Return what the columns of ``trajectories.csv`` mean."""
+def trajectories_dictionary(classes: Sequence[str], number: str | None = None) -> Dictionary:
+    """Return what the columns of ``trajectories.csv`` mean; parameters as of :func:`predictions_dictionary`."""
     changes = {
         f"change_of_p_{name}": _described(f"change of p_{name} since the previous session that has one")
         for name in classes
     }
     known = {
+        **(_said_of_a_number(number) if number else {}),
+        f"change_of_predicted_{number}": _described(
+            f"change of predicted_{number} since the previous session that has one"
+        ),
         **{name: dict(content) for name, content in _IDENTITY.items() if name != "run_id"},
         "age": _described("at the session", units="year"),
         "prediction_status": _described("what became of the prediction", levels=_STATUS_LEVELS),
@@ -221,7 +262,7 @@ def trajectories_dictionary(classes: Sequence[str]) -> Dictionary:
                 "whether the change is larger than the test-retest error", levels=_CHANGE_LEVELS
             ),
         }
-    return {name: known[name] for name in trajectory_columns(classes)}
+    return {name: known[name] for name in trajectory_columns(classes, number=number)}
 
 
 def _volume_text(name: str) -> str:

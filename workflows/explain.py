@@ -1,21 +1,23 @@
-"""``brainstage explain``: where a model found what it says about each scan of a finished run."""
+"""``brainstage explain``: what each member of a model rests on in each scan of a finished run."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
-import SimpleITK as sitk
 
-from brainstage.models.explanation import EXPLANATION_VERSION, UNITS, Method, explanation_of
+from brainstage.models.choices import Member
+from brainstage.models.covariates import text_of
+from brainstage.models.explanation import EXPLANATION_VERSION, Method
 from brainstage.models.features import choose_device
-from brainstage.models.model_store import StoredModel, load_model
+from brainstage.models.model_store import NumberModel, StoredModel, load_model
+from brainstage.models.predictor import mean_weights
 from brainstage.pipeline.config import Config
 from brainstage.pipeline.derivatives import RESOLUTION_LABELS, ScanFiles, sidecar_of
 from brainstage.pipeline.entities import bare_label
@@ -25,6 +27,7 @@ from brainstage.pipeline.errors import (
     InputMissingError,
     NothingSelectedError,
     OutputError,
+    UsageError,
     attributed,
 )
 from brainstage.pipeline.files import (
@@ -45,27 +48,43 @@ from brainstage.pipeline.stage import (
     read_marker,
     write_marker,
 )
-from brainstage.pipeline.volume import Grid, Volume
-from brainstage.preprocessing.regions import Atlas, coarse_atlas, read_atlas, region_shares
-from brainstage.preprocessing.transforms import (
-    apply_transform,
-    read_affine,
-    read_transform,
-    to_native_transform,
-    to_template_transform,
+from brainstage.pipeline.volume import Volume
+from brainstage.preprocessing.regions import Atlas, coarse_atlas, read_atlas, region_shares, region_sums
+from brainstage.preprocessing.transforms import to_template_transform
+from brainstage.workflows.evidence import (
+    LOG_ODDS,
+    MAPS,
+    VOLUMES_METHOD,
+    Evidence,
+    explanation_stage,
+    remove_evidence,
 )
-from brainstage.workflows.evidence import Evidence, explanation_stage, remove_evidence
+from brainstage.workflows.evidence_maps import (
+    EvidenceMap,
+    carried,
+    linear_maps,
+    native_transform,
+    network_maps,
+    share_outside,
+    transform_file,
+)
 from brainstage.workflows.gate import decide
 from brainstage.workflows.learning.features import network_input_key, read_network_input
 from brainstage.workflows.learning.labelled_cohort import files_of_row, read_finished_run
 from brainstage.workflows.output_directory import last_sha256, own_preprocessing_id
 from brainstage.workflows.participant import lease_path
 from brainstage.workflows.reported import read_reported, reported_outcome
-from brainstage.workflows.reporting.figures import evidence_figure
+from brainstage.workflows.reporting.figures import evidence_figure, signed_evidence_figure
 from brainstage.workflows.run_context import RunContext
 from brainstage.workflows.scan_report import write_report
 
-FIGURE_VERSION: Final = "1"
+FIGURE_VERSION: Final = "2"
+ExplainMethod = Literal["auto", "linear", "gradcam", "occlusion"]
+EXPLAINS: Final[Mapping[Member, str]] = {"linear": "linear", "volumes": VOLUMES_METHOD, "network": "gradcam"}
+"""Member to the method that explains it where nothing else is asked for."""
+NO_PART: Final = (
+    "This member has no part in the published probabilities: the map is about its own answer alone."
+)
 EXPLAINED: Final = "explained"
 KEPT: Final = "explained already"
 WITHHELD: Final = "not explained: the prediction is withheld by quality control"
@@ -81,7 +100,7 @@ class ExplainOptions:
     Attributes
     ----------
     method : str
-        ``gradcam`` or ``occlusion``.
+        ``linear``, ``gradcam`` or ``occlusion``; or ``auto`` for what explains the members that have a weight.
     atlas : Path or None
         Labels in template space; None for the built-in regions.
     participants : tuple of str
@@ -90,7 +109,7 @@ class ExplainOptions:
         ``auto``, ``cpu`` or ``cuda``.
     """
 
-    method: Method = "gradcam"
+    method: ExplainMethod = "auto"
     atlas: Path | None = None
     participants: tuple[str, ...] = ()
     device: str = "auto"
@@ -102,7 +121,7 @@ class _Task:
 
     model: StoredModel
     atlas: Atlas
-    method: Method
+    method: ExplainMethod
     context: RunContext
 
 
@@ -129,6 +148,11 @@ def explain(model_dir: Path, out_dir: Path, options: ExplainOptions, say: Callab
         For anything that concerns all scans: no model, no run, another preprocessing, an atlas that does not fit.
     """
     model = load_model(model_dir, str(choose_device(options.device)))
+    if isinstance(model, NumberModel):
+        raise UsageError(
+            f"brainstage explain maps what speaks for a class, and {model_dir.name} predicts a number "
+            f"({model.column}): its reports say what each member finds, and its card what the members are worth"
+        )
     rows, preprocessing = read_finished_run(out_dir, model.description.preprocessing_id)
     model.require_preprocessing(str(preprocessing["id"]), preprocessing["content"])
     chosen = _selected(rows, options.participants)
@@ -154,7 +178,7 @@ def explain(model_dir: Path, out_dir: Path, options: ExplainOptions, say: Callab
         started = time.perf_counter()
         try:
             with attributed(files.key, "explanation"):
-                result = _explained(task, row, files)
+                result, methods = _explained(task, row, files)
         except OutputError:
             raise
         except (BrainstageError, RuntimeError, MemoryError) as error:  # torch raises the second on a full GPU
@@ -163,7 +187,11 @@ def explain(model_dir: Path, out_dir: Path, options: ExplainOptions, say: Callab
             told["failed"] += 1
             continue
         told[result] += 1
-        took = f", {time.perf_counter() - started:.1f} s" if result == EXPLAINED else ""
+        took = (
+            f", by {' and '.join(methods)}, {time.perf_counter() - started:.1f} s"
+            if result == EXPLAINED
+            else ""
+        )
         say(f"{files.key}: {result}{took}")
     if set(told) <= {NO_PREDICTION, OTHERWISE}:
         raise InputMissingError(
@@ -185,53 +213,110 @@ def _selected(rows: Sequence[ManifestRow], participants: Sequence[str]) -> list[
     return [row for row in rows if not wanted or row.participant_id in wanted]
 
 
-def _explained(task: _Task, row: ManifestRow, files: ScanFiles) -> str:
-    """Explain a scan and write its report again; return what became of it."""
+def _explained(task: _Task, row: ManifestRow, files: ScanFiles) -> tuple[str, tuple[str, ...]]:
+    """Explain a scan and write its report again; return what became of it, and by which methods."""
     with held(lease_path(files)) as lease:
         if lease is None:
-            return BUSY
+            return BUSY, ()
         known = read_reported(files.entities, row.t1w_path, task.context)
         if known is None:
-            return NO_PREDICTION
+            return NO_PREDICTION, ()
         scan, context = known
         outcome = reported_outcome(scan, context) if context.model_id == task.model.model_id else None
         prediction = outcome.prediction if outcome else None
-        if outcome is None or prediction is None:
-            return NO_PREDICTION
+        if outcome is None or not isinstance(prediction, Prediction):
+            return NO_PREDICTION, ()
         if not decide(outcome).shows_probabilities:
             remove_evidence(files)
             write_report(outcome, context, changed=False)
-            return WITHHELD
-        marker = _marker(task, row, files, prediction)
-        earlier = read_marker(files, marker.stage)
-        if earlier and earlier.key == marker.key and outputs_intact(earlier, files):
-            write_report(outcome, context, changed=False)
-            return KEPT
-        _write(task, files, prediction, marker)
+            return WITHHELD, ()
+        folds = task.model.folds_for(last_sha256(files) or row.sha256)
+        about = _About(
+            files=files,
+            prediction=prediction,
+            folds=folds,
+            weights=mean_weights([task.model.description.predictor.folds[fold] for fold in folds]),
+            site=text_of({"site": scan.covariates.site}, "site"),
+        )
+        methods = _methods(task.method, about.weights)
+        made = [method for method in methods if _made(task, about, method)]
         lease.require()
-        write_report(outcome, context, changed=True)
-        return EXPLAINED
+        write_report(outcome, context, changed=bool(made))
+        return (EXPLAINED if made else KEPT), tuple(made)
 
 
-def _marker(task: _Task, row: ManifestRow, files: ScanFiles, prediction: Prediction) -> Marker:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _About:
+    """What is explained of one scan.
+
+    Attributes
+    ----------
+    folds : tuple of int
+        Those that answered.
+    weights : mapping
+        Member to its mean weight over them.
+    site : str or None
+        Where the scan was taken.
+    """
+
+    files: ScanFiles
+    prediction: Prediction
+    folds: tuple[int, ...]
+    weights: Mapping[Member, float]
+    site: str | None
+
+
+def _methods(asked: ExplainMethod, weights: Mapping[Member, float]) -> tuple[str, ...]:
+    """Return what explains the published probabilities, or what was asked for."""
+    if asked != "auto":
+        return (asked,)
+    return tuple(method for member, method in EXPLAINS.items() if weights.get(member))
+
+
+def _made(task: _Task, about: _About, method: str) -> bool:
+    """Make an explanation, unless the same one is there already."""
+    marker = _marker(task, about, method)
+    earlier = read_marker(about.files, marker.stage)
+    if earlier and earlier.key == marker.key and outputs_intact(earlier, about.files):
+        return False
+    started = time.perf_counter()
+    marker_path(about.files, marker.stage).unlink(missing_ok=True)
+    if method == VOLUMES_METHOD:
+        written = [write_json(about.files.volume_evidence, _volume_evidence(task, about))]
+    else:
+        written = _write_maps(task, about, method)
+    seconds = time.perf_counter() - started
+    write_marker(
+        about.files, replace(marker, outputs=describe_outputs(written, about.files), seconds=seconds)
+    )
+    return True
+
+
+def _marker(task: _Task, about: _About, method: str) -> Marker:
     """Return the marker of an explanation that is still to be made: its key holds all that changes it."""
-    source = last_sha256(files) or row.sha256
+    files = about.files
     parameters: dict[str, Any] = {
         "model_id": task.model.model_id,
-        "method": task.method,
-        "class": prediction.predicted_label,
-        "folds": list(task.model.folds_for(source)),
-        "atlas": task.atlas.name,
+        "method": method,
+        "class": about.prediction.predicted_label,
+        "folds": list(about.folds),
     }
-    inputs = {
-        "network_input": network_input_key(files, task.model.network_grid),
-        "native_mask": sha256_of_file(files.native_mask),
-        "transform": sha256_of_file(_transform_file(files)),
-        "atlas": task.atlas.sha256,
-    }
+    inputs: dict[str, str] = {}
+    if method == VOLUMES_METHOD:
+        inputs["contributions"] = sha256_of_json(about.prediction.volume_contributions)
+    else:
+        parameters["atlas"] = task.atlas.name
+        inputs = {
+            "network_input": network_input_key(files, task.model.network_grid),
+            "native_mask": sha256_of_file(files.native_mask),
+            "transform": sha256_of_file(transform_file(files)),
+            "atlas": task.atlas.sha256,
+        }
+    if task.model.harmonisations:
+        parameters["site"] = about.site
     version = f"{EXPLANATION_VERSION}.{FIGURE_VERSION}"
     return Marker(
-        stage=explanation_stage(task.method),
+        stage=explanation_stage(method),
         key=sha256_of_json({"version": version, "parameters": parameters, "inputs": inputs}),
         version=version,
         parameters=parameters,
@@ -240,87 +325,95 @@ def _marker(task: _Task, row: ManifestRow, files: ScanFiles, prediction: Predict
     )
 
 
-def _write(task: _Task, files: ScanFiles, prediction: Prediction, marker: Marker) -> None:
-    """Compute the maps and write everything that is kept of an explanation, its marker last."""
-    started = time.perf_counter()
-    model, method, label = task.model, task.method, prediction.predicted_label
+def _volume_evidence(task: _Task, about: _About) -> dict[str, Any]:
+    """Return what is kept of the volumes' part in a prediction."""
+    added, label = about.prediction.volume_contributions, about.prediction.predicted_label
+    return {
+        "Description": f"What each volume adds to {label}, compared with what is usual at this age and sex in the "
+        "training scans; above 0 for it, below 0 against it. For research, not for diagnosis.",
+        "Method": VOLUMES_METHOD,
+        "Member": "volumes",
+        "MemberWeight": about.weights["volumes"],
+        "Class": label,
+        "ModelId": task.model.model_id,
+        "Folds": list(about.folds),
+        "Units": LOG_ODDS,
+        "UnitsDescription": _units_in_words(label, has_part=True),
+        "Contributions": added,
+        "Sum": sum(added.values()),
+    }
+
+
+def _units_in_words(label: str, *, has_part: bool) -> str:
+    whose = "the published probability" if has_part else "this member's own calibrated probability"
+    return f"added to the natural logarithm of {whose} of {label}, relative to the geometric mean over the classes"
+
+
+def _write_maps(task: _Task, about: _About, method: str) -> list[Path]:
+    """Compute the maps of a method and write everything that is kept of them; return the files."""
+    model, files, label = task.model, about.files, about.prediction.predicted_label
     network_input = read_network_input(files, model.network_grid)
-    parts = explanation_of(model, network_input, label, marker.parameters["folds"], method)
+    if method == "linear":
+        maps = linear_maps(model, network_input, label, about.folds, about.site)
+    else:
+        by_network: Method = "occlusion" if method == "occlusion" else "gradcam"
+        maps = network_maps(model, network_input, label, about.folds, by_network, about.site)
     brain, brain_mask = read_volume(files.template_t1w), read_mask(files.template_mask)
     native_mask = read_mask(files.native_mask)
-    everywhere = carried(parts, brain.grid, to_template_transform(np.eye(4)), method)
-    native = carried(parts, native_mask.grid, native_transform(files), method)
-    inside = everywhere.with_data(np.where(brain_mask.data, everywhere.data, np.float32(0.0)))
-    evidence = Evidence(
-        method=method,
-        label=label,
-        model_id=model.model_id,
-        units=UNITS[method],
-        atlas=task.atlas.name,
-        regions=region_shares(inside, brain_mask.data, task.atlas),
-        share_outside_brain=_share_outside(everywhere, inside),
-        learnt=model.description.backbone.kind != "random" or model.tuned,
-        template_sha256=sha256_of_file(files.template_t1w),
-        picture=evidence_figure(brain, brain_mask, inside, UNITS[method]),
-    )
-    marker_path(files, marker.stage).unlink(missing_ok=True)
+    to_native = native_transform(files)
+    everywhere = [carried(one.parts, brain.grid, to_template_transform(np.eye(4)), one.name) for one in maps]
+    inside = [one.with_data(np.where(brain_mask.data, one.data, np.float32(0.0))) for one in everywhere]
+    highest = max(float(np.abs(one.data).max(initial=0.0)) for one in inside)
+    written: list[Path] = []
+    for one, whole, shown in zip(maps, everywhere, inside, strict=True):
+        exact = MAPS[one.name].exact
+        evidence = Evidence(
+            method=one.name,
+            label=label,
+            model_id=model.model_id,
+            units=one.units,
+            atlas=task.atlas.name,
+            regions=() if exact else region_shares(shown, brain_mask.data, task.atlas),
+            sums=region_sums(shown, brain_mask.data, task.atlas) if exact else (),
+            total=one.total,
+            weight=about.weights[MAPS[one.name].member],
+            share_outside_brain=share_outside(whole, shown, one.name),
+            learnt=method == "linear" or model.description.backbone.kind != "random" or model.tuned,
+            template_sha256=sha256_of_file(files.template_t1w),
+            picture=signed_evidence_figure(brain, brain_mask, shown, one.units, highest)
+            if exact
+            else evidence_figure(brain, brain_mask, shown, one.units),
+        )
+        native = carried(one.parts, native_mask.grid, to_native, one.name)
+        native = native.with_data(np.where(native_mask.data, native.data, np.float32(0.0)))
+        written += _write_map(task, about, one, evidence, shown, native)
+    return written
+
+
+def _write_map(
+    task: _Task, about: _About, one: EvidenceMap, evidence: Evidence, template: Volume, native: Volume
+) -> list[Path]:
+    files, exact = about.files, MAPS[one.name].exact
+    words = [one.description(evidence.label), *(() if evidence.weight else (NO_PART,))]
     sidecar = {
-        "Description": f"Where the network found what speaks for {label}; 0 outside the brain mask. For research, "
-        "not for diagnosis.",
-        "Method": method,
-        "Class": label,
-        "ModelId": model.model_id,
-        "Folds": marker.parameters["folds"],
-        "Units": UNITS[method],
+        "Description": f"{' '.join(words)} 0 outside the brain mask. For research, not for diagnosis.",
+        "Method": evidence.kind.method,
+        "Member": evidence.kind.member,
+        "MemberWeight": evidence.weight,
+        "Class": evidence.label,
+        "ModelId": task.model.model_id,
+        "Folds": list(about.folds),
+        "Units": one.units,
     }
+    if exact:
+        sidecar["UnitsDescription"] = (
+            f"{_units_in_words(evidence.label, has_part=bool(evidence.weight))}, by each ml of template space"
+        )
+        sidecar["Sum"] = one.total
     written = []
-    for volume in (inside, native.with_data(np.where(native_mask.data, native.data, np.float32(0.0)))):
-        path = write_volume(files.evidence_map(method, native=volume is not inside), volume)
+    for volume, is_native in ((template, False), (native, True)):
+        path = write_volume(files.evidence_map(one.name, native=is_native), volume)
         written += [path, write_json(sidecar_of(path), sidecar)]
-    written.append(write_json(files.evidence_regions(method), evidence.table))
-    written.append(write_bytes(files.figure(method), evidence.picture))
-    seconds = time.perf_counter() - started
-    write_marker(files, replace(marker, outputs=describe_outputs(written, files), seconds=seconds))
-
-
-def carried(parts: Sequence[Volume], grid: Grid, transform: sitk.Transform, method: Method) -> Volume:
-    """Return the sum of maps on another grid; what speaks against the class is dropped from Grad-CAM.
-
-    Parameters
-    ----------
-    parts : sequence of Volume
-        In template space, from :func:`~brainstage.models.explanation.explanation_of`.
-    grid : Grid
-    transform : SimpleITK.Transform
-        Leads points of the grid to points of template space.
-    method : str
-    """
-    total = np.sum([apply_transform(_with_rim(part), grid, transform).data for part in parts], axis=0)
-    return Volume(
-        data=np.maximum(total, 0.0) if method == "gradcam" else total, voxel_to_ras=grid.voxel_to_ras
-    )
-
-
-def _with_rim(part: Volume) -> Volume:
-    """Repeat the outermost voxels: the image goes on for half a map voxel and more beyond their centres."""
-    matrix = np.array(part.voxel_to_ras)
-    matrix[:3, 3] -= matrix[:3, :3].sum(axis=1)
-    return Volume(data=np.pad(part.data, 1, mode="edge"), voxel_to_ras=matrix)
-
-
-def native_transform(files: ScanFiles) -> sitk.Transform:
-    """Return the transform that carries template images to a scan's native space, after either registration."""
-    if files.template_to_native.is_file():
-        return read_transform(files.template_to_native)
-    return to_native_transform(read_affine(files.native_to_template))
-
-
-def _transform_file(files: ScanFiles) -> Path:
-    return files.template_to_native if files.template_to_native.is_file() else files.native_to_template
-
-
-def _share_outside(everywhere: Volume, inside: Volume) -> float:
-    """Return the part of the positive map that lies outside the brain, on a grid that may end there."""
-    total = float(np.maximum(everywhere.data, 0.0).sum(dtype=np.float64))
-    kept = float(np.maximum(inside.data, 0.0).sum(dtype=np.float64))
-    return 1.0 - kept / total if total > 0 else 0.0
+    written.append(write_json(files.evidence_regions(one.name), evidence.table))
+    written.append(write_bytes(files.figure(one.name), evidence.picture))
+    return written

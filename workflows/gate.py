@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from brainstage.pipeline.records import Failure, Prediction, PredictionStatus, QcStatus, SubjectOutcome
+from brainstage.pipeline.records import (
+    Failure,
+    Prediction,
+    PredictionStatus,
+    QcStatus,
+    ScanPrediction,
+    SubjectOutcome,
+)
 
 OUT_OF_DISTRIBUTION: Final = "out_of_distribution"
 NOT_ABOVE_CHANCE: Final = "not_above_chance"
@@ -91,7 +98,9 @@ def decide(outcome: SubjectOutcome) -> Decision:
         return Decision(status=PredictionStatus.WITHHELD)
     prediction = outcome.prediction
     noted = {
-        MEMBERS_DISAGREE: prediction.members_disagree and MEMBERS_DISAGREE not in flags,
+        MEMBERS_DISAGREE: isinstance(prediction, Prediction)
+        and prediction.members_disagree
+        and MEMBERS_DISAGREE not in flags,
         SEEN_IN_TRAINING: prediction.seen_in_training,
         COVARIATES_MISSING: prediction.covariates_missing,
         VOLUMES_MISSING: prediction.volumes_missing,
@@ -102,15 +111,26 @@ def decide(outcome: SubjectOutcome) -> Decision:
     return Decision(status=PredictionStatus.REPORTED, notes=notes)
 
 
-def prediction_flags(prediction: Prediction) -> tuple[str, ...]:
+def prediction_flags(prediction: ScanPrediction) -> tuple[str, ...]:
     """Return why a prediction is flagged, whatever quality control says of the scan."""
-    in_set, classes = len(prediction.prediction_set), len(prediction.probabilities)
+    of_classes = _flags_of_classes(prediction) if isinstance(prediction, Prediction) else {}
     applies = {
         OUT_OF_DISTRIBUTION: prediction.ood_score > prediction.ood_threshold,
         NOT_ABOVE_CHANCE: not prediction.above_chance,
+        SITE_UNKNOWN: prediction.site_unknown,
+        **of_classes,
+    }
+    order = (
+        *(OUT_OF_DISTRIBUTION, NOT_ABOVE_CHANCE, NO_CLASS_EXCLUDED, NO_CLASS_FITS),
+        *(SITE_UNKNOWN, MEMBERS_DISAGREE),
+    )
+    return tuple(code for code in order if applies.get(code))
+
+
+def _flags_of_classes(prediction: Prediction) -> dict[str, bool]:
+    in_set, classes = len(prediction.prediction_set), len(prediction.probabilities)
+    return {
         NO_CLASS_EXCLUDED: in_set == classes,
         NO_CLASS_FITS: in_set == 0,
-        SITE_UNKNOWN: prediction.site_unknown,
         MEMBERS_DISAGREE: prediction.disagreement_flags and prediction.members_disagree,
     }
-    return tuple(code for code, yes in applies.items() if yes)

@@ -12,7 +12,7 @@ from brainstage.pipeline.config import differences
 from brainstage.pipeline.derivatives import STATE_FOLDER, write_dataset_description
 from brainstage.pipeline.files import write_json, write_text
 from brainstage.pipeline.manifest import csv_text, rows_of, write_manifest
-from brainstage.pipeline.records import Completed, Failure, SubjectOutcome
+from brainstage.pipeline.records import Completed, Failure, NumberPrediction, SubjectOutcome
 from brainstage.pipeline.review import review_remarks
 from brainstage.preprocessing.quality import MEASURES
 from brainstage.workflows.data_dictionary import (
@@ -24,6 +24,7 @@ from brainstage.workflows.data_dictionary import (
 from brainstage.workflows.gate import CHOSEN_OF_SESSION, FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.normed_volumes import keep_norms
 from brainstage.workflows.output_directory import known_preprocessings, last_sha256, own_name
+from brainstage.workflows.predicted_numbers import member_values_text, number_columns, number_record
 from brainstage.workflows.reported import renew_reports, reported_norms_id
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort
 from brainstage.workflows.reporting.distribution import distributions_of, keep_distributions
@@ -62,20 +63,20 @@ def write_group(
         out_dir / ".brainstage" / "preprocessing.json", {"id": context.preprocessing_id, "content": content}
     )
     write_manifest(out_dir / "data_manifest.csv", rows_of(dataset, _known_hashes(outcomes, context)))
-    write_text(out_dir / "predictions.csv", predictions_csv(outcomes, context, classes))
-    write_json(out_dir / "predictions.json", predictions_dictionary(classes))
+    write_text(out_dir / "predictions.csv", predictions_csv(outcomes, context, classes, context.model_number))
+    write_json(out_dir / "predictions.json", predictions_dictionary(classes, context.model_number))
     write_text(out_dir / "qc.csv", qc_csv(outcomes))
     write_json(out_dir / "qc.json", qc_dictionary(qc_columns(outcomes)))
     volumes = volumes_table(outcomes, context)
     write_text(out_dir / "volumes.csv", volumes.text)
     write_json(out_dir / "volumes.json", volumes_dictionary(volumes.columns, volumes.region_of))
-    trajectories = trajectories_csv(outcomes, classes)
+    trajectories = trajectories_csv(outcomes, classes, context.model_number)
     if trajectories is None:
         for name in ("trajectories.csv", "trajectories.json"):
             (out_dir / name).unlink(missing_ok=True)  # of an earlier run
     else:
         write_text(out_dir / "trajectories.csv", trajectories)
-        write_json(out_dir / "trajectories.json", trajectories_dictionary(classes))
+        write_json(out_dir / "trajectories.json", trajectories_dictionary(classes, context.model_number))
     account = account_lines(dataset.account, dataset.scans, context.config.label_column)
     write_json(out_dir / STATE_FOLDER / ACCOUNT_FILE, {"lines": account})
     _write_pages(dataset, outcomes, context, [*account, *review_remarks(outcomes)])
@@ -86,16 +87,28 @@ def write_group(
     renew_reports(renewed, context)
 
 
-def predictions_csv(outcomes: Sequence[SubjectOutcome], context: RunContext, classes: Sequence[str]) -> str:
-    """Return ``predictions.csv`` (contract, section 6): one row for every scan, also the failed ones."""
+def predictions_csv(
+    outcomes: Sequence[SubjectOutcome],
+    context: RunContext,
+    classes: Sequence[str],
+    number: str | None = None,
+) -> str:
+    """Return ``predictions.csv`` (contract, section 6): one row for every scan, also the failed ones.
+
+    Parameters
+    ----------
+    outcomes : sequence
+    context : RunContext
+    classes : sequence of str
+        The model's, in its order; empty without a model, and for a model of a number.
+    number : str, optional
+        The column that a model of a number predicts.
+    """
+    said = ("predicted_label", *(f"p_{name}" for name in classes), "confidence", "tier", "prediction_set")
     columns = (
         *IDENTITY_COLUMNS,
         "prediction_status",
-        "predicted_label",
-        *(f"p_{name}" for name in classes),
-        "confidence",
-        "tier",
-        "prediction_set",
+        *(number_columns(number) if number else said),
         "qc_status",
         "qc_reasons",
         "prediction_reasons",
@@ -162,6 +175,9 @@ def _prediction_row(outcome: SubjectOutcome, context: RunContext) -> dict[str, o
     row |= {"ood_score": prediction.ood_score, "ood_limit": prediction.ood_threshold}
     if not decision.shows_probabilities:
         return row
+    if isinstance(prediction, NumberPrediction):
+        said = number_record(prediction, outcome.scan)
+        return row | said | {"member_labels": member_values_text(prediction)}
     return row | {
         "predicted_label": prediction.predicted_label,
         **{f"p_{name}": value for name, value in prediction.probabilities.items()},
@@ -205,6 +221,7 @@ def _write_pages(
         n_scans=len(outcomes),
         n_failed=failed,
         model_id=context.model_id,
+        number=context.model_number,
         norms=context.norms,
         account=account,
         otherwise=_preprocessed_otherwise(outcomes, context),

@@ -13,20 +13,26 @@ from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.errors import ModelError
 from brainstage.pipeline.files import write_json
 from brainstage.pipeline.kept import read_record
-from brainstage.pipeline.records import AssessedBrain, Prediction, ReferenceFinding
+from brainstage.pipeline.records import (
+    AssessedBrain,
+    NumberPrediction,
+    Prediction,
+    ReferenceFinding,
+    ScanPrediction,
+)
 from brainstage.pipeline.stage import Stage
 from brainstage.pipeline.tables import number_or_none
 from brainstage.preprocessing.volumes import VOLUMES_VERSION
 
 if TYPE_CHECKING:
-    from brainstage.models.model_store import StoredModel
+    from brainstage.models.model_store import AnyModel
     from brainstage.models.norms import ReferenceClass
 
 STAGE_VERSION: Final = "3"
 
 
 @cache
-def model_of(model_dir: Path, model_id: str, device: str = "cpu") -> StoredModel:
+def model_of(model_dir: Path, model_id: str, device: str = "cpu") -> AnyModel:
     """Return the model of a directory; read once per process and `model_id`.
 
     Raises
@@ -103,21 +109,22 @@ def tier_of(confidence: float, tiers: PredictionConfig) -> str:
     return "review" if confidence >= tiers.review_confidence else "low"
 
 
-def read_prediction(files: ScanFiles) -> Prediction | None:
+def read_prediction(files: ScanFiles) -> ScanPrediction | None:
     """Return the prediction kept for a scan, None when there is none, or one that cannot be understood."""
-    return read_record(files.state / "prediction_result.json", Prediction)
+    path = files.state / "prediction_result.json"
+    return read_record(path, Prediction) or read_record(path, NumberPrediction)
 
 
 def _predicted(
     assessed: AssessedBrain,
-    model: StoredModel,
+    model: AnyModel,
     tiers: PredictionConfig,
     files: ScanFiles,
     source_sha256: str,
     covariates: Mapping[str, str | None],
 ) -> AssessedBrain:
     # Heavy: torch.
-    from brainstage.models.model_store import scan_inputs
+    from brainstage.models.model_store import NumberModel, scan_inputs
     from brainstage.preprocessing.network_grid import network_input
     from brainstage.workflows.learning.features import cached_features, network_input_key
 
@@ -132,6 +139,8 @@ def _predicted(
     features = cached_features(model.extractor, files, image, network_input_key(files, grid))
     volumes = assessed.volumes.measures if assessed.volumes else {}
     prediction = model.predict(scan_inputs(features, image, volumes, covariates), source_sha256)
+    if isinstance(prediction, NumberPrediction) or isinstance(model, NumberModel):
+        return replace(assessed, prediction=prediction)
     reference = reference_findings(model.description.reference, volumes, covariates)
     tier = tier_of(prediction.confidence, tiers)
     return replace(assessed, prediction=replace(prediction, tier=tier, reference=reference))

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from brainstage.models.model_description import (
+    Description,
     ModelDescription,
+    NumberDescription,
     checked_content,
     read_description,
     require_same_preprocessing,
@@ -226,7 +228,7 @@ def run(
     if options.level != "participant" and (outcomes or interrupted is None):
         # Another run may have finished scans of its own meanwhile: whoever comes last writes about all of them.
         with waited_for(options.out_dir / STATE_FOLDER / "tables-lease.json", progress.note):
-            classes = model.classes if model else ()
+            classes = model.classes if isinstance(model, ModelDescription) else ()
             outcomes = _write_tables(everything, outcomes, context, classes, options, progress)
     if interrupted is not None:
         raise interrupted
@@ -371,7 +373,7 @@ def _prepare(options: RunOptions) -> None:
         os.environ["TMPDIR"] = str(options.work_dir.resolve())
 
 
-def _checked_model(model_dir: Path, config: Config) -> ModelDescription:
+def _checked_model(model_dir: Path, config: Config) -> Description:
     """Return what a model says of itself, after making sure that it is whole and fits this preprocessing.
 
     The workers load it; here that would take as long as it takes to load torch.
@@ -403,7 +405,7 @@ def _checked_norms(norms_dir: Path, config: Config) -> NormsDescription:
     return norms
 
 
-def _context(options: RunOptions, config: Config, model: ModelDescription | None) -> RunContext:
+def _context(options: RunOptions, config: Config, model: Description | None) -> RunContext:
     return RunContext(
         out_dir=options.out_dir,
         config=config,
@@ -411,6 +413,7 @@ def _context(options: RunOptions, config: Config, model: ModelDescription | None
         model_id=model.model_id if model else None,
         model_covariates=model.columns_read if model else (),
         model_reads_volumes=model is not None and model.reads_volumes,
+        model_number=model.label_column if isinstance(model, NumberDescription) else None,
         retry_failed=options.retry_failed,
         reports_only=options.reports_only,
         stage_timeout_s=options.stage_timeout_min * 60.0,

@@ -47,6 +47,8 @@ class RunContext:
         The columns that it reads besides the image.
     model_reads_volumes : bool
         It compares volumes with a class of its training cohort.
+    model_number : str or None
+        The column that it predicts; None for a model of classes.
     norms : NormsDescription or None
         What the volumes are compared with in tables and reports.
     retry_failed, reports_only : bool
@@ -70,6 +72,7 @@ class RunContext:
     model_id: str | None = None
     model_covariates: tuple[str, ...] = ()
     model_reads_volumes: bool = False
+    model_number: str | None = None
     norms: NormsDescription | None = None
     retry_failed: bool = False
     reports_only: bool = False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from brainstage.pipeline.derivatives import ScanFiles
 from brainstage.pipeline.files import read_json_or_empty, sha256_of_json, write_json, write_text
@@ -14,13 +16,15 @@ from brainstage.pipeline.records import (
     Completed,
     Failure,
     HeaderFindings,
+    NumberPrediction,
     PredictionStatus,
     QcStatus,
     SubjectOutcome,
 )
-from brainstage.workflows.evidence import Evidence, read_evidence, remove_evidence
+from brainstage.workflows.evidence import MAPS, Evidence, read_evidence, remove_evidence
 from brainstage.workflows.gate import FLAG_EXPLANATIONS, REVIEW_EXPLANATIONS, decide
 from brainstage.workflows.normed_volumes import normed_volumes
+from brainstage.workflows.predicted_numbers import known_number
 from brainstage.workflows.reporting.distribution import read_distributions
 from brainstage.workflows.reporting.methods import method_steps
 from brainstage.workflows.reporting.qc_table import Reason, qc_reasons_of, qc_rows_of
@@ -30,7 +34,7 @@ from brainstage.workflows.reporting.viewer import evidence_volume
 from brainstage.workflows.run_context import RunContext, run_info, tool_versions
 from brainstage.workflows.stages import read_figures, read_previews
 
-REPORT_VERSION: Final = "5"
+REPORT_VERSION: Final = "6"
 REMEDIES: Final = {
     "ingest": "Look at the file with any viewer; copy, download or convert it again.",
     "brain_extraction": "Look at the scan: is it a T1w image of a whole head, the right way up? A stripped scan needs "
@@ -45,7 +49,7 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
     decision = decide(outcome)
     if decision.status in (PredictionStatus.WITHHELD, PredictionStatus.FAILED):
         remove_evidence(files)
-    shown = {
+    shown: dict[str, Any] = {
         "version": REPORT_VERSION,
         "status": decision.status,
         "codes": decision.codes,
@@ -60,6 +64,8 @@ def write_report(outcome: SubjectOutcome, context: RunContext, *, changed: bool)
         "evidence": [one.key for one in _evidence(outcome, files)],
         "cohort": read_distributions(context.out_dir).key,
     }
+    if column := _number_of(outcome):
+        shown |= {"known_number": known_number(outcome.scan, column)}
     key = sha256_of_json(shown)
     marker = files.state / "report.json"
     if not changed and files.report.is_file() and read_json_or_empty(marker).get("key") == key:
@@ -96,7 +102,13 @@ def _scan_report(outcome: SubjectOutcome, context: RunContext, files: ScanFiles)
             for code in decision.codes
         ),
         remedy=REMEDIES.get(outcome.stage, "") if isinstance(outcome, Failure) and not outcome.defect else "",
-        methods=method_steps(config, tool_versions(), model_id=context.model_id, norms=context.norms)
+        methods=method_steps(
+            config,
+            tool_versions(),
+            model_id=context.model_id,
+            number=_number_of(outcome),
+            norms=context.norms,
+        )
         if completed
         else (),
         tiers=config.prediction,
@@ -110,6 +122,12 @@ def _evidence(outcome: SubjectOutcome, files: ScanFiles) -> tuple[Evidence, ...]
     return read_evidence(files, shown_prediction(outcome, decide(outcome).status))
 
 
+def _number_of(outcome: SubjectOutcome) -> str | None:
+    """Return the column that was predicted; None for classes, and without a prediction."""
+    found = outcome.prediction if isinstance(outcome, Completed) else None
+    return found.column if isinstance(found, NumberPrediction) else None
+
+
 def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
     review = outcome.review
     if review is None:
@@ -121,24 +139,32 @@ def _review_reasons(outcome: Completed) -> tuple[Reason, ...]:
 
 def _volumes(files: ScanFiles, evidence: Sequence[Evidence]) -> dict[str, bytes]:
     """Return what the viewer shows: the volumes of the scan, of the template, and of what explains a prediction."""
-    from brainstage.workflows.reporting.previews import (  # heavy: the template
-        evidence_preview,
-        template_previews,
-    )
+    from brainstage.workflows.reporting.previews import template_previews  # heavy: the template
 
     own = read_previews(files)
     if not own:
         return {}
-    maps = {
-        evidence_volume(one.method, native=native): evidence_preview(
-            read_volume(files.evidence_map(one.method, native=native)),
-            read_mask(files.native_mask if native else files.template_mask),
-            native=native,
-        )
-        for one in evidence
-        for native in (False, True)
-    }
-    return {**own, **template_previews(), **maps}
+    return {**own, **template_previews(), **_evidence_previews(files, evidence)}
+
+
+def _evidence_previews(files: ScanFiles, evidence: Sequence[Evidence]) -> dict[str, bytes]:
+    """Return the maps in both spaces; those with two signs, which are compared, have one scale."""
+    from brainstage.workflows.reporting.previews import evidence_preview, signed_evidence_previews
+
+    found: dict[str, bytes] = {}
+    for native in (False, True):
+        maps = {one.method: read_volume(files.evidence_map(one.method, native=native)) for one in evidence}
+        mask = read_mask(files.native_mask if native else files.template_mask) if maps else None
+        signed = {name: one for name, one in maps.items() if MAPS[name].exact}
+        highest = max((float(np.abs(one.data).max(initial=0.0)) for one in signed.values()), default=0.0)
+        for name, one in maps.items():
+            if mask is not None and name in signed:
+                sides = signed_evidence_previews(one, mask, highest, native=native)
+                for against, side in zip((False, True), sides, strict=True):
+                    found[evidence_volume(name, native=native, against=against)] = side
+            elif mask is not None:
+                found[evidence_volume(name, native=native)] = evidence_preview(one, mask, native=native)
+    return found
 
 
 def _findings(files: ScanFiles) -> HeaderFindings | None:

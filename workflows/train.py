@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,25 @@ from brainstage.models.duplicates import NearDuplicate, near_duplicates, same_pe
 from brainstage.models.features import FeatureExtractor, choose_device
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_directory import replaced_directory, require_replaceable
-from brainstage.models.model_store import StoredModel, scan_inputs, write_model
+from brainstage.models.model_store import (
+    AnyModel,
+    NumberModel,
+    ScanInputs,
+    StoredModel,
+    scan_inputs,
+    write_model,
+)
 from brainstage.models.norms import NORMED_MEASURES, ReferenceClass, fit_reference
-from brainstage.models.splits import fold_of_scans, fold_of_sites, require_folds
+from brainstage.models.number_table import number_association_warnings
+from brainstage.models.splits import (
+    MIN_FOLDS,
+    fold_of_numbers,
+    fold_of_scans,
+    fold_of_sites,
+    quantile_groups,
+    require_folds,
+    require_folds_of_numbers,
+)
 from brainstage.models.weights import load_weights
 from brainstage.pipeline.account import ACCOUNT_FILE
 from brainstage.pipeline.derivatives import STATE_FOLDER
@@ -51,7 +68,21 @@ from brainstage.workflows.learning.model_evaluation import (
     evaluate_model,
     write_evaluation,
 )
+from brainstage.workflows.learning.number_card import (
+    bias_sentence,
+    number_recommendation,
+    render_number_card,
+)
+from brainstage.workflows.learning.number_evaluation import (
+    NumberModelEvaluation,
+    evaluate_number_model,
+    write_number_evaluation,
+)
+from brainstage.workflows.learning.number_fitting import fit_numbers
 from brainstage.workflows.learning.training_options import TrainOptions
+
+LEAST_NUMBERS: Final = 3
+"""Different values of a number; two are classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +93,19 @@ class TrainResult:
     ----------
     model_dir : Path
     model_id : str
-    balanced_accuracy : Estimate
-        Cross-validated by participant.
+    balanced_accuracy : Estimate or None
+        Cross-validated, of a model of classes.
+    r2 : Estimate or None
+        Cross-validated, of a model of a number.
     warnings : tuple of str
         Signs of leakage.
     """
 
     model_dir: Path
     model_id: str
-    balanced_accuracy: Estimate
     warnings: tuple[str, ...]
+    balanced_accuracy: Estimate | None = None
+    r2: Estimate | None = None
 
 
 def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[str], None]) -> TrainResult:
@@ -97,31 +131,25 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
         When `model_dir` holds something else, or cannot be written.
     """
     require_replaceable(model_dir)
-    decisions = read_decisions(options.qc_decisions) if options.qc_decisions else {}
-    cohort = read_cohort(out_dir, options.label_column, options.classes, decisions=decisions)
-    account = read_json_or_empty(out_dir / STATE_FOLDER / ACCOUNT_FILE).get("lines")
-    for line in account if isinstance(account, list) else ():
-        say(str(line))
-    if options.folds_by == "participant":
-        require_folds(cohort.labels, cohort.participants, options.folds)
-    else:
-        _folds_of_sites(cohort)
-    _require_sites(cohort, options)
-    chosen_columns(options.covariates, cohort.covariates(options.covariates), cohort.columns)
+    if options.target is not None:
+        return _train_number(out_dir, model_dir, options, say)
+    cohort = _checked_cohort(out_dir, options, say)
     reference = _reference(cohort, options.reference_class, say)
-    _say_cohort(cohort, say)
-    extractor = _extractor(options, say)
-    arrays = _all_arrays(extractor, cohort.scans, cohort, say)
-    test_arrays = _all_arrays(extractor, cohort.test_scans, cohort, say)
-    duplicates = _duplicates((*arrays, *test_arrays), cohort)
-    cohort = _joined(cohort, duplicates, options.folds)
+    extractor, arrays, test_arrays, cohort, duplicates = _prepared(cohort, options, say)
     folds = _folds(cohort, options, say)
     with tuning_for(out_dir, extractor, arrays, cohort, options, say) as tuning:
         model, found, log = fit(extractor, arrays, cohort, folds, options, tuning, reference)
     say(f"trained {model.description.folds} folds, each with its controls")
-    test = _test_probabilities(model, test_arrays, cohort)
+    test = [model.answers(given).probabilities for given in _test_inputs(model, test_arrays, cohort)]
     description = model.description
-    result = evaluate_model(found, cohort, description, test, seed=options.seed, duplicates=duplicates)
+    result = evaluate_model(
+        found,
+        cohort,
+        description,
+        np.stack(test) if test else None,
+        seed=options.seed,
+        duplicates=duplicates,
+    )
     with replaced_directory(model_dir) as folder:
         write_model(folder, model)
         write_evaluation(folder, found, description, result, cohort, log, duplicates)
@@ -138,18 +166,110 @@ def train(out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[
     )
 
 
-def _folds(cohort: Cohort, options: TrainOptions, say: Callable[[str], None]) -> NDArray[np.int64]:
-    if options.folds_by == "participant":
-        return fold_of_scans(
-            cohort.labels, cohort.participants, folds=options.folds, seed=options.seed, about=cohort.about
+def _train_number(
+    out_dir: Path, model_dir: Path, options: TrainOptions, say: Callable[[str], None]
+) -> TrainResult:
+    """Train a model of a number, with the folds, controls and files of a model of classes."""
+    cohort = _checked_cohort(out_dir, options, say)
+    extractor, arrays, test_arrays, cohort, duplicates = _prepared(cohort, options, say)
+    model, found = fit_numbers(extractor, arrays, cohort, _folds(cohort, options, say), options)
+    say(f"trained {model.description.folds} folds, each with its controls")
+    test = [model.answers(given).value for given in _test_inputs(model, test_arrays, cohort)]
+    result = evaluate_number_model(
+        found,
+        cohort,
+        model.description,
+        np.array(test) if test else None,
+        seed=options.seed,
+        duplicates=duplicates,
+    )
+    with replaced_directory(model_dir) as folder:
+        write_model(folder, model)
+        write_number_evaluation(folder, found, model.description, result, cohort, duplicates)
+        write_text(folder / "MODEL_CARD.md", render_number_card(model, result, cohort, options))
+    _say_number_result(result, model, cohort, model_dir, say)
+    return TrainResult(
+        model_dir=model_dir,
+        model_id=model.model_id,
+        r2=result.predictor.measures["r2"],
+        warnings=result.warnings,
+    )
+
+
+def _checked_cohort(out_dir: Path, options: TrainOptions, say: Callable[[str], None]) -> Cohort:
+    """Return the cohort, after making sure that it can be trained on, before anything takes long."""
+    decisions = read_decisions(options.qc_decisions) if options.qc_decisions else {}
+    cohort = read_cohort(
+        out_dir,
+        options.target or options.label_column,
+        options.classes,
+        decisions=decisions,
+        number=options.target is not None,
+    )
+    account = read_json_or_empty(out_dir / STATE_FOLDER / ACCOUNT_FILE).get("lines")
+    for line in account if isinstance(account, list) else ():
+        say(str(line))
+    if options.target is not None:
+        _require_numbers_differ(cohort, options.target)
+    if options.folds_by == "site":
+        _folds_of_sites(cohort, options)
+    else:
+        _require_folds(cohort, options)
+    _require_sites(cohort, options)
+    chosen_columns(options.covariates, cohort.covariates(options.covariates), cohort.columns)
+    _say_cohort(cohort, options, say)
+    return cohort
+
+
+_Prepared = tuple[
+    FeatureExtractor, list[TrainingArrays], list[TrainingArrays], Cohort, tuple[NearDuplicate, ...]
+]
+
+
+def _prepared(cohort: Cohort, options: TrainOptions, say: Callable[[str], None]) -> _Prepared:
+    """Return the network, the arrays of training and test scans, the cohort with doubles joined, and the doubles."""
+    extractor = _extractor(options, say)
+    arrays = _all_arrays(extractor, cohort.scans, cohort, say)
+    test_arrays = _all_arrays(extractor, cohort.test_scans, cohort, say)
+    duplicates = _duplicates((*arrays, *test_arrays), cohort)
+    return extractor, arrays, test_arrays, _joined(cohort, duplicates, options), duplicates
+
+
+def _require_numbers_differ(cohort: Cohort, target: str) -> None:
+    """Raise where a column holds one number only, or two, which are classes."""
+    different = np.unique(cohort.numbers)
+    if len(different) < LEAST_NUMBERS:
+        listed = " and ".join(f"{value:g}" for value in different)
+        raise UsageError(
+            f"--target {target}: the column holds {listed} alone, and a number to predict needs at least "
+            f"{LEAST_NUMBERS} different values: use --label-column {target} for two classes, or another column"
         )
-    folds, names = _folds_of_sites(cohort)
-    say(f"folds by site, each left out once: {'; '.join(names)}")
-    return folds
 
 
-def _folds_of_sites(cohort: Cohort) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    return fold_of_sites([scan.row.site for scan in cohort.scans], cohort.labels, cohort.participants)
+def _require_folds(cohort: Cohort, options: TrainOptions) -> None:
+    if options.target is not None:
+        require_folds_of_numbers(cohort.participants, options.folds)
+    else:
+        require_folds(cohort.labels, cohort.participants, options.folds)
+
+
+def _folds(cohort: Cohort, options: TrainOptions, say: Callable[[str], None]) -> NDArray[np.int64]:
+    if options.folds_by == "site":
+        folds, names = _folds_of_sites(cohort, options)
+        say(f"folds by site, each left out once: {'; '.join(names)}")
+        return folds
+    how = {"folds": options.folds, "seed": options.seed}
+    if options.target is not None:
+        return fold_of_numbers(cohort.numbers, cohort.participants, about=cohort.about, **how)
+    return fold_of_scans(cohort.labels, cohort.participants, about=cohort.about, **how)
+
+
+def _folds_of_sites(cohort: Cohort, options: TrainOptions) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    sites = [scan.row.site for scan in cohort.scans]
+    if options.target is None:
+        return fold_of_sites(sites, cohort.labels, cohort.participants)
+    groups = quantile_groups(cohort.numbers, cohort.participants, folds=MIN_FOLDS)
+    return fold_of_sites(sites, groups, cohort.participants, every_class_elsewhere=False)
 
 
 def _require_sites(cohort: Cohort, options: TrainOptions) -> None:
@@ -162,7 +282,7 @@ def _require_sites(cohort: Cohort, options: TrainOptions) -> None:
         )
 
 
-def _joined(cohort: Cohort, duplicates: Sequence[NearDuplicate], folds: int) -> Cohort:
+def _joined(cohort: Cohort, duplicates: Sequence[NearDuplicate], options: TrainOptions) -> Cohort:
     """Count participants who share a picture as one, unless too few would be left to deal to the folds.
 
     Where so many look alike, the pictures say little about who is who: the pairs are reported, and nobody is joined.
@@ -170,25 +290,18 @@ def _joined(cohort: Cohort, duplicates: Sequence[NearDuplicate], folds: int) -> 
     people = same_person(_all_participants(cohort), _one_sided(duplicates, cohort))
     joined = replace(cohort, same_person=people)
     try:
-        require_folds(joined.labels, joined.participants, folds)
+        _require_folds(joined, options)
     except UsageError:
         return cohort
     return joined
 
 
-def _test_probabilities(
-    model: StoredModel, arrays: Sequence[TrainingArrays], cohort: Cohort
-) -> NDArray[np.float64] | None:
-    """Return what the ensemble says about the scans kept out, one scan in memory at a time."""
-    if not arrays:
-        return None
+def _test_inputs(model: AnyModel, arrays: Sequence[TrainingArrays], cohort: Cohort) -> Iterator[ScanInputs]:
+    """Give what the ensemble is given of each scan kept out, one image in memory at a time."""
     known = cohort.covariates(model.description.columns_read, test=True)
-    found = []
     for scan, array, covariates in zip(cohort.test_scans, arrays, known, strict=True):
         image = read_network_input(scan.files, cohort.network_grid)
-        given = scan_inputs(array.features, image, measures_of(scan.files), covariates)
-        found.append(model.answers(given).probabilities)
-    return np.stack(found)
+        yield scan_inputs(array.features, image, measures_of(scan.files), covariates)
 
 
 def _reference(cohort: Cohort, asked: str | None, say: Callable[[str], None]) -> ReferenceClass | None:
@@ -253,8 +366,11 @@ def _all_arrays(
     return arrays
 
 
-def _say_cohort(cohort: Cohort, say: Callable[[str], None]) -> None:
+def _say_cohort(cohort: Cohort, options: TrainOptions, say: Callable[[str], None]) -> None:
     counts = ", ".join(f"{cohort.labels.count(name)} {name}" for name in cohort.classes)
+    if options.target is not None:
+        numbers = cohort.numbers
+        counts = f"{options.target} {numbers.min():.4g} to {numbers.max():.4g}, mean {numbers.mean():.4g}"
     say(f"{len(cohort.scans)} scans of {len(set(cohort.participants))} participants: {counts}")
     for remark in cohort.remarks:
         say(remark)
@@ -280,6 +396,35 @@ def _say_result(
     for sentence in association_warnings(result.table):
         say(sentence)
     say(recommendation(model.description, result))
+    for warning in result.warnings:
+        say(f"leakage warning: {warning}")
+    say(
+        f"model {model.model_id} written to {model_dir}; read its MODEL_CARD.md. Research use only, not a diagnosis."
+    )
+
+
+def _say_number_result(
+    result: NumberModelEvaluation,
+    model: NumberModel,
+    cohort: Cohort,
+    model_dir: Path,
+    say: Callable[[str], None],
+) -> None:
+    for sentence in predictor_sentences(model.description.predictor, model.description.members):
+        say(sentence)
+    measures = result.predictor.measures
+    members = ", ".join(f"{name} {found.measures['r2'].value:.2f}" for name, found in result.members.items())
+    say(
+        f"cross-validated mean absolute error {measures['mae']}, R2 {measures['r2']}, where the mean has 0; R2 of "
+        f"{members}, mask only {result.mask_only.measures['r2'].value:.2f}, random targets "
+        f"{result.random_targets[PREDICTOR].measures['r2'].value:.2f}"
+    )
+    if sentence := harmonised_sentence(model.description, cohort):
+        say(sentence)
+    for sentence in number_association_warnings(result.table, model.column):
+        say(sentence)
+    say(bias_sentence(result.predictor, model.column))
+    say(number_recommendation(model.description, result))
     for warning in result.warnings:
         say(f"leakage warning: {warning}")
     say(

@@ -9,10 +9,20 @@ from typing import Final
 from brainstage.models.retest import VolumeChange, change_of
 from brainstage.pipeline.entities import natural_order, prefixed_label
 from brainstage.pipeline.manifest import csv_text
-from brainstage.pipeline.records import VOLUMES, Completed, Failure, Prediction, QcStatus, SubjectOutcome
+from brainstage.pipeline.records import (
+    VOLUMES,
+    Completed,
+    Failure,
+    NumberPrediction,
+    Prediction,
+    QcStatus,
+    ScanPrediction,
+    SubjectOutcome,
+)
 from brainstage.workflows.gate import decide
 from brainstage.workflows.learning.labelled_cohort import CLINICAL_ORDER
 from brainstage.workflows.measured_volumes import shown_volumes
+from brainstage.workflows.predicted_numbers import number_columns, number_record
 from brainstage.workflows.visit_times import time_between
 
 IMPLAUSIBLE_REVERSAL: Final = "implausible_reversal"
@@ -69,7 +79,9 @@ def in_time_order(visits: Iterable[SubjectOutcome]) -> list[SubjectOutcome]:
     )
 
 
-def trajectories_csv(outcomes: Sequence[SubjectOutcome], classes: Sequence[str]) -> str | None:
+def trajectories_csv(
+    outcomes: Sequence[SubjectOutcome], classes: Sequence[str], number: str | None = None
+) -> str | None:
     """Return ``trajectories.csv``: a row for every session; None where nobody came twice.
 
     Parameters
@@ -77,15 +89,19 @@ def trajectories_csv(outcomes: Sequence[SubjectOutcome], classes: Sequence[str])
     outcomes : sequence
     classes : sequence of str
         The model's, in its order; empty without a model.
+    number : str, optional
+        The column that a model of a number predicts.
     """
     visits = visits_of(outcomes)
     if all(len(of_person) < 2 for of_person in visits.values()):
         return None
     rows = [row for of_person in visits.values() for row in _rows(of_person, classes)]
-    return csv_text(trajectory_columns(classes), rows)
+    return csv_text(trajectory_columns(classes, number=number), rows)
 
 
-def trajectory_columns(classes: Sequence[str], volumes: Sequence[str] = VOLUMES) -> tuple[str, ...]:
+def trajectory_columns(
+    classes: Sequence[str], volumes: Sequence[str] = VOLUMES, *, number: str | None = None
+) -> tuple[str, ...]:
     """Return the columns of ``trajectories.csv``.
 
     Parameters
@@ -93,18 +109,24 @@ def trajectory_columns(classes: Sequence[str], volumes: Sequence[str] = VOLUMES)
     classes : sequence of str
         The model's, in its order; empty without a model.
     volumes : sequence of str
+    number : str, optional
+        The column that a model of a number predicts.
     """
+    of_classes = (
+        "predicted_label",
+        *(f"p_{name}" for name in classes),
+        "confidence",
+        *(f"change_of_p_{name}" for name in classes),
+        "flag",
+    )
+    said = of_classes if number is None else (*number_columns(number), f"change_of_predicted_{number}")
     return (
         "participant_id",
         "session_id",
         "age",
         "t1w_path",
         "prediction_status",
-        "predicted_label",
-        *(f"p_{name}" for name in classes),
-        "confidence",
-        *(f"change_of_p_{name}" for name in classes),
-        "flag",
+        *said,
         "years_since_previous",
         "time_from",
         *(f"{name}_{column}" for name in volumes for column in CHANGE_COLUMNS),
@@ -128,12 +150,19 @@ def _rows(visits: Sequence[SubjectOutcome], classes: Sequence[str]) -> list[dict
     rows = []
     previous: Prediction | None = None
     last_sure: Prediction | None = None
+    last_number: float | None = None
     for earlier, visit in zip([None, *visits], visits, strict=False):
         row = _identity(visit)
         if earlier is not None:
             time = time_between(earlier.scan, visit.scan)
             row |= {"years_since_previous": time.years.best if time.years else None, "time_from": time.source}
-        shown = _shown(visit)
+        prediction = _shown(visit)
+        if isinstance(prediction, NumberPrediction):
+            row |= number_record(prediction, visit.scan)
+            if last_number is not None:
+                row[f"change_of_predicted_{prediction.column}"] = prediction.value - last_number
+            last_number = prediction.value
+        shown = prediction if isinstance(prediction, Prediction) else None
         if shown is not None:
             row |= {"predicted_label": shown.predicted_label, "confidence": shown.confidence}
             row |= {f"p_{name}": value for name, value in shown.probabilities.items()}
@@ -189,7 +218,7 @@ def _identity(visit: SubjectOutcome) -> dict[str, object]:
     }
 
 
-def _shown(visit: SubjectOutcome) -> Prediction | None:
+def _shown(visit: SubjectOutcome) -> ScanPrediction | None:
     """Return the prediction where it may be seen: not where it is withheld."""
     return visit.prediction if isinstance(visit, Completed) and decide(visit).shows_probabilities else None
 

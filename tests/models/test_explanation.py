@@ -58,14 +58,15 @@ def head(weight: np.ndarray, seed=0) -> LinearHead:
     )
 
 
-def model_of(networks: list[FeatureExtractor], heads: list[LinearHead], strides="med3d"):
-    """Return what an explanation needs of a stored model."""
+def model_of(networks: list[FeatureExtractor], heads: list[LinearHead], strides="med3d", taken_out=None):
+    """Return what an explanation needs of a stored model, with what is taken out of features of site A."""
     return SimpleNamespace(
         classes=CLASSES,
         networks=[one.network for one in networks],
         heads=heads,
         extractor=networks[0],
         description=SimpleNamespace(backbone=SimpleNamespace(strides=strides)),
+        stretch_and_shift=lambda site, _: taken_out if site == "A" else None,
     )
 
 
@@ -122,6 +123,26 @@ def test_the_map_adds_up_to_what_the_features_give_to_the_logit(strides):
     logit = np.mean([heads[n].logits(features[None])[0, 1] for n in (0, 2)])
     without = np.mean([heads[n].logits(0 * features[None])[0, 1] for n in (0, 2)])
     assert summed(maps) == pytest.approx(logit - without, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_taken_out_of_the_features_of_a_site_is_taken_out_of_its_maps(method):
+    one = extractor()
+    given = seen((10, 20, 14), size=32)
+    features = one.features(given)
+    generator = np.random.default_rng(2)
+    stretch = generator.uniform(0.5, 2.0, len(features)).astype(np.float32)
+    shift = generator.standard_normal(len(features)).astype(np.float32)
+    read = head(generator.standard_normal(len(features)))
+    model = model_of([one], [read], taken_out=(stretch, shift))
+    at_a = explanation_of(model, given, "AD", [0], method, "A")
+    elsewhere = explanation_of(model, given, "AD", [0], method, "B")
+    assert not np.allclose(at_a[0].data, elsewhere[0].data, atol=1e-3)
+    if method == "gradcam":
+        logit, without = (
+            read.logits((part * stretch + shift)[None])[0, 1] for part in (features, 0 * features)
+        )
+        assert summed(at_a) == pytest.approx(logit - without, rel=1e-3)
 
 
 def test_classes_that_are_read_alike_but_for_the_sign_have_opposite_maps():

@@ -202,6 +202,20 @@ def test_some_of_the_features_are_harmonised_as_among_all():
     assert np.array_equal(some, harmonisation.apply(values, sites)[:, places])
 
 
+@pytest.mark.parametrize("site", ["A", "B", "elsewhere", None])
+def test_what_is_done_to_a_site_is_one_stretch_and_one_shift(site):
+    generator = np.random.default_rng(4)
+    known = Harmonisation(
+        sites=("A", "B"),
+        centre=generator.standard_normal(6).astype(np.float32),
+        location=generator.standard_normal((2, 6)).astype(np.float32),
+        scale=generator.uniform(0.5, 2.0, (2, 6)).astype(np.float32),
+    )
+    values = generator.standard_normal((3, 6)).astype(np.float32)
+    stretch, shift = known.stretch_and_shift(site)
+    np.testing.assert_allclose(values * stretch + shift, known.apply(values, [site] * 3), atol=1e-5)
+
+
 def test_arrays_make_the_same_harmonisation_again():
     values, sites = cohort(12, (30, 30), FEW, shift=1)
     harmonisation = fit_harmonisation(values, sites, everybody(sites))

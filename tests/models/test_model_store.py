@@ -31,7 +31,7 @@ from brainstage.pipeline.records import NetworkInput
 
 CLASSES, FOLDS, SCANS = ("CN", "MCI", "AD"), 3, 60
 SHAPE = (32, 32, 32)
-LEFT = "hippocampus_left_pct_icv"
+GREY = "grey_matter_pct_icv"
 TEMPERATURES = ({"volumes": 1.5, "linear": 3.0, "network": 2.0}, {"volumes": 0.7, "linear": 9.0, "network": 4.0},
                 {"volumes": 1.0, "linear": 5.0, "network": 1.5})  # fmt: skip
 NETWORK_ALONE = tuple(
@@ -72,7 +72,7 @@ def scans(extractor):
     found = []
     for n in range(4):
         given = network_input(n)
-        measures = {LEFT: 0.2 + 0.02 * n if n < 3 else None}
+        measures = {GREY: 0.2 + 0.02 * n if n < 3 else None}
         found.append(
             scan_inputs(extractor.features(given), given, measures, {"age": f"{60 + 5 * n}", "sex": "F"})
         )
@@ -97,12 +97,15 @@ def make(extractor, scans):
         )
         for _ in range(FOLDS)
     ]
-    baselines = [LinearBaseline(weight=drawn(3, len(values)) / 9, bias=drawn(3)) for _ in range(FOLDS)]
+    baselines = [
+        LinearBaseline(weight=drawn(3, len(values)) / 9, bias=drawn(3), mean=drawn(len(values)))
+        for _ in range(FOLDS)
+    ]
     novelty = [fit_novelty(drawn(20, size)) for _ in range(FOLDS)]
     targets, folds, persons = np.arange(SCANS) % 3, np.arange(SCANS) // 3 % FOLDS, np.arange(SCANS) // 2
     people = [
         scan_volumes(
-            {LEFT: 0.24 - 0.02 * target + 0.01 * generator.standard_normal()}, 60.0 + n % 25, "FM"[n % 2]
+            {GREY: 0.24 - 0.02 * target + 0.01 * generator.standard_normal()}, 60.0 + n % 25, "FM"[n % 2]
         )
         for n, target in enumerate(targets)
     ]

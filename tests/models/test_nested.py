@@ -42,7 +42,7 @@ class Data:
 
     def learners(self):
         scans = [
-            scan_volumes({"hippocampus_left_pct_icv": float(volume)}, float(age), None)
+            scan_volumes({"grey_matter_pct_icv": float(volume)}, float(age), None)
             for volume, age in zip(self.hippocampi, self.ages, strict=True)
         ]
         return {

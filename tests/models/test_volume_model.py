@@ -14,16 +14,27 @@ from brainstage.models.metrics import auc
 from brainstage.models.volume_model import (
     LEAST_KNOWN,
     MEASURES,
+    SUMMED,
     MeasureScale,
     VolumeModel,
     fit_volume_model,
     scan_volumes,
 )
 
-LEFT, RIGHT, VENTRICLE = "hippocampus_left_pct_icv", "hippocampus_right_pct_icv", "ventricle_left_pct_icv"
-USUAL = {LEFT: 0.24, RIGHT: 0.25, VENTRICLE: 0.9}
-PER_YEAR = {LEFT: -0.006, RIGHT: -0.006, VENTRICLE: 0.03}
-SPREAD = {LEFT: 0.1, RIGHT: 0.1, VENTRICLE: 0.3}
+HIPPOCAMPI, GREY, VENTRICLES = "hippocampi_pct_icv", "grey_matter_pct_icv", "ventricles_pct_icv"
+USUAL = {HIPPOCAMPI: 0.24, GREY: 0.25, VENTRICLES: 0.9}
+PER_YEAR = {HIPPOCAMPI: -0.006, GREY: -0.006, VENTRICLES: 0.03}
+SPREAD = {HIPPOCAMPI: 0.1, GREY: 0.1, VENTRICLES: 0.3}
+
+
+def scan_of(measures, age, sex):
+    """A scan with these sums, both sides alike."""
+    sides = {
+        side: None if value is None else value / len(SUMMED[name])
+        for name, value in measures.items()
+        for side in SUMMED[name]
+    }
+    return scan_volumes(sides, age, sex)
 
 
 def cohort(count=200, loss=0.0, older=0.0, male_larger=0.0, seed=0, known=True):
@@ -37,10 +48,10 @@ def cohort(count=200, loss=0.0, older=0.0, male_larger=0.0, seed=0, known=True):
         measures = {}
         for name, usual in USUAL.items():
             deviation = PER_YEAR[name] * (ages[n] - 70) + male_larger * male[n]
-            deviation += SPREAD[name] * generator.standard_normal() - loss * targets[n] * (name != VENTRICLE)
+            deviation += SPREAD[name] * generator.standard_normal() - loss * targets[n] * (name != VENTRICLES)
             measures[name] = usual * np.exp(deviation)
         sex = "M" if male[n] else "F"
-        scans.append(scan_volumes(measures, float(ages[n]) if known else None, sex if known else None))
+        scans.append(scan_of(measures, float(ages[n]) if known else None, sex if known else None))
     return scans, targets
 
 
@@ -58,8 +69,8 @@ def test_atrophy_is_found_and_points_the_right_way():
     scans, targets = cohort(loss=0.15)
     assert auc_of(scans, targets) > 0.8
     model = fitted(scans, targets)
-    small = scan_volumes(USUAL | {LEFT: 0.17, RIGHT: 0.18}, 70.0, "F")
-    large = scan_volumes(USUAL | {LEFT: 0.32, RIGHT: 0.33}, 70.0, "F")
+    small = scan_of(USUAL | {HIPPOCAMPI: 0.17, GREY: 0.18}, 70.0, "F")
+    large = scan_of(USUAL | {HIPPOCAMPI: 0.32, GREY: 0.33}, 70.0, "F")
     assert model.logits([small]).argmax() == 1
     assert model.logits([large]).argmax() == 0
 
@@ -83,8 +94,7 @@ def test_sex_alone_is_no_evidence():
             men = np.array([one.male == 1.0 for one in scans])
             targets = (generator.random(400) < np.where(men, 0.8, 0.2)).astype(np.int64)
             shown = [
-                scan_volumes(one.measures, one.age, ("M" if one.male else "F") if tell else None)
-                for one in scans
+                scan_of(one.measures, one.age, ("M" if one.male else "F") if tell else None) for one in scans
             ]
             reached.append(auc_of(shown, targets))
         found[name] = np.mean(reached)
@@ -94,33 +104,33 @@ def test_sex_alone_is_no_evidence():
 
 def test_slopes_are_those_within_classes():
     scans, targets = cohort(count=2000, loss=0.2, older=10.0, male_larger=0.05)
-    (left, *_) = [scale for scale in fitted(scans, targets).scales if scale.measure == LEFT]
-    assert left.per_year == pytest.approx(PER_YEAR[LEFT], abs=0.001)
+    (left, *_) = [scale for scale in fitted(scans, targets).scales if scale.measure == HIPPOCAMPI]
+    assert left.per_year == pytest.approx(PER_YEAR[HIPPOCAMPI], abs=0.001)
     assert left.male_minus_female == pytest.approx(0.05, abs=0.015)
-    ventricle = next(s for s in fitted(scans, targets).scales if s.measure == VENTRICLE)
-    assert ventricle.scale == pytest.approx(SPREAD[VENTRICLE], rel=0.1)
+    ventricle = next(s for s in fitted(scans, targets).scales if s.measure == VENTRICLES)
+    assert ventricle.scale == pytest.approx(SPREAD[VENTRICLES], rel=0.1)
 
 
 def test_the_same_volume_of_an_older_person_counts_for_less():
     model = fitted(*cohort(loss=0.15, count=400))
-    small = USUAL | {LEFT: 0.19, RIGHT: 0.20, VENTRICLE: 1.4}
-    young, old = model.logits([scan_volumes(small, age, "F") for age in (60.0, 85.0)])
+    small = USUAL | {HIPPOCAMPI: 0.19, GREY: 0.20, VENTRICLES: 1.4}
+    young, old = model.logits([scan_of(small, age, "F") for age in (60.0, 85.0)])
     assert young[1] - young[0] > old[1] - old[0]
     assert model.uses_age
 
 
 def test_a_missing_measure_counts_as_usual():
     model = fitted(*cohort(loss=0.15))
-    place = [scale.measure for scale in model.scales].index(LEFT)
+    place = [scale.measure for scale in model.scales].index(HIPPOCAMPI)
     scale = model.scales[place]
-    for absent in ({}, {LEFT: None}, {LEFT: 0.0}, {LEFT: -1.0}):
-        scan = scan_volumes({RIGHT: 0.2, VENTRICLE: 1.1} | absent, 76.0, "F")
+    for absent in ({}, {HIPPOCAMPI: None}, {HIPPOCAMPI: 0.0}, {HIPPOCAMPI: -1.0}):
+        scan = scan_of({GREY: 0.2, VENTRICLES: 1.1} | absent, 76.0, "F")
         usual = scale.mean + scale.per_year * (76.0 - scale.age) + scale.male_minus_female * (0 - scale.male)
-        filled = scan_volumes({RIGHT: 0.2, VENTRICLE: 1.1, LEFT: float(np.exp(usual))}, 76.0, "F")
+        filled = scan_of({GREY: 0.2, VENTRICLES: 1.1, HIPPOCAMPI: float(np.exp(usual))}, 76.0, "F")
         assert model.standardised([scan])[0, place] == 0.0
         assert model.logits([scan]) == pytest.approx(model.logits([filled]), abs=1e-9)
-        assert model.contributions(scan, 1)[LEFT] == 0.0
-    nothing = model.logits([scan_volumes({}, None, None)])[0]
+        assert model.contributions(scan, 1)[HIPPOCAMPI] == 0.0
+    nothing = model.logits([scan_of({}, None, None)])[0]
     assert nothing == pytest.approx(model.bias)
 
 
@@ -140,9 +150,9 @@ def test_an_unknown_age_or_sex_counts_as_the_mean():
 def test_of_too_few_known_ages_no_slope_is_estimated():
     scans, targets = cohort(count=60, older=8.0)
     for count, expected in ((LEAST_KNOWN - 1, False), (LEAST_KNOWN, True)):
-        few = [one if n < count else scan_volumes(one.measures, None, None) for n, one in enumerate(scans)]
+        few = [one if n < count else scan_of(one.measures, None, None) for n, one in enumerate(scans)]
         assert fitted(few, targets).uses_age is expected
-    same = [scan_volumes(one.measures, 70.0 + 0.1 * (n % 3), "F") for n, one in enumerate(scans)]
+    same = [scan_of(one.measures, 70.0 + 0.1 * (n % 3), "F") for n, one in enumerate(scans)]
     assert not fitted(same, targets).uses_age
     assert not fitted(same, targets).uses_sex
 
@@ -151,7 +161,7 @@ def test_the_contributions_are_those_counted_by_hand():
     model = VolumeModel(
         scales=(
             MeasureScale(
-                measure=LEFT,
+                measure=HIPPOCAMPI,
                 mean=np.log(0.25),
                 per_year=-0.01,
                 male_minus_female=0.0,
@@ -160,7 +170,7 @@ def test_the_contributions_are_those_counted_by_hand():
                 scale=0.1,
             ),
             MeasureScale(
-                measure=VENTRICLE,
+                measure=VENTRICLES,
                 mean=0.0,
                 per_year=0.0,
                 male_minus_female=0.2,
@@ -172,13 +182,13 @@ def test_the_contributions_are_those_counted_by_hand():
         weight=((1.0, -0.5), (-2.0, 0.5)),
         bias=(0.3, -0.1),
     )
-    scan = scan_volumes({LEFT: 0.25 * np.exp(-0.3), VENTRICLE: np.exp(0.5)}, 80.0, "M")
+    scan = scan_of({HIPPOCAMPI: 0.25 * np.exp(-0.3), VENTRICLES: np.exp(0.5)}, 80.0, "M")
     # at 80 a tenth less is usual on the left, so 0.2 less is two SD; a man's ventricle is usually 0.1 larger
     assert model.standardised([scan])[0] == pytest.approx([-2.0, 1.0])
     assert model.logits([scan])[0] == pytest.approx([1.0 * -2 - 0.5 + 0.3, 4.0 + 0.5 - 0.1])
     # weights against their mean over the classes: 1.5 and -0.5 for the first, the opposite for the second
-    assert model.contributions(scan, 0) == pytest.approx({LEFT: -3.0, VENTRICLE: -0.5})
-    assert model.contributions(scan, 1) == pytest.approx({LEFT: 3.0, VENTRICLE: 0.5})
+    assert model.contributions(scan, 0) == pytest.approx({HIPPOCAMPI: -3.0, VENTRICLES: -0.5})
+    assert model.contributions(scan, 1) == pytest.approx({HIPPOCAMPI: 3.0, VENTRICLES: 0.5})
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -198,8 +208,10 @@ def test_contributions_sum_to_what_the_logit_is_beyond_those_of_the_other_classe
 def test_units_do_not_matter(factor):
     scans, targets = cohort(count=60, loss=0.1)
     other = [
-        scan_volumes(
-            {name: factor * value for name, value in one.measures.items()}, one.age, "MF"[one.male == 0]
+        scan_of(
+            {name: factor * value for name, value in one.measures.items() if value},
+            one.age,
+            "MF"[one.male == 0],
         )
         for one in scans
     ]
@@ -221,7 +233,7 @@ def test_what_nobody_has_is_left_out_and_without_any_volume_nothing_is_said():
     model = fitted(scans, targets)
     assert {scale.measure for scale in model.scales} == set(USUAL)
     assert set(USUAL) < set(MEASURES)
-    rare = [scan_volumes(USUAL if n == 0 else {}, 70.0, "F") for n in range(200)]
+    rare = [scan_of(USUAL if n == 0 else {}, 70.0, "F") for n in range(200)]
     empty = fitted(rare, targets)
     assert empty.scales == ()
     assert (empty.logits(scans) == 0).all()
@@ -230,10 +242,10 @@ def test_what_nobody_has_is_left_out_and_without_any_volume_nothing_is_said():
 
 
 def test_measures_that_do_not_vary_are_finite():
-    scans = [scan_volumes(USUAL, 70.0 + n % 9, "FM"[n % 2]) for n in range(40)]
+    scans = [scan_of(USUAL, 70.0 + n % 9, "FM"[n % 2]) for n in range(40)]
     model = fitted(scans, np.arange(40) % 2)
     assert np.isfinite(model.logits(scans)).all()
-    far = scan_volumes({name: 2 * value for name, value in USUAL.items()}, 70.0, "F")
+    far = scan_of({name: 2 * value for name, value in USUAL.items()}, 70.0, "F")
     assert np.isfinite(model.logits([far])).all()
 
 

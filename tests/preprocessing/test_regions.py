@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from brainstage.pipeline.errors import ImageError, InputMissingError
 from brainstage.pipeline.volume import Volume
-from brainstage.preprocessing.regions import coarse_atlas, read_atlas, region_shares
+from brainstage.preprocessing.regions import coarse_atlas, read_atlas, region_shares, region_sums
 from brainstage.preprocessing.template import load_template
 
 POINTS = {
@@ -143,6 +143,34 @@ def test_shares_do_not_depend_on_the_scale_of_a_map(factor, seed):
     second = region_shares(evidence.with_data(data * np.float32(factor)), brain, coarse_atlas())
     assert [one.name for one in first] == [one.name for one in second]
     assert [one.share for one in first] == pytest.approx([one.share for one in second], rel=1e-4)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000), factor=st.floats(0.1, 10))
+def test_sums_for_and_against_are_the_integral_of_a_map(seed, factor):
+    template = load_template(2.0)
+    density = np.random.default_rng(seed).standard_normal(template.grid.shape)
+    volume = template.t1w.with_data(factor * density)
+    brain = template.brain_mask.data
+    sums = region_sums(volume, brain, coarse_atlas(2.0))
+    voxel_ml = 0.008
+    for part, name in ((np.maximum, "speaks_for"), (np.minimum, "speaks_against")):
+        found = sum(getattr(one, name) for one in sums)
+        assert found == pytest.approx(part(volume.data[brain], 0).sum(dtype=np.float64) * voxel_ml, rel=1e-4)
+    assert [one.size for one in sums] == sorted((one.size for one in sums), reverse=True)
+    turned = region_sums(volume.with_data(-volume.data), brain, coarse_atlas(2.0))
+    assert {one.name: one.total for one in turned} == pytest.approx({one.name: -one.total for one in sums})
+
+
+def test_regions_without_a_value_are_no_sums():
+    template = load_template(2.0)
+    atlas = coarse_atlas()
+    labels = atlas.on(template.grid)
+    (key,) = (key for key, name in atlas.names.items() if name == "left cerebellum")
+    volume = template.t1w.with_data(np.where(labels == key, -0.5, 0.0))
+    (only,) = region_sums(volume, template.brain_mask.data, atlas)
+    assert (only.name, only.speaks_for) == ("left cerebellum", 0.0)
+    assert only.total == pytest.approx(-0.5 * only.volume_ml)
 
 
 def test_a_map_without_anything_positive_has_no_regions():

@@ -193,8 +193,12 @@ class FakeProgram:
             folder = Path(arguments[2]) / "evaluation"
             folder.mkdir(parents=True)
             measure = {"value": 0.75, "low": 0.5, "high": None}
-            names = ("cross_validation", "baseline", "control_random_labels")
-            content = {name: {"measures": {"balanced_accuracy": measure}} for name in names}
+            found = {"measures": {"balanced_accuracy": measure}}
+            content = {
+                "cross_validation": found,
+                "members": {"linear": found},
+                "control_random_labels": {"predictor": found},
+            }
             (folder / "metrics.json").write_text(json.dumps(content))
         return self.codes.pop(0)
 

@@ -104,9 +104,18 @@ def model_dir(tmp_path_factory) -> Path:
     rows = [add_scan(folder / "out", number, CLASSES[number % 3]) for number in range(18)]
     options = TrainOptions(weights="random", folds=3, epochs=60, device="cpu")
     train(finish(folder / "out", rows), folder / "model", options, lambda _: None)
-    # Few scans leave the temperature at 1, with which calibrated and uncalibrated are the same.
+    # Few scans leave temperatures at 1, with which calibrated and uncalibrated are the same.
     model = load_model(folder / "model")
-    warm = model.description.model_copy(update={"temperature": TEMPERATURE, "model_id": ""})
+    predictor = model.description.predictor
+    folds = tuple(
+        fold.model_copy(
+            update={"temperatures": dict.fromkeys(fold.temperatures, 1.0), "temperature": TEMPERATURE}
+        )
+        for fold in predictor.folds
+    )
+    warm = model.description.model_copy(
+        update={"predictor": predictor.model_copy(update={"folds": folds}), "model_id": ""}
+    )
     write_model(
         folder / "model", StoredModel(warm, model.extractor, model.models, model.novelty, model.baselines)
     )
@@ -227,7 +236,8 @@ def test_every_scan_is_judged_as_a_run_judges_it(evaluated, model_dir, other_run
         list(expected.probabilities.values()), rel=1e-5
     )
     assert row["prediction_set"] == ";".join(expected.prediction_set)
-    assert row["baseline_label"] == expected.baseline_label
+    assert row["member_labels"] == ";".join(f"{name}={said}" for name, said in expected.member_labels.items())
+    assert list(expected.member_labels) == ["linear", "network"]
     assert float(row["ood_score"]) == pytest.approx(expected.ood_score, rel=1e-5)
     assert (row["fold"], row["qc_status"]) == ("none", "pass")
 
@@ -245,8 +255,11 @@ def test_measures_are_those_of_the_table(evaluated):
     assert found["average_precision_AD"]["value"] == pytest.approx(
         average_precision_score(positive, scores), abs=1e-6
     )
-    baseline = balanced_accuracy_score(labels, [row["baseline_label"] for row in table])
-    assert content["baseline"]["measures"]["balanced_accuracy"]["value"] == pytest.approx(baseline, abs=1e-6)
+    assert list(content["members"]) == ["linear", "network"]
+    for name, member in content["members"].items():
+        said = [dict(part.split("=") for part in row["member_labels"].split(";"))[name] for row in table]
+        alone = balanced_accuracy_score(labels, said)
+        assert member["measures"]["balanced_accuracy"]["value"] == pytest.approx(alone, abs=1e-6)
     # one temperature for all classes: the order of the classes does not change, the probabilities do
     uncalibrated = content["uncalibrated"]
     assert uncalibrated["confusion_matrix"] == content["overall"]["confusion_matrix"]
@@ -310,6 +323,7 @@ def test_the_page_says_what_it_is_worth(evaluated):
         f"**Balanced accuracy {result.balanced_accuracy}; chance is 0.33.** The interval lies above" in card
     )
     assert comparison(result) in card
+    assert "at 80 % for CN (6 scans), 80 % for MCI (6 scans), 80 % for AD (6 scans)" in card
     assert "not a diagnosis" in card
     assert "| CN | 7 | 8 |" in card
     assert "age 60 to 80, median 70 (known for 21 scans); sex 12 F, 10 M; site 13 big, 8 small" in card
@@ -333,10 +347,10 @@ def test_the_page_says_what_it_is_worth(evaluated):
 def test_the_comparison_with_cross_validation_in_words(evaluated, own, words):
     result, _, _ = evaluated
     here = replace(
-        result.network,
-        measures={**result.network.measures, "balanced_accuracy": Estimate(value=0.6, low=0.5, high=0.7)},
+        result.predictor,
+        measures={**result.predictor.measures, "balanced_accuracy": Estimate(value=0.6, low=0.5, high=0.7)},
     )
-    assert words in comparison(replace(result, network=here, cross_validated=own))
+    assert words in comparison(replace(result, predictor=here, cross_validated=own))
 
 
 def test_the_same_seed_gives_the_same_bytes(evaluated, model_dir, other_run, tmp_path):

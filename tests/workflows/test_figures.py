@@ -33,12 +33,13 @@ from brainstage.preprocessing.template import load_template
 from brainstage.preprocessing.volumes import LABEL_OF
 from brainstage.workflows.reporting import outlines
 from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
-from brainstage.workflows.reporting.figures import scan_figures
+from brainstage.workflows.reporting.figures import scan_figures, signed_evidence_figure
 from brainstage.workflows.reporting.labels import directions
 from brainstage.workflows.reporting.mosaic import (
     AXIAL,
     CORONAL,
     SAGITTAL,
+    fullest,
     grey,
     mosaic_of,
     painted,
@@ -480,3 +481,41 @@ def test_the_stage_keeps_the_picture_of_the_volumes_where_there_is_a_label_map(t
     written = stage.save(assessed if has_labels else replace(assessed, labels=None), files)
     assert (files.figure("volumes") in written) == has_labels
     assert ("volumes" in read_figures(files)) == has_labels
+
+
+def test_the_slice_with_most_is_taken_of_each_part_and_the_middle_where_there_is_nothing():
+    mask = np.zeros((12, 12, 40), dtype=bool)
+    mask[2:10, 2:10, 5:35] = True
+    values = np.zeros(mask.shape, dtype=np.float32)
+    values[5, 5, 7] = 1.0
+    values[5, 5, 8] = 2.0
+    values[5, 5, 34] = 0.5
+    assert fullest(values, mask, AXIAL, 3) == [8, 20, 34] or fullest(values, mask, AXIAL, 3) == [8, 19, 34]
+
+
+def colours_of(png: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Return where a picture is red and where it is blue, without the scale at its right."""
+    shown = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=int)[:, :1160]
+    red, green, blue = (shown[..., channel] for channel in range(3))
+    return (red > green + 60) & (red > blue + 60), (blue > red + 60)
+
+
+def test_a_map_with_two_signs_is_red_for_and_blue_against_even_in_one_voxel_and_never_outside_the_brain():
+    template = load_template(2.0)
+    data = np.zeros(template.grid.shape, dtype=np.float32)
+    data[30, 60, 40], data[70, 50, 45], data[0, 0, 0] = 0.4, -0.4, 5.0
+    brain, mask = template.t1w, template.brain_mask
+    assert mask.data[30, 60, 40]
+    assert mask.data[70, 50, 45]
+    both = signed_evidence_figure(brain, mask, brain.with_data(data), "log-odds/ml", 0.4)
+    red, blue = colours_of(both)
+    assert red.sum() > 10
+    assert blue.sum() > 10
+    assert len(both) <= MAX_PNG_BYTES
+    turned_red, turned_blue = colours_of(
+        signed_evidence_figure(brain, mask, brain.with_data(-data), "log-odds/ml", 0.4)
+    )
+    assert np.array_equal(turned_red, blue)
+    assert np.array_equal(turned_blue, red)
+    nothing = signed_evidence_figure(brain, mask, brain.with_data(0 * data), "log-odds/ml", 0.0)
+    assert not any(found.any() for found in colours_of(nothing))

@@ -28,6 +28,7 @@ from brainstage.workflows.reporting.previews import (
     coarse_scene,
     evidence_preview,
     scan_previews,
+    signed_evidence_previews,
     template_previews,
 )
 
@@ -221,3 +222,21 @@ def test_a_map_that_speaks_nowhere_is_empty():
     nowhere = template.t1w.with_data(np.full(template.grid.shape, -1.0, dtype=np.float32))
     packed = evidence_preview(nowhere, template.brain_mask, native=False)
     assert np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(packed)).dataobj).max() == 0
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_speaks_for_and_against_are_two_volumes_on_one_scale_within_the_brain(native):
+    template = load_template(1.0)
+    data = np.zeros(template.grid.shape, dtype=np.float32)
+    data[60:70, 100:110, 80:90] = 1.0
+    data[120:130, 100:110, 80:90] = -0.5
+    data[:6, :6, :6] = 2.0  # outside the brain
+    sides = signed_evidence_previews(template.t1w.with_data(data), template.brain_mask, 1.0, native=native)
+    for packed, highest, middle in zip(
+        sides, (255, 128), ([64.5, 104.5, 84.5], [124.5, 104.5, 84.5]), strict=True
+    ):
+        image = nib.Nifti1Image.from_bytes(gzip.decompress(packed))
+        values = np.asarray(image.dataobj)
+        assert int(values.max()) == pytest.approx(highest, abs=4)
+        places = apply_affine(image.affine, np.argwhere(values > 60)).mean(axis=0)
+        assert places == pytest.approx(apply_affine(template.t1w.voxel_to_ras, middle), abs=1.0)

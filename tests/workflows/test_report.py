@@ -33,11 +33,13 @@ from brainstage.pipeline.records import (
     ReviewDecision,
     T1wScan,
 )
-from brainstage.preprocessing.regions import RegionShare
+from brainstage.preprocessing.regions import RegionShare, RegionSum
 from brainstage.workflows.evidence import Evidence
 from brainstage.workflows.reporting.cohort_page import CohortScan, render_cohort, strips_of
+from brainstage.workflows.reporting.contributions import contribution_rows
 from brainstage.workflows.reporting.drawing import MAX_PNG_BYTES
 from brainstage.workflows.reporting.image_quality import MOST_BACKGROUND_BYTES, MOST_BRAIN_BYTES
+from brainstage.workflows.reporting.members_table import weights_sentence
 from brainstage.workflows.reporting.methods import method_steps, render_methods
 from brainstage.workflows.reporting.outlines import MOST_OUTLINES_BYTES
 from brainstage.workflows.reporting.pages import RunInfo, percent, value_text
@@ -263,6 +265,12 @@ def cohort_scan(outcome, status, **changes) -> CohortScan:
 ALL_PAGES = {
     "reported": lambda: render_scan_report(report()),
     "explained": lambda: render_scan_report(report(evidence=(evidence(), evidence(method="occlusion")))),
+    "with exact evidence": lambda: render_scan_report(
+        report(
+            completed(prediction=contributing(), volumes=measured()),
+            evidence=(exact_evidence(method="linearBrightness"), exact_evidence()),
+        )
+    ),
     "held against a class": lambda: render_scan_report(report(completed(prediction=referenced()))),
     "with measured volumes": lambda: render_scan_report(
         report(
@@ -532,9 +540,104 @@ def test_evidence_is_told_by_its_five_strongest_regions_and_is_about_the_network
     assert "region 4" in words
     assert "region 5" not in words
     assert "7 % lies outside the brain" in words
-    assert "one member of the model, the network, which by itself says ClassOne" in words
+    assert "By itself the network says ClassOne" in words
     assert "where the network looked, not where disease is" in words
     assert "random" not in words
+
+
+def exact_evidence(**changes) -> Evidence:
+    values = {
+        "method": "linearVolume",
+        "units": "log-odds/ml",
+        "regions": (),
+        "sums": tuple(
+            RegionSum(name=f"region {n}", speaks_for=0.5 / (n + 1), speaks_against=-0.1, volume_ml=20.0 + n)
+            for n in range(7)
+        ),
+        "total": 1.2345,
+        "weight": 0.6,
+    }
+    return evidence(**(values | changes))
+
+
+def contributing(**changes) -> Prediction:
+    return prediction(
+        volume_contributions={"hippocampi_pct_icv": 0.61, "ventricles_pct_icv": -0.2, "csf_pct_icv": 0.0},
+        member_weights={"volumes": 0.3, "linear": 0.6, "network": 0.0},
+        **changes,
+    )
+
+
+def test_an_exact_map_is_shown_with_what_each_region_adds_for_and_against():
+    words = Page(render_scan_report(report(evidence=(exact_evidence(),)))).text
+    assert "Linear member, local volume: what speaks for and against ClassTwo" in words
+    assert "Together +1.234" in words or "Together +1.235" in words
+    assert "region 0 +0.500 −0.100 +0.400 20 ml" in words
+    assert "region 4" in words
+    assert "region 5" not in words
+    assert "where the network looked" not in words
+    assert "has no part in the published" not in words
+
+
+def test_a_map_of_a_member_without_weight_says_so():
+    shown = report(evidence=(exact_evidence(weight=0.0), evidence(weight=0.0)))
+    words = Page(render_scan_report(shown)).text
+    assert "The linear member has no part in the published probabilities of this scan" in words
+    assert "The network has no part in the published probabilities of this scan" in words
+
+
+def test_what_volumes_add_is_drawn_to_either_side_beside_the_volumes_and_can_be_heard():
+    shown = report(completed(prediction=contributing(), volumes=measured()))
+    text = render_scan_report(shown)
+    words = Page(text).text
+    assert "Volumes: what each adds to ClassTwo" in words
+    assert "together +0.410" in words
+    rows = contribution_rows(contributing(), measured())
+    assert [(row.side, row.added) for row in rows] == [
+        ("for", "+0.610"),
+        ("against", "−0.200"),
+        ("", "0.000"),
+    ]
+    assert rows[0].start == 50.0
+    assert rows[1].start + rows[1].width == 50.0
+    assert rows[1].width / rows[0].width == pytest.approx(0.2 / 0.61)
+    parts = [measured().volumes_ml[f"hippocampus_{side}"] for side in ("left", "right")]
+    assert rows[0].of_scan == value_text(sum(parts), "ml")
+    spoken = [value for name, value in Page(text).attributes if name == "aria-label"]
+    assert "ventricles: −0.200, against ClassTwo" in spoken
+
+
+def test_next_to_nothing_does_not_look_like_much():
+    (row,) = contribution_rows(prediction(volume_contributions={"csf_pct_icv": 0.001}), measured())
+    assert 0 < row.width < 1
+
+
+def test_what_volumes_add_to_a_withheld_prediction_is_not_shown():
+    outcome = completed(QcStatus.FAIL, ("cnr",), prediction=contributing(), volumes=measured())
+    words = Page(render_scan_report(report(outcome, STATUS.WITHHELD))).text
+    assert "what each adds" not in words
+    assert "0.61" not in words
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"volumes": 0.0, "linear": 1.0}, "those of linear alone; volumes has no part in them."),
+        (
+            {"volumes": 0.3, "linear": 0.6, "network": 0.0},
+            "weigh linear 0.60 and volumes 0.30 (on average over the folds; 1 is a member alone); network has no part",
+        ),
+        ({"linear": 1.0}, "are those of linear alone."),
+    ],
+)
+def test_how_much_each_member_counts_is_said_in_a_sentence(weights, words):
+    assert words in weights_sentence(prediction(member_weights=weights))
+
+
+def test_of_a_training_scan_one_fold_answers_and_this_is_said():
+    said = prediction(member_weights={"volumes": 0.5, "linear": 0.5}, seen_in_training=True)
+    assert "in the fold that did not learn from this scan" in weights_sentence(said)
+    assert weights_sentence(prediction()) == ""
 
 
 def test_evidence_that_is_empty_or_of_an_unlearnt_network_says_so():

@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from brainstage.models.features import FeatureExtractor
 from brainstage.models.metrics import Estimate
 from brainstage.models.model_description import read_description
-from brainstage.models.model_store import load_model
+from brainstage.models.model_store import ScanInputs, StoredModel, load_model, scan_inputs
 from brainstage.models.weights import WeightsSource, load_weights
 from brainstage.pipeline.config import PredictionConfig
 from brainstage.pipeline.derivatives import ScanFiles
@@ -38,7 +38,7 @@ from brainstage.pipeline.errors import (
 from brainstage.pipeline.files import write_json
 from brainstage.pipeline.manifest import ManifestRow, read_manifest, write_manifest
 from brainstage.pipeline.nifti import read_mask, read_volume, write_mask, write_volume
-from brainstage.pipeline.records import BrainVolumes
+from brainstage.pipeline.records import BrainVolumes, NetworkInput
 from brainstage.pipeline.review import read_decisions
 from brainstage.pipeline.stage import content_key
 from brainstage.pipeline.volume import BrainMask, Volume
@@ -138,6 +138,11 @@ def files_of(out_dir: Path, subject: str, session: str = "M00") -> ScanFiles:
     return ScanFiles(out_dir=out_dir, entities=BidsEntities(subject=subject, session=session))
 
 
+def inputs(model: StoredModel, image: NetworkInput, measures=None, covariates=None) -> ScanInputs:
+    """Return what the members are given of a scan."""
+    return scan_inputs(model.features(image), image, measures or {}, covariates or {})
+
+
 def test_model_directory_holds_exactly_what_it_should(trained):
     result, _ = trained
     found = {p.relative_to(result.model_dir).as_posix() for p in result.model_dir.rglob("*") if p.is_file()}
@@ -145,11 +150,11 @@ def test_model_directory_holds_exactly_what_it_should(trained):
         "model.json",
         "MODEL_CARD.md",
         "backbone.safetensors",
-        "baseline.safetensors",
+        "linear.safetensors",
         *(f"fold-{fold}.safetensors" for fold in range(3)),
         *(
             f"evaluation/{name}.png"
-            for name in ("confusion_matrix", "roc", "precision_recall", "calibration")
+            for name in ("confusion_matrix", "roc", "precision_recall", "calibration", "risk_coverage")
         ),
         "evaluation/metrics.json",
         "evaluation/oof_predictions.csv",
@@ -166,10 +171,11 @@ def test_planted_signal_is_found_and_controls_are_at_chance(trained):
     result, _ = trained
     metrics = json.loads((result.model_dir / "evaluation" / "metrics.json").read_text())
     assert result.balanced_accuracy.value > 0.6
-    assert metrics["control_random_labels"]["measures"]["balanced_accuracy"]["value"] < 0.6
-    drawn = metrics["control_random_labels_baseline"]
-    assert drawn["measures"]["balanced_accuracy"]["value"] < 0.6
-    assert sum(drawn["scans"].values()) == 5 * 19
+    random = metrics["control_random_labels"]
+    assert set(random) == {"predictor", "network", "linear"}
+    for drawn in random.values():
+        assert drawn["measures"]["balanced_accuracy"]["value"] < 0.6
+        assert sum(drawn["scans"].values()) == 5 * 19
     # all masks are the same ellipsoid
     assert metrics["control_mask_only"]["measures"]["balanced_accuracy"]["value"] == pytest.approx(
         1 / 3, abs=0.1
@@ -179,6 +185,7 @@ def test_planted_signal_is_found_and_controls_are_at_chance(trained):
 def test_the_origin_of_the_weights_is_recorded_and_a_model_from_before_is_read(trained, tmp_path):
     result, _ = trained
     content = json.loads((result.model_dir / "model.json").read_text())
+    assert content["schema_version"] == 2
     assert content["backbone"].pop("origin") == "random"
     (tmp_path / "model.json").write_text(json.dumps(content))
     assert read_description(tmp_path).backbone.origin == "unknown"
@@ -205,28 +212,107 @@ def test_card_states_the_result_the_weights_and_the_limits(trained):
     result, _ = trained
     card = (result.model_dir / "MODEL_CARD.md").read_text()
     assert f"Balanced accuracy {result.balanced_accuracy}" in card
-    assert "not pretrained" in card
+    assert "> **The weights are random: not pretrained.**" in card
+    assert "> **Use, for research" in card
+    assert "Weights of the members, mean of the folds: " in card
     assert "not a diagnosis" in card
     assert "failed quality control: 1 scan(s) (sub-90)" in card
     assert "no label: 1 scan(s) (sub-91)" in card
     assert "| CN | 6 | 7 |" in card
-    assert "| measure | network | linear baseline on voxels | both together |" in card
+    assert re.search(r"\| measure \| predictor \|.* linear alone \|", card)
+    assert "network alone |" in card
     assert "The highest balanced accuracy is that of" in card
     assert "The highest AUC is that of" in card
-    assert "| random labels, linear baseline |" in card
-    assert "always in the set" in card  # seven scans are too few for 90 %
+    assert "| random labels, predictor |" in card
+    assert "| random labels, linear |" in card
+    # too few for 90 %, and one person of CN has two scans
+    assert "at 80 % for CN (7 scans), 80 % for MCI (6 scans), 80 % for AD (6 scans)." in card
     assert "{{" not in card
 
 
-def test_both_together_are_measured_out_of_fold_and_change_no_prediction(trained):
+def test_members_and_predictor_are_measured_out_of_fold_in_the_same_folds(trained):
     metrics = json.loads((trained[0].model_dir / "evaluation" / "metrics.json").read_text())
-    together = metrics["combined"]["measures"]
-    assert together.keys() == metrics["cross_validation"]["measures"].keys()
-    weakest = min(metrics[name]["measures"]["auc"]["value"] for name in ("cross_validation", "baseline"))
-    assert together["auc"]["value"] >= weakest
-    table = (trained[0].model_dir / "evaluation" / "oof_predictions.csv").read_text().splitlines()
-    assert "p_AD" in table[0]
-    assert "combined" not in table[0]
+    assert set(metrics["members"]) == {"network", "linear"}
+    published = metrics["cross_validation"]
+    for member in metrics["members"].values():
+        assert member["scans"] == published["scans"]
+        assert member["measures"].keys() == published["measures"].keys()
+    best = max(one["measures"]["auc"]["value"] for one in metrics["members"].values())
+    assert published["measures"]["auc"]["value"] > best - 0.1
+
+
+def test_what_is_predicted_of_a_training_scan_is_what_stands_out_of_fold(trained, finished_run):
+    """Sets, statuses and member labels included: what the card measures is what a run writes."""
+    model = load_model(trained[0].model_dir)
+    for row in oof_rows(trained[0].model_dir)[:6]:
+        image = read_network_input(
+            files_of(finished_run, row["participant_id"][4:], row["session_id"][4:]), model.network_grid
+        )
+        fold = int(row["fold"])
+        published = model.description.predictor.folds[fold].log_probabilities(
+            model.member_logits(inputs(model, image), fold)
+        )
+        assert [float(row[f"p_{name}"]) for name in CLASSES] == pytest.approx(np.exp(published[0]), abs=1e-5)
+
+
+def oof_rows(model_dir: Path) -> list[dict[str, str]]:
+    with (model_dir / "evaluation" / "oof_predictions.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_sets_statuses_tiers_and_risk_are_those_of_the_table(trained):
+    model_dir = trained[0].model_dir
+    metrics = json.loads((model_dir / "evaluation" / "metrics.json").read_text())
+    table = oof_rows(model_dir)
+    right = np.array([row["predicted_label"] == row["label"] for row in table])
+    sets = [row["prediction_set"].split(";") if row["prediction_set"] else [] for row in table]
+    found = metrics["conformal"]
+    for name in CLASSES:
+        covered = [name in one for one, row in zip(sets, table, strict=True) if row["label"] == name]
+        assert found["coverage"][name] == pytest.approx(np.mean(covered), abs=1e-6)
+    assert found["mean_set_size"] == pytest.approx(np.mean([len(one) for one in sets]), abs=1e-6)
+    assert found["one_class_sets"] == pytest.approx(np.mean([len(one) == 1 for one in sets]), abs=1e-6)
+    for status, measured in metrics["by_status"].items():
+        own = np.array([row["prediction_status"] == status for row in table])
+        assert measured["scans"] == own.sum()
+        assert measured["accuracy"]["value"] == pytest.approx(right[own].mean(), abs=1e-6)
+    assert sum(one["scans"] for one in metrics["by_status"].values()) == 19
+    assert sum(one["scans"] for one in metrics["by_tier"].values()) == 19
+    for row, in_set in zip(table, sets, strict=True):  # every scan passed quality control
+        assert (row["prediction_status"] == "flagged") is bool(row["prediction_reasons"])
+        assert ("no_class_excluded" in row["prediction_reasons"].split(";")) is (len(in_set) == 3)
+    curve = metrics["risk_coverage"]
+    assert [point["coverage"] for point in curve] == pytest.approx(np.arange(1, 11) / 10)
+    assert curve[-1]["risk"] == pytest.approx(1 - right.mean(), abs=1e-6)
+    surest = max(range(19), key=lambda n: max(float(table[n][f"p_{name}"]) for name in CLASSES))
+    first_two = sorted(table, key=lambda row: -max(float(row[f"p_{name}"]) for name in CLASSES))[:2]
+    wrong = np.mean([row["predicted_label"] != row["label"] for row in first_two])
+    assert curve[0]["risk"] == pytest.approx(wrong, abs=1e-6)
+    assert table[surest] in first_two
+
+
+@pytest.mark.parametrize("choice", ["network", "linear", "stack"])
+def test_the_predictor_that_is_asked_for_is_published(finished_run, tmp_path, choice):
+    options = TrainOptions(weights="random", folds=3, epochs=20, predictor=choice)
+    result = train(finished_run, tmp_path / "model", options, lambda _: None)
+    predictor = read_description(result.model_dir).predictor
+    assert predictor.choice == choice
+    assert {fold.chosen for fold in predictor.folds} == {choice}
+    metrics = json.loads((result.model_dir / "evaluation" / "metrics.json").read_text())
+    if choice == "stack":
+        return
+    assert [set(fold.weights) for fold in predictor.folds] == [{choice}] * 3
+    alone = metrics["members"][choice]["measures"]["balanced_accuracy"]
+    assert metrics["cross_validation"]["measures"]["balanced_accuracy"] == alone
+    card = (result.model_dir / "MODEL_CARD.md").read_text()
+    assert f"{choice} in all 3 folds (as asked for with --predictor {choice})" in card
+
+
+def test_volumes_are_asked_for_where_there_are_none(finished_run, tmp_path):
+    options = TrainOptions(weights="random", folds=3, predictor="volumes")
+    with pytest.raises(UsageError, match="--predictor volumes: fewer than half of the scans have volumes"):
+        train(finished_run, tmp_path / "model", options, lambda _: None)
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +359,7 @@ def test_loaded_model_predicts_what_the_bundle_predicts(trained, finished_run):
     result, _ = trained
     model = load_model(result.model_dir)
     given = read_network_input(files_of(finished_run, "05"), model.network_grid)
-    prediction = model.predict(model.features(given), given)
+    prediction = model.predict(inputs(model, given))
     assert prediction.model_id == result.model_id
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
     assert tuple(prediction.probabilities) == CLASSES
@@ -286,7 +372,8 @@ def test_loaded_model_predicts_what_the_bundle_predicts(trained, finished_run):
     network = parser.get_parsed_content("network")
     with torch.no_grad():
         probabilities = network(torch.from_numpy(np.array(given.image))[None])[0].numpy()
-    assert np.allclose(probabilities, list(prediction.probabilities.values()), atol=1e-5)
+    network_alone = model.answers(inputs(model, given)).member_probabilities["network"]
+    assert np.allclose(probabilities, network_alone, atol=1e-5)
 
 
 def test_monai_itself_finds_the_bundle_in_order(trained):
@@ -313,7 +400,7 @@ def test_saved_and_loaded_predict_the_same_bit_for_bit(trained, finished_run):
     result, _ = trained
     first, second = load_model(result.model_dir), load_model(result.model_dir)
     given = read_network_input(files_of(finished_run, "07"), first.network_grid)
-    assert first.predict(first.features(given), given) == second.predict(second.features(given), given)
+    assert first.predict(inputs(first, given)) == second.predict(inputs(second, given))
 
 
 def test_same_input_and_seed_give_the_same_model(trained, finished_run, tmp_path):
@@ -342,7 +429,7 @@ def test_altered_description_is_refused(trained, tmp_path):
     result, _ = trained
     copy = Path(shutil.copytree(result.model_dir, tmp_path / "copy"))
     content = json.loads((copy / "model.json").read_text())
-    (copy / "model.json").write_text(json.dumps({**content, "temperature": 9.0}))
+    (copy / "model.json").write_text(json.dumps({**content, "novelty_threshold": 9.0}))
     with pytest.raises(ModelError, match="altered after training"):
         load_model(copy)
     (copy / "model.json").write_text(json.dumps({**content, "surprise": 1}))
@@ -354,33 +441,35 @@ def test_altered_description_is_refused(trained, tmp_path):
 
 
 NAN = float("nan")
-QUANTILES = {"CN": 0.5, "MCI": 0.5, "AD": 0.5}
+LEVELS = {"CN": 0.9, "MCI": 0.9, "AD": 0.8}
+SCORES = {"CN": [[0.5, 0, 0]], "MCI": [[0.5, 1, 1]], "AD": [[0.5, 2, 2]]}
+
+
+def conformal(levels=LEVELS, **scores) -> dict:
+    return {"conformal": {"levels": levels, "scores": SCORES | scores}}
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        pytest.param({"temperature": NAN}, "temperature: .*finite", id="temperature nan"),
-        pytest.param({"temperature": float("inf")}, "temperature: .*finite", id="temperature infinite"),
-        pytest.param({"temperature": 1e-300}, "temperature: .*0.05", id="temperature tiny"),
         pytest.param({"novelty_threshold": NAN}, "novelty_threshold: .*finite", id="novelty nan"),
         pytest.param({"novelty_threshold": -1.0}, "novelty_threshold", id="novelty negative"),
         pytest.param({"classes": ["CN", "AD", "CN"]}, "'CN' stands there twice", id="class twice"),
-        pytest.param({"classes": ["CN", "MCI"]}, "quantiles must name the classes CN, MCI", id="class gone"),
+        pytest.param(
+            {"classes": ["CN", "MCI"]}, "conformal.scores must name the classes CN, MCI", id="class gone"
+        ),
         pytest.param({"classes": ["CN", "$x"]}, "begins with \\$", id="class a program"),
-        pytest.param(
-            {"conformal": {"level": 0.9, "quantiles": {**QUANTILES, "AD": NAN}}}, "finite", id="quantile nan"
-        ),
-        pytest.param(
-            {"conformal": {"level": 0.9, "quantiles": {**QUANTILES, "AD": 7.0}}}, "AD", id="quantile of 7"
-        ),
-        pytest.param(
-            {"conformal": {"level": 1.5, "quantiles": QUANTILES}}, "conformal.level", id="level of 1.5"
-        ),
+        pytest.param(conformal(AD=[[NAN, 0, 0]]), "conformal.scores.AD.*finite", id="score nan"),
+        pytest.param(conformal(AD=[[7.0, 0, 0]]), "conformal.scores.AD", id="score of 7"),
+        pytest.param(conformal(AD=[[0.5, 3, 0]]), "name fold 3", id="fold of a score"),
+        pytest.param(conformal({**LEVELS, "AD": 1.5}), "conformal.levels.AD", id="level of 1.5"),
+        pytest.param(conformal({"CN": 0.9}), "conformal.scores must name", id="level gone"),
+        pytest.param({"members": []}, "members", id="no member"),
+        pytest.param({"members": ["network", "linear", "volumes"]}, "temperature is needed", id="member"),
         pytest.param({"tiers": {"high": 0.5, "review": 0.6}}, "lies above high", id="tiers"),
         pytest.param({"tiers": {"high": NAN, "review": 0.6}}, "tiers.high", id="tier nan"),
-        pytest.param({"fold_of_training_scan": {"a": 3}}, "names fold 3", id="fold of a scan"),
-        pytest.param({"fold_of_training_scan": {"a": -1}}, "fold_of_training_scan", id="negative fold"),
+        pytest.param({"training_scans": {"a": [3, 0]}}, "name fold 3", id="fold of a scan"),
+        pytest.param({"training_scans": {"a": [-1, 0]}}, "training_scans", id="negative fold"),
         pytest.param({"network_grid": {"spacing_mm": 2.0, "shape": [8000, 96, 80]}}, "32 to 256", id="grid"),
         pytest.param(
             {"reference": {"label": "XX", "norms": []}}, "reference.label 'XX'", id="class of reference"
@@ -392,6 +481,53 @@ def test_numbers_that_no_training_gives_are_refused_in_a_sentence(trained, tmp_p
     content = json.loads((copy / "model.json").read_text()) | change
     (copy / "model.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=rf"copy/model\.json is not usable: .*{says}"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"temperatures": {"linear": NAN, "network": 1.0}}, "temperatures.linear: .*finite"),
+        ({"temperatures": {"linear": 1e-300, "network": 1.0}}, "temperatures.linear: .*0.05"),
+        ({"temperature": float("inf")}, "temperature: .*finite"),
+        (
+            {"temperatures": {"linear": 1.0}, "weights": {"linear": 1.0}},
+            "temperature is needed for each of linear, network",
+        ),
+        ({"weights": {}}, "weights"),
+        ({"weights": {"linear": -0.5}}, "weights.linear"),
+        ({"weights": {"linear": 0.7, "network": 0.7}}, "sum to more than 1"),
+        ({"weights": {"volumes": 1.0}}, "a member without a temperature"),
+        ({"chosen": "median"}, "chosen"),
+    ],
+)
+def test_predictors_whose_numbers_do_not_fit_are_refused(trained, tmp_path, change, says):
+    copy = Path(shutil.copytree(trained[0].model_dir, tmp_path / "copy"))
+    content = json.loads((copy / "model.json").read_text())
+    content["predictor"]["folds"][1] |= change
+    (copy / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=f"is not usable: .*{says}"):
+        load_model(copy)
+
+
+def test_a_predictor_is_needed_for_each_fold(trained, tmp_path):
+    copy = Path(shutil.copytree(trained[0].model_dir, tmp_path / "copy"))
+    content = json.loads((copy / "model.json").read_text())
+    del content["predictor"]["folds"][0]
+    (copy / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"predictor\.folds has 2 entries for 3 folds"):
+        load_model(copy)
+
+
+def test_a_model_of_an_earlier_schema_is_to_be_trained_again(trained, tmp_path):
+    copy = Path(shutil.copytree(trained[0].model_dir, tmp_path / "old"))
+    content = json.loads((copy / "model.json").read_text())
+    for name in ("members", "predictor", "training_scans", "volume_models", "conformal"):
+        del content[name]
+    content |= {"schema_version": 1, "temperature": 1.0, "fold_of_training_scan": {}}
+    content |= {"conformal": {"level": 0.9, "quantiles": {}}, "versions": {"brainstage": "0.1.0"}}
+    (copy / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"old was made by brainstage 0\.1\.0, .*: train it again"):
         load_model(copy)
 
 
@@ -423,9 +559,9 @@ def test_covariates_whose_numbers_do_not_fit_are_refused(with_age, tmp_path, cha
     [
         ("fold-1", lambda a: a | {"head_weight": a["head_weight"] * np.float32(NAN)}, "not finite"),
         ("fold-1", lambda a: a | {"head_bias": a["head_bias"][:2]}, "a head tells 2 classes apart"),
-        ("baseline", lambda a: {key: one[:2] for key, one in a.items()}, "holds 2 baselines"),
-        ("baseline", lambda a: a | {"bias": a["bias"][:, :2]}, "a baseline tells 2 classes apart"),
-        ("baseline", lambda a: a | {"weight": a["weight"] / np.float32(0)}, "not finite"),
+        ("linear", lambda a: {key: one[:2] for key, one in a.items()}, "holds 2 models"),
+        ("linear", lambda a: a | {"bias": a["bias"][:, :2]}, "a linear model tells 2 classes apart"),
+        ("linear", lambda a: a | {"weight": a["weight"] / np.float32(0)}, "not finite"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -548,7 +684,8 @@ def test_a_tuned_model_is_stored_whole_and_its_folds_have_networks_of_their_own(
         log = list(csv.DictReader(stream))
     assert {row["phase"] for row in log} >= {"tune", "attention search"}
     given = read_network_input(files_of(own_run, "05"), model.network_grid)
-    prediction = model.predict(model.features(given), given)
+    answers = model.answers(inputs(model, given))
+    prediction = model.predict(inputs(model, given))
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
     metrics = json.loads((result.model_dir / "evaluation" / "metrics.json").read_text())
     assert metrics["test_split"]["scans"] == {"CN": 1, "MCI": 1, "AD": 1}
@@ -562,7 +699,7 @@ def test_a_tuned_model_is_stored_whole_and_its_folds_have_networks_of_their_own(
     parser.get_parsed_content("initialize")
     with torch.no_grad():
         probabilities = parser.get_parsed_content("network")(torch.from_numpy(np.array(given.image))[None])[0]
-    assert np.allclose(probabilities.numpy(), list(prediction.probabilities.values()), atol=1e-5)
+    assert np.allclose(probabilities.numpy(), answers.member_probabilities["network"], atol=1e-5)
     events = EventAccumulator(str(tmp_path / "curves" / "network-fold-0")).Reload()
     drawn = [row for row in log if row["phase"] == "tune" and row["fold"] == "0"]
     assert [event.value for event in events.Scalars("loss/validation")] == pytest.approx(
@@ -747,27 +884,25 @@ def test_a_model_with_covariates_joins_both_experts(with_age, trained, finished_
     assert metrics["image_only"]["scans"] == metrics["cross_validation"]["scans"]
     assert metrics["image_only"]["measures"]["brier"] != metrics["cross_validation"]["measures"]["brier"]
     given = read_network_input(files_of(finished_run, "05"), model.network_grid)
-    features = model.features(given)
 
     def predicted(**covariates):
-        return model.predict(features, given, None, covariates)
+        return model.predict(inputs(model, given, covariates=covariates))
 
     young, old = predicted(age="60", education="12"), predicted(age="80", education="12")
     assert old.probabilities["AD"] > young.probabilities["AD"] + 0.1
     assert not old.covariates_missing
     assert predicted(age="60").covariates_missing
     assert predicted().covariates_missing
-    assert model.predict(features, given).probabilities == predicted().probabilities
-    assert not image_only.predict(features, given).covariates_missing
+    assert not image_only.predict(inputs(image_only, given)).covariates_missing
 
 
 def test_the_bundle_of_a_model_with_covariates_says_that_it_takes_the_image_alone(with_age, trained):
     def description(model_dir):
         return json.loads((model_dir / "bundle" / "configs" / "metadata.json").read_text())["description"]
 
-    assert "also looks at age, education; that is not in this bundle" in description(with_age[0].model_dir)
-    assert "looks at" not in description(trained[0].model_dir)
-    assert "covariates are not in it" in (with_age[0].model_dir / "MODEL_CARD.md").read_text()
+    assert "the columns age, education, not in this bundle" in description(with_age[0].model_dir)
+    assert "columns" not in description(trained[0].model_dir)
+    assert "The MONAI bundle holds the network alone" in (with_age[0].model_dir / "MODEL_CARD.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -797,9 +932,20 @@ def test_another_age_means_another_prediction(tmp_path):
     assert len({key(age="70"), key(age="71"), key(age=None), key()}) == 4
 
 
-@pytest.mark.parametrize("imbalance", ["none", "oversample", "undersample", "smote"])
-def test_every_treatment_of_imbalance_gives_a_model(finished_run, tmp_path, imbalance):
-    options = TrainOptions(weights="random", folds=3, epochs=20, imbalance=imbalance)
+@pytest.mark.parametrize(
+    ("imbalance", "predictor"),
+    [
+        ("none", "auto"),
+        ("oversample", "auto"),
+        ("undersample", "auto"),
+        (
+            "smote",
+            "network",
+        ),  # without two folds of three a class has no two people to learn from and to stop by
+    ],
+)
+def test_every_treatment_of_imbalance_gives_a_model(finished_run, tmp_path, imbalance, predictor):
+    options = TrainOptions(weights="random", folds=3, epochs=20, imbalance=imbalance, predictor=predictor)
     result = train(finished_run, tmp_path / "model", options, lambda _: None)
     assert f"| Class imbalance | {imbalance} |" in (result.model_dir / "MODEL_CARD.md").read_text()
 
@@ -977,8 +1123,8 @@ def test_words_of_the_tables_forge_nothing_in_the_card(own_run, tmp_path):
     assert "<strong>bold</strong>" not in html
     assert '<a href="http://b"' not in html
     rows = re.findall(r"<tr>\s*<td>AD.*?</tr>", html, flags=re.DOTALL)
-    assert len(rows) == 1
-    assert re.findall("<td>(.*?)</td>", rows[0])[0] == escape(forged, quote=False)
+    assert len(rows) == 2  # of the table of the data, and of the confusion matrix
+    assert [re.findall("<td>(.*?)</td>", row)[0] for row in rows] == [escape(forged, quote=False)] * 2
     metadata = result.model_dir / "bundle" / "configs" / "metadata.json"
     config = ConfigParser({"_meta_": json.loads(metadata.read_text())})
     shown = config.get_parsed_content("_meta_")["network_data_format"]["outputs"]["pred"]["channel_def"]

@@ -50,9 +50,10 @@ RESULT_FILES: Final = frozenset(
         "roc.png",
         "precision_recall.png",
         "calibration.png",
+        "predicted_and_true.png",
     }
 )
-_COMMAND: Final = "brainstage evaluate"
+EVALUATE_COMMAND: Final = "brainstage evaluate"
 _TITLE: Final = "Predictions for another cohort"
 
 
@@ -229,10 +230,10 @@ def require_replaceable_result(result_dir: Path) -> None:
     if not result_dir.is_dir():
         raise OutputError(f"{result_dir.name} is a file: choose a directory for the result")
     found = {path.name for path in result_dir.iterdir()}
-    earlier = read_json_or_empty(result_dir / "metrics.json").get("command") == _COMMAND
+    earlier = read_json_or_empty(result_dir / "metrics.json").get("command") == EVALUATE_COMMAND
     if found and not (earlier and found <= RESULT_FILES):
         raise OutputError(
-            f"{result_dir.name} holds something else than an earlier result of {_COMMAND}, such as "
+            f"{result_dir.name} holds something else than an earlier result of {EVALUATE_COMMAND}, such as "
             f"{min(found - RESULT_FILES, default='metrics.json')}, so it is not replaced: choose another directory"
         )
 
@@ -261,7 +262,7 @@ def write_result(
     """
     classes, targets, probabilities = judged.classes, judged.targets, judged.probabilities
     about = {
-        "command": _COMMAND,
+        "command": EVALUATE_COMMAND,
         "model_id": model.model_id,
         "preprocessing_id": model.preprocessing_id,
         "label_column": label_column,
@@ -289,7 +290,7 @@ def write_result(
         "model": model,
         "result": result,
         "left_out": left_out,
-        "who": _who(judged.scans),
+        "who": cohort_words(judged.scans),
         "participants_of": participants_of,
         "few": [name for name, people in participants_of.items() if 0 < people < FEW_PARTICIPANTS],
         "chance_sentence": chance_sentence(result.balanced_accuracy, len(result.present)),
@@ -403,7 +404,7 @@ def _pairs(judged: JudgedCohort) -> list[tuple[LabelledScan, Prediction]]:
     return list(zip(judged.scans, judged.predictions, strict=True))
 
 
-def _who(scans: Sequence[LabelledScan]) -> str:
+def cohort_words(scans: Sequence[LabelledScan]) -> str:
     """Say in words whose scans they are, as far as the manifest tells."""
     ages = [scan.row.age for scan in scans if scan.row.age is not None]
     words = []

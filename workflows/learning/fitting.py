@@ -194,7 +194,7 @@ def fit(
         outline, targets, folds, classes=classes, seed=options.seed, name="brain-mask-only"
     )
     novelty_scores, novelty = cross_validate_novelty(np.stack([a.features for a in arrays]), folds)
-    control_columns = _control_columns(cohort, options)
+    control_columns = usual_columns(cohort, options)
     alone = partial(_columns_alone, cohort=cohort, targets=targets, folds=folds, options=options)
     found = OutOfFold(
         targets=targets,
@@ -218,27 +218,27 @@ def fit(
         ),
         covariate_logits=alone(control_columns),
         control_columns=control_columns,
-        site_logits=alone(SITE) if _sites_known(cohort) else None,
+        site_logits=alone(SITE) if sites_known(cohort) else None,
     )
     experts = columns.models if columns else ()
     description = _describe(extractor, found, cohort, options, nested, experts, reference)
     model = StoredModel(
         description,
         extractor,
-        _models(nested["network"]),
+        models_of_folds(nested["network"]),
         novelty,
-        _models(nested["linear"]),
-        _harmonisations(nested),
+        models_of_folds(nested["linear"]),
+        harmonisations_of_folds(nested),
     )
     return model, found, nested["network"].log
 
 
-def _models(nested: Nested[Any]) -> tuple[Any, ...]:
+def models_of_folds(nested: Nested[Any]) -> tuple[Any, ...]:
     """Return the models of the folds, without what is taken out of their values."""
     return tuple(model.model if isinstance(model, Harmonised) else model for model in nested.models)
 
 
-def _harmonisations(nested: Mapping[Member, Nested[Any]]) -> list[dict[Member, HarmonisedPlaces]]:
+def harmonisations_of_folds(nested: Mapping[Member, Nested[Any]]) -> list[dict[Member, HarmonisedPlaces]]:
     """Return what is taken out of each member's values in each fold, where a model looks; nothing without it."""
     found: list[dict[Member, HarmonisedPlaces]] = []
     folds = len(next(iter(nested.values())).models)
@@ -308,16 +308,28 @@ def _learners(
         ),
     }
     volumes = cohort.volumes()
-    if 2 * sum(any(one.measures.get(name) for name in MEASURES) for one in volumes) >= len(volumes):
+    if volumes_known(volumes, options):
         members["volumes"] = VolumesLearner(scans=volumes, classes=classes, imbalance=options.imbalance)
-    elif options.predictor == "volumes":
+    if options.harmonise == "site":
+        members = _harmonised_members(members, frozen, arrays, volumes, cohort, options)
+    return members, outline
+
+
+def volumes_known(volumes: Sequence[ScanVolumes], options: TrainOptions) -> bool:
+    """Tell whether half of the scans or more have volumes.
+
+    Raises
+    ------
+    UsageError
+        Where they have not, and the predictor is to be the member on volumes.
+    """
+    known = 2 * sum(any(one.measures.get(name) for name in MEASURES) for one in volumes) >= len(volumes)
+    if not known and options.predictor == "volumes":
         raise UsageError(
             "--predictor volumes: fewer than half of the scans have volumes; run brainstage run again, which measures "
             "them"
         )
-    if options.harmonise == "site":
-        members = _harmonised_members(members, frozen, arrays, volumes, cohort, options)
-    return members, outline
+    return known
 
 
 def _harmonised_members(
@@ -383,29 +395,11 @@ def _describe(
     experts: tuple[CovariateExpert, ...],
     reference: ReferenceClass | None,
 ) -> ModelDescription:
-    source = extractor.source
     scores = class_scores(found.probabilities, found.targets, found.folds, found.persons)
     return ModelDescription(
+        **common_fields(extractor, cohort, options, nested, found.folds, found.persons),
         classes=cohort.classes,
         label_column=options.label_column,
-        backbone=BackboneDescription(
-            kind=source.kind,
-            architecture=source.architecture,
-            strides=source.strides,
-            sha256=source.sha256,
-            words=source.words,
-            origin=source.origin,
-            feature_id=extractor.feature_id,
-        ),
-        head=options.head,
-        finetune=options.finetune,
-        augment=options.recipes,
-        folds=len(found.predicted.predictors),
-        network_grid=cohort.network_grid,
-        baseline_version=BASELINE_VERSION,
-        preprocessing_id=cohort.preprocessing_id,
-        preprocessing_content=dict(cohort.preprocessing_content),
-        members=tuple(name for name in MEMBERS if name in nested),
         predictor=_describe_predictor(found, cohort, options),
         conformal=ConformalDescription(
             levels={
@@ -421,21 +415,53 @@ def _describe(
         ),
         novelty_threshold=novelty_threshold(found.novelty),
         tiers=options.tiers,
-        seed=options.seed,
-        pretraining_cohorts=MED3D_COHORTS if source.origin in ("published", "vouched") else (),
-        training_scans={
-            scan.row.sha256: (int(fold), int(person))
-            for scan, fold, person in zip(cohort.scans, found.folds, found.persons, strict=True)
-            if scan.row.sha256
-        },
-        volume_models=_models(nested["volumes"]) if "volumes" in nested else (),
-        harmonised_sites=tuple(
-            {member: known.harmonisation.sites for member, known in of_members.items()}
-            for of_members in _harmonisations(nested)
-        ),
         covariate_experts=experts,
         reference=reference,
     )
+
+
+def common_fields(
+    extractor: FeatureExtractor,
+    cohort: Cohort,
+    options: TrainOptions,
+    nested: Mapping[Member, Nested[Any]],
+    folds: NDArray[np.int64],
+    persons: NDArray[np.int64],
+) -> dict[str, Any]:
+    """Return what the descriptions of models of either kind have in common, by the names of their fields."""
+    source = extractor.source
+    return {
+        "backbone": BackboneDescription(
+            kind=source.kind,
+            architecture=source.architecture,
+            strides=source.strides,
+            sha256=source.sha256,
+            words=source.words,
+            origin=source.origin,
+            feature_id=extractor.feature_id,
+        ),
+        "head": options.head,
+        "finetune": options.finetune,
+        "augment": options.recipes,
+        "folds": int(folds.max()) + 1,
+        "network_grid": cohort.network_grid,
+        "baseline_version": BASELINE_VERSION,
+        "preprocessing_id": cohort.preprocessing_id,
+        "preprocessing_content": dict(cohort.preprocessing_content),
+        "members": tuple(name for name in MEMBERS if name in nested),
+        "seed": options.seed,
+        "pretraining_cohorts": MED3D_COHORTS if source.origin in ("published", "vouched") else (),
+        "training_scans": {
+            scan.row.sha256: (int(fold), int(person))
+            for scan, fold, person in zip(cohort.scans, folds, persons, strict=True)
+            if scan.row.sha256
+        },
+        "volume_models": models_of_folds(nested["volumes"]) if "volumes" in nested else (),
+        "harmonised_sites": tuple(
+            {member: known.harmonisation.sites for member, known in of_members.items()}
+            for of_members in harmonisations_of_folds(nested)
+        ),
+    }
 
 
 def _describe_predictor(found: OutOfFold, cohort: Cohort, options: TrainOptions) -> PredictorDescription:
@@ -493,7 +519,7 @@ def _columns_alone(
     return np.asarray(nested.logits + priors[folds])
 
 
-def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
+def usual_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
     """Return age and sex where most scans have them, and what was asked for besides."""
     rows = cohort.covariates(AGE_AND_SEX)
     usual = [
@@ -504,7 +530,7 @@ def _control_columns(cohort: Cohort, options: TrainOptions) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*usual, *options.covariates)))
 
 
-def _sites_known(cohort: Cohort) -> bool:
+def sites_known(cohort: Cohort) -> bool:
     """Tell whether most scans have a site, of which there are several, and not too many to learn."""
     if "site" not in cohort.columns:
         return False

@@ -11,6 +11,9 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from brainstage.models.choices import class_fault
 from brainstage.models.covariates import Row, text_of
 from brainstage.models.norms import ReferencePerson
@@ -25,6 +28,7 @@ from brainstage.pipeline.manifest import COLUMNS, ManifestRow, read_manifest
 from brainstage.pipeline.records import Review, ReviewDecision
 from brainstage.pipeline.review import remarks_of
 from brainstage.pipeline.runner import FAILURE_MARKER
+from brainstage.pipeline.tables import number_or_none
 from brainstage.workflows.measured_volumes import read_volumes
 from brainstage.workflows.output_directory import (
     finished_files,
@@ -61,7 +65,7 @@ class Cohort:
     Attributes
     ----------
     classes : tuple of str
-        In the order of every probability vector.
+        In the order of every probability vector; empty where the labels are numbers.
     scans : tuple of LabelledScan
         To learn from and cross-validate on, sorted as in the manifest.
     test_scans : tuple of LabelledScan
@@ -97,6 +101,11 @@ class Cohort:
     def labels(self) -> list[str]:
         """Of the scans to learn from."""
         return [scan.label for scan in self.scans]
+
+    @property
+    def numbers(self) -> NDArray[np.float64]:
+        """The labels of the scans to learn from where they are numbers, (N,)."""
+        return numbers_of(self.scans)
 
     @property
     def participants(self) -> list[str]:
@@ -150,6 +159,7 @@ def read_cohort(
     by_split: bool = True,
     decisions: Mapping[str, Review] = MappingProxyType({}),
     preprocessed: str | None = None,
+    number: bool = False,
 ) -> Cohort:
     """Read the labels of a finished run and sort its scans.
 
@@ -167,19 +177,22 @@ def read_cohort(
         ``t1w_path`` to what a person decided, which stands over quality control where it is about the scan's picture.
     preprocessed : str or None
         The ``preprocessing_id`` that scans are to have, where any has it; otherwise that of most.
+    number : bool
+        The labels are numbers, not classes.
 
     Raises
     ------
     InputMissingError
         When there is no such directory, no finished run in it, or no usable scan.
     UsageError
-        For an unknown column or class.
+        For an unknown column or class, or a label that is no number where numbers are needed.
     ManifestError
         When a participant is in the training and in the test split.
     """
     rows, preprocessing = read_finished_run(out_dir, preprocessed)
-    labels = _labels(rows, label_column)
-    chosen = _chosen_classes(sorted({label for label in labels if label}), classes, label_column)
+    labels = _labels(rows, label_column, "--target" if number else "--label-column")
+    present = sorted({label for label in labels if label})
+    chosen = () if number else _chosen_classes(present, classes, label_column)
     left_out: dict[str, list[str]] = defaultdict(list)
     kept: list[LabelledScan] = []
     decided: list[tuple[str, Review, str | None]] = []
@@ -191,7 +204,7 @@ def read_cohort(
             about = own_source_sha256(files) or "", own_preprocessing_id(files) or str(preprocessing["id"])
             decided.append((files.key, review, review.objection(*about)))
             review = None if decided[-1][2] else review
-        reason = _objection(files, label, chosen, review, str(preprocessing["id"]))
+        reason = _objection(files, label, present if number else chosen, review, str(preprocessing["id"]))
         if reason is None and label is not None:
             kept.append(LabelledScan(row=row, files=files, label=label))
         elif reason is not None:
@@ -199,6 +212,8 @@ def read_cohort(
     scans = tuple(scan for scan in kept if not by_split or scan.row.split != "test")
     test_scans = tuple(scan for scan in kept if by_split and scan.row.split == "test")
     _require_apart(scans, test_scans)
+    if number:
+        _require_numbers(kept, label_column)
     if not scans:
         counts = "; ".join(f"{len(keys)} {reason}" for reason, keys in left_out.items())
         raise InputMissingError(
@@ -322,11 +337,12 @@ def _columns(rows: Sequence[ManifestRow]) -> list[str]:
     return sorted((set(COLUMNS) | extra) - _NOT_LABELS)
 
 
-def _labels(rows: Sequence[ManifestRow], column: str) -> list[str | None]:
+def _labels(rows: Sequence[ManifestRow], column: str, option: str = "--label-column") -> list[str | None]:
     known = _columns(rows)
     if column not in known:
+        kind = "label column" if option == "--label-column" else "column"
         raise UsageError(
-            f"--label-column {column!r} is no label column of data_manifest.csv.{did_you_mean(column, known)} "
+            f"{option} {column!r} is no {kind} of data_manifest.csv.{did_you_mean(column, known)} "
             f"It has {', '.join(known)}"
         )
     labels = [row.value(column) for row in rows]
@@ -336,6 +352,22 @@ def _labels(rows: Sequence[ManifestRow], column: str) -> list[str | None]:
             f"the column {column!r} is empty for every scan; filled are {', '.join(filled) or 'none'}"
         )
     return labels
+
+
+def numbers_of(scans: Sequence[LabelledScan]) -> NDArray[np.float64]:
+    """Return the labels of scans as numbers, (N,) float64; NaN for one that is none."""
+    found = [number_or_none(scan.label) for scan in scans]
+    return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+
+
+def _require_numbers(scans: Sequence[LabelledScan], column: str) -> None:
+    strange = [scan for scan in scans if number_or_none(scan.label) is None]
+    if strange:
+        raise UsageError(
+            f"--target {column}: {len(strange)} of {len(scans)} scans have no number there, such as "
+            f"{strange[0].label!r} of {strange[0].files.key}: correct the column, empty these cells, or train classes "
+            f"with --label-column {column}"
+        )
 
 
 def _chosen_classes(present: list[str], asked: Sequence[str] | None, column: str) -> tuple[str, ...]:

@@ -13,8 +13,10 @@ from brainstage.models.cohort_table import ClassRow, association_warnings
 from brainstage.models.conformal import LEVEL
 from brainstage.models.metrics import Estimate, Evaluation
 from brainstage.models.model_description import (
+    CommonDescription,
     ConformalDescription,
     ModelDescription,
+    NumberPredictorDescription,
     PredictorDescription,
 )
 from brainstage.models.model_store import StoredModel
@@ -24,10 +26,11 @@ from brainstage.models.weights import WeightsSource
 from brainstage.workflows.learning.labelled_cohort import Cohort
 from brainstage.workflows.learning.model_evaluation import ModelEvaluation
 from brainstage.workflows.learning.training_options import TrainOptions
-from brainstage.workflows.reporting.markdown import markdown_environment
+from brainstage.workflows.reporting.markdown import Markdown, markdown_environment
 
 CLEARLY_BETTER_AUC: Final = 0.05
 """By which a member has to lead the predictor before the card names it instead."""
+_USE: Final = "Use, for research, on scans like those of this cohort."
 TRAINED_PARTS: Final[Mapping[Regime, str]] = MappingProxyType(
     {
         "frozen": "frozen",
@@ -56,7 +59,7 @@ def render_card(model: StoredModel, result: ModelEvaluation, cohort: Cohort, opt
         "participants": len(set(cohort.participants)),
         "participants_of": participants_of,
         "left_out": cohort.left_out,
-        "weights_warning": weights_warning(model.extractor.source, description.finetune),
+        "weights_warning": Markdown(weights_warning(model.extractor.source, description.finetune)),
         "measures": [name for name in result.predictor.measures if name != "ece"],
         "chance_sentence": chance_sentence(
             result.predictor.measures["balanced_accuracy"], len(model.classes)
@@ -175,7 +178,7 @@ def people_row(row: ClassRow) -> tuple[str, int, int, str, str, str]:
     )
 
 
-def harmonised_sentence(description: ModelDescription, cohort: Cohort) -> str:
+def harmonised_sentence(description: CommonDescription, cohort: Cohort) -> str:
     """Say which sites are harmonised, and which have too few scans for it; empty without harmonisation."""
     if not description.harmonised_sites:
         return ""
@@ -211,45 +214,62 @@ def best_sentences(result: ModelEvaluation) -> str:
     )
 
 
-def predictor_sentences(predictor: PredictorDescription, members: Sequence[Member]) -> list[str]:
-    """Say whose probabilities are published, and which members add nothing to them."""
-    chosen = Counter(fold.chosen for fold in predictor.folds)
+def predictor_sentences(
+    predictor: PredictorDescription | NumberPredictorDescription, members: Sequence[Member]
+) -> list[str]:
+    """Say whose probabilities, or values, are published, and which members add nothing to them."""
+    of_classes = isinstance(predictor, PredictorDescription)
+    one, several = ("probability", "probabilities") if of_classes else ("value", "values")
     folds = len(predictor.folds)
-    how = (
-        "what the inner folds found best in each fold; the scans that a fold leaves out had no part in it"
-        if predictor.choice == "auto"
-        else "as asked for with --predictor"
+    chosen = Counter(fold.chosen for fold in predictor.folds)
+    named = ", ".join(
+        f"{name} in {'all' if count == folds else f'{count} of'} {folds} folds"
+        for name, count in chosen.most_common()
     )
-    named = ", ".join(f"{name} in {count} of {folds} folds" for name, count in chosen.most_common())
+    how = (
+        "each fold takes the stack, unless its own training scans show a member to be better; the scans that it leaves "
+        "out have no part in it"
+        if predictor.choice == "auto"
+        else f"as asked for with --predictor {predictor.choice}"
+    )
     weights = {name: sum(fold.weights.get(name, 0.0) for fold in predictor.folds) / folds for name in members}
     listed = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
-    found = [f"The published probabilities are those of {named} ({how}). Mean weights: {listed}."]
+    found = [
+        f"The published {several} are those of {named} ({how}).",
+        f"Weights of the members, mean of the folds: {listed}.",
+    ]
     unused = [name for name, weight in weights.items() if not weight]
-    if "network" in unused and predictor.choice in ("auto", "stack"):
-        found.append(
-            "The network has no weight: on this cohort it adds nothing to the simpler members, and no published "
-            "probability rests on it."
+    if "network" in unused:
+        why = (
+            "its training scans did not show that it adds anything to the simpler members"
+            if predictor.choice in ("auto", "stack")
+            else f"--predictor {predictor.choice} was asked for"
         )
+        found.append(f"The network has no weight: {why}. No published {one} rests on it.")
     return found
 
 
 def recommendation(description: ModelDescription, result: ModelEvaluation) -> str:
     """Say whether the model should be used: as it is, as one of its members, or not.
 
-    Its own numbers decide: the interval of the balanced accuracy against chance, then that of the AUC against the
-    member with the highest.
+    Its own numbers decide: the interval of the balanced accuracy against chance, then the AUC of the best member, which
+    has to lead clearly, and with its whole interval, before it is named instead.
     """
-    predictor = description.predictor
-    best = max(result.members, key=lambda name: result.members[name].measures["auc"].value)
-    if not predictor.above_chance and best not in predictor.compared_members:
+    predictor, published = description.predictor, result.predictor.measures["auc"].value
+    members = {name: result.members[name].measures["auc"] for name in predictor.compared_members}
+    if not predictor.above_chance and not members:
         return "Do not use: not above chance. Neither the predictor nor any member tells the classes apart out of fold."
-    gain = result.members[best].measures["auc"].value - result.predictor.measures["auc"].value
-    if not predictor.above_chance or (gain > CLEARLY_BETTER_AUC and best in predictor.compared_members):
+    best = max(members, key=lambda name: members[name].value, default=None)
+    if best is None:
+        return _USE
+    alone = members[best]
+    leads = alone.value - published > CLEARLY_BETTER_AUC and alone.low > published
+    if leads or not predictor.above_chance:
         return (
-            f"Use the member {best}: train with --predictor {best}. Its AUC out of fold is {gain:.2f} above the "
-            "predictor's."
+            f"Use the member {best}: train again with --predictor {best}. Out of fold its AUC is {alone.value:.2f}, "
+            f"and {published:.2f} that of the published probabilities."
         )
-    return "Use, for research, on scans like those of this cohort."
+    return _USE
 
 
 def level_sentence(conformal: ConformalDescription) -> str:

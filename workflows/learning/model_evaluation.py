@@ -24,7 +24,7 @@ from brainstage.models.splits import FoldBalance, fold_balance
 from brainstage.models.training import LogRow
 from brainstage.pipeline.files import read_json_or_empty, write_bytes, write_json, write_text
 from brainstage.pipeline.manifest import csv_text
-from brainstage.pipeline.records import Prediction, PredictionStatus, QcStatus
+from brainstage.pipeline.records import Prediction, PredictionStatus, QcStatus, ScanPrediction
 from brainstage.workflows.gate import prediction_flags
 from brainstage.workflows.learning.labelled_cohort import Cohort, LabelledScan
 from brainstage.workflows.learning.model_figures import (
@@ -304,7 +304,7 @@ def out_of_fold_predictions(
     ]
 
 
-def out_of_fold_status(prediction: Prediction, scan: LabelledScan) -> str:
+def out_of_fold_status(prediction: ScanPrediction, scan: LabelledScan) -> str:
     """Return what becomes of the prediction of a training scan, all of which passed quality control or warned."""
     warned = read_json_or_empty(scan.files.qc_json).get("qc_status") != QcStatus.PASS
     flagged = warned or prediction_flags(prediction)
@@ -372,14 +372,19 @@ def write_evaluation(
     write_bytes(written / "risk_coverage.png", risk_coverage_figure(result.risk))
     if duplicates:
         write_text(written / "near_duplicates.csv", duplicates_csv(duplicates, cohort))
-    sides = [*(int(fold) for fold in found.folds), *("test" for _ in cohort.test_scans)]
-    splits = [
+    write_text(folder / "splits.csv", splits_csv(found.folds, cohort))
+    rows = [asdict(row) for row in log]
+    write_text(folder / "training_log.csv", csv_text(tuple(rows[0]), rows))
+
+
+def splits_csv(folds: NDArray[np.int64], cohort: Cohort) -> str:
+    """Return ``splits.csv``: the fold of each scan to learn from, (N,), and ``test`` for those kept out."""
+    sides = [*(int(fold) for fold in folds), *("test" for _ in cohort.test_scans)]
+    rows = [
         {**scan_columns(scan), "age": scan.row.age, "sex": scan.row.sex, "fold": side}
         for scan, side in zip((*cohort.scans, *cohort.test_scans), sides, strict=True)
     ]
-    write_text(folder / "splits.csv", csv_text(tuple(splits[0]), splits))
-    rows = [asdict(row) for row in log]
-    write_text(folder / "training_log.csv", csv_text(tuple(rows[0]), rows))
+    return csv_text(tuple(rows[0]), rows)
 
 
 def duplicate_warnings(duplicates: Sequence[NearDuplicate], cohort: Cohort) -> tuple[str, ...]:
@@ -449,13 +454,13 @@ def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
             name: evaluation_content(one) for name, one in result.random_labels.items()
         },
         "conformal": {
-            "coverage": {name: _number(value) for name, value in result.coverage.items()},
-            "mean_set_size": _number(result.mean_set_size),
-            "one_class_sets": _number(result.one_class_sets),
+            "coverage": {name: number_content(value) for name, value in result.coverage.items()},
+            "mean_set_size": number_content(result.mean_set_size),
+            "one_class_sets": number_content(result.one_class_sets),
         },
         "by_status": _subsets_content(result.by_status),
         "by_tier": _subsets_content(result.by_tier),
-        "risk_coverage": [{"coverage": part, "risk": _number(risk)} for part, risk in result.risk],
+        "risk_coverage": [{"coverage": part, "risk": number_content(risk)} for part, risk in result.risk],
         "fold_balance": {
             "age_difference": result.balance.age_difference,
             "sex_spread": result.balance.sex_spread,
@@ -477,7 +482,7 @@ def metrics_content(result: ModelEvaluation) -> dict[str, Any]:
 
 def estimate_content(estimate: Estimate) -> dict[str, float | None]:
     """Return a value and the bounds of its interval as JSON values; undefined numbers are null."""
-    return {name: _number(value) for name, value in asdict(estimate).items()}
+    return {name: number_content(value) for name, value in asdict(estimate).items()}
 
 
 def evaluation_content(evaluation: Evaluation) -> dict[str, Any]:
@@ -496,7 +501,8 @@ def _subsets_content(subsets: Mapping[str, Subset]) -> dict[str, Any]:
     }
 
 
-def _number(value: float) -> float | None:
+def number_content(value: float) -> float | None:
+    """Return a number as a JSON value; null where it is not defined."""
     return round(value, 6) if math.isfinite(value) else None
 
 

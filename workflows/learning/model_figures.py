@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: confusion matrix, ROC and precision-recall curves, calibration."""
+"""Pictures of an evaluation: confusion matrix, ROC and precision-recall curves, calibration, predicted numbers."""
 
 from __future__ import annotations
 
@@ -97,6 +97,24 @@ def risk_coverage_figure(risk: Sequence[tuple[float, float]]) -> bytes:
         ylabel="fraction of these predicted wrongly",
         title="Risk and coverage",
     )
+    return _png(figure)
+
+
+def numbers_figure(
+    values: NDArray[np.float64],
+    targets: NDArray[np.float64],
+    intervals: NDArray[np.float64],
+    column: str,
+    title: str = "Cross-validated predictions",
+) -> bytes:
+    """Return a PNG of predicted against true numbers, with their intervals, (N, 2); equal ones lie on the line."""
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    axes = figure.subplots()
+    ends = [float(min(values.min(), targets.min())), float(max(values.max(), targets.max()))]
+    axes.plot(ends, ends, color="0.7", linestyle="--", linewidth=1)
+    axes.vlines(targets, *intervals.T, color=COLOURS[5], linewidth=0.8, alpha=0.6)
+    axes.scatter(targets, values, s=14, color=COLOURS[0])
+    axes.set(xlabel=f"true {column}", ylabel=f"predicted {column}", title=title)
     return _png(figure)
 
 

@@ -31,6 +31,8 @@ class TrainOptions:
         In the order of the probabilities; None takes every label present.
     label_column : str
         Column of the run's ``data_manifest.csv``.
+    target : str or None
+        A column of numbers to predict instead of classes.
     qc_decisions : Path or None
         What a person decided about scans.
     weights : str
@@ -73,6 +75,7 @@ class TrainOptions:
 
     classes: tuple[str, ...] | None = None
     label_column: str = "diagnosis"
+    target: str | None = None
     qc_decisions: Path | None = None
     weights: str = "med3d-resnet10"
     strides: Strides = "med3d"
@@ -116,9 +119,41 @@ class TrainOptions:
                 f"--harmonise {self.harmonise} changes values that are computed once, and --finetune {self.finetune} "
                 "learns from images: choose --finetune frozen, or leave it out"
             )
+        if self.target is not None:
+            self._check_number(self.target)
         Augmentation(self.augment or ())
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed {self.seed}: 0 to {2**31 - 1} are allowed")
+
+    def _check_number(self, target: str) -> None:
+        """Raise where an option was given that is about classes, or about a network that is trained."""
+        about_classes = {
+            "--classes": self.classes is not None,
+            f"--label-column {self.label_column}": self.label_column != "diagnosis",
+            "--reference-class": self.reference_class is not None,
+            f"--imbalance {self.imbalance}": self.imbalance != "weights",
+        }
+        about_descent = {
+            f"--finetune {self.finetune}": self.finetune != "frozen",
+            f"--head {self.head}": self.head != "linear",
+            "--epochs": self.epochs is not None,
+            "--patience": self.patience is not None,
+        }
+        for name, given in about_classes.items():
+            if given:
+                raise UsageError(
+                    f"{name} is about classes, and --target {target} predicts a number: leave one of the two out"
+                )
+        for name, given in about_descent.items():
+            if given:
+                raise UsageError(
+                    f"{name} is about a network or a head that is trained step by step; with --target {target} a "
+                    "ridge regression on the features of the frozen network is solved in one step: leave it out"
+                )
+        if target in self.covariates:
+            raise UsageError(
+                f"--covariates {target}: this is the number that is to be predicted; leave it out there"
+            )
 
     @property
     def head_options(self) -> HeadOptions:

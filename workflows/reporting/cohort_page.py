@@ -15,18 +15,22 @@ from brainstage.pipeline.entities import prefixed_label
 from brainstage.pipeline.records import (
     Completed,
     Failure,
+    NumberPrediction,
     Prediction,
     PredictionStatus,
     QcStatus,
     Review,
     SubjectOutcome,
 )
+from brainstage.workflows.predicted_numbers import known_number
+from brainstage.workflows.reporting.number_verdict import NumberShown, number_shown
 from brainstage.workflows.reporting.pages import RunInfo, page_environment, png_size, script_hash
 from brainstage.workflows.reporting.qc_table import measure_label
 from brainstage.workflows.reporting.verdict import (
     SET_VERDICTS,
     is_decided,
     set_verdict,
+    shown_number,
     shown_prediction,
 )
 
@@ -80,8 +84,23 @@ class CohortScan:
 
     @cached_property
     def prediction(self) -> Prediction | None:
-        """What may be seen of the prediction."""
+        """What may be seen of the prediction of a class."""
         return shown_prediction(self.outcome, self.prediction_status)
+
+    @cached_property
+    def number(self) -> NumberPrediction | None:
+        """What may be seen of the prediction of a number."""
+        return shown_number(self.outcome, self.prediction_status)
+
+    @cached_property
+    def number_shown(self) -> NumberShown | None:
+        """The same as text."""
+        return number_shown(self.number, self.outcome.scan) if self.number else None
+
+    @property
+    def gap(self) -> float | None:
+        """Predicted minus known number."""
+        return self.number.gap(known_number(self.outcome.scan, self.number.column)) if self.number else None
 
     @property
     def qc_status(self) -> QcStatus | None:
@@ -101,7 +120,7 @@ class CohortScan:
     @property
     def shown_reasons(self) -> tuple[str, ...]:
         """Codes about the prediction, where it may be seen."""
-        return self.prediction_reasons if self.prediction else ()
+        return self.prediction_reasons if self.prediction or self.number else ()
 
     @property
     def decided(self) -> bool:
@@ -223,6 +242,7 @@ def render_cohort(
             for name, which in (("quality control", "qc_reasons"), ("predictions", "shown_reasons"))
         ],
         has=_columns(scans),
+        number=next((scan.number_shown for scan in scans if scan.number_shown), None),
         script=script,
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {script_hash(str(script))}; "
         "base-uri 'none'; form-action 'none'",
@@ -283,6 +303,7 @@ def _columns(scans: Sequence[CohortScan]) -> dict[str, bool]:
         "site": any(scan.outcome.scan.covariates.site for scan in scans),
         "thumbnail": any(scan.thumbnail for scan in scans),
         "prediction": any(scan.prediction for scan in scans),
+        "gap": any(scan.gap is not None for scan in scans),
     }
 
 

@@ -116,6 +116,25 @@ def outlined_png_of(figure: Figure, colours: Sequence[str], *, max_bytes: int = 
     return _first_that_fits(palettes, max_bytes)
 
 
+def coloured_png_of(figure: Figure, colours: NDArray[np.float32], *, max_bytes: int = MAX_PNG_BYTES) -> bytes:
+    """Return a figure of greys and of few places in colours that mean a value, as a palette PNG that keeps them.
+
+    Parameters
+    ----------
+    figure : Figure
+    colours : ndarray, (N, 3) float32
+        0 ... 1; with the greys at most 256.
+    max_bytes : int
+        Greys get fewer where the picture would be larger.
+    """
+    image = _image_of(figure)
+    palettes = (
+        image.quantize(palette=_palette(np.concatenate([_greys(count), colours])), dither=Image.Dither.NONE)
+        for count in GREY_COUNTS
+    )
+    return _first_that_fits(palettes, max_bytes)
+
+
 def _image_of(figure: Figure) -> Image.Image:
     agg = FigureCanvasAgg(figure)
     agg.draw()
@@ -138,9 +157,16 @@ def _first_that_fits(images: Iterable[Image.Image], max_bytes: int) -> bytes:
 def _line_palette(colours: Sequence[str], grey_count: int) -> Image.Image:
     """Return a palette of greys, of the colours, and of their blends with greys."""
     pure = np.array([to_rgb(colour) for colour in colours])
-    greys, under = (np.linspace(0.0, 1.0, n)[:, None].repeat(3, 1) for n in (grey_count, _BLENDED_GREYS))
+    greys, under = _greys(grey_count), _greys(_BLENDED_GREYS)
     blends = [part * colour + (1 - part) * under for colour in pure for part in _BLENDS]
-    entries = np.concatenate([greys, pure, *blends])
+    return _palette(np.concatenate([greys, pure, *blends]))
+
+
+def _greys(count: int) -> NDArray[np.float64]:
+    return np.linspace(0.0, 1.0, count)[:, None].repeat(3, 1)
+
+
+def _palette(entries: NDArray[np.floating[Any]]) -> Image.Image:
     palette = Image.new("P", (1, 1))
     palette.putpalette(np.round(255 * entries).astype(np.uint8).tobytes())
     return palette

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -31,6 +32,7 @@ from brainstage.workflows.reporting.drawing import (
     TEXT_POINTS,
     Line,
     Note,
+    coloured_png_of,
     drawn,
     png_of,
 )
@@ -45,6 +47,7 @@ from brainstage.workflows.reporting.mosaic import (
     WHOLE_HEAD_MM,
     Mosaic,
     Scene,
+    fullest,
     grey,
     mosaic_of,
     painted,
@@ -68,6 +71,11 @@ _FIELD_COLOURS: Final = (256, 128, 64, 32, 16)
 _FIELD_SAMPLES: Final = 100_000
 _EVIDENCE_MAP: Final = "plasma"
 _EVIDENCE_OPACITY: Final = 0.75
+_SIGNED_COLOURS: Final = (("#6baed6", "#08519c"), ("#fc9272", "#b8000f"))
+"""Of what speaks against and for the class: where it is weak, and where it is strongest."""
+_SIGNED_STEPS: Final = 64
+_SIGNED_COLUMNS: Final = 5
+"""Fewer and larger slices than elsewhere: what has a colour is a block of 4 mm or a voxel of 2."""
 _SCALE_PIXELS: Final = 70
 _HISTOGRAM_BINS: Final = 100
 _BEFORE_STYLE: Final[Mapping[str, Any]] = {"color": "#8a6d1d", "linestyle": "--"}
@@ -329,8 +337,10 @@ def evidence_figure(brain: Volume, brain_mask: BrainMask, evidence: Volume, unit
         "evidence": np.where(brain_mask.data, evidence.data, np.float32(0.0)),
     }
     scene = scene_of(layers, brain.voxel_to_ras, margin_mm=8.0)
-    mosaic = mosaic_of(scene, _three_planes(scene), width=_WIDTH_PIXELS - _SCALE_PIXELS, gap=_GAP_PIXELS)
     highest = float(scene.layers["evidence"].max(initial=0.0))
+    strong = np.where(scene.layers["evidence"] > COLOURED_FROM * highest, scene.layers["evidence"], 0.0)
+    rows = _fullest_planes(scene, strong, columns=_COLUMNS, extent=scene.mask)
+    mosaic = mosaic_of(scene, rows, width=_WIDTH_PIXELS - _SCALE_PIXELS, gap=_GAP_PIXELS)
     picture: NDArray[Any] = np.repeat(painted(scene.layers["brain"], mosaic)[..., None], 3, axis=2)
     if highest > 0:
         level = painted(scene.layers["evidence"], mosaic) / np.float32(highest)
@@ -343,6 +353,82 @@ def evidence_figure(brain: Volume, brain_mask: BrainMask, evidence: Volume, unit
     scale = _evidence_scale(highest, units, mosaic.size[0]) if highest > 0 else None
     notes = [*directions(mosaic), *millimetres(mosaic, scene)]
     return png_of(drawn(picture, [], notes, extra=scale), colour_counts=_FIELD_COLOURS)
+
+
+def signed_evidence_figure(
+    brain: Volume, brain_mask: BrainMask, evidence: Volume, units: str, highest: float
+) -> bytes:
+    """Draw a map with two signs over the registered brain, as PNG: red for, blue against.
+
+    Parameters
+    ----------
+    brain : Volume
+        Registered, normalised.
+    brain_mask : BrainMask
+    evidence : Volume
+        On the same grid.
+    units : str
+        Of the map, for its scale.
+    highest : float
+        Absolute value where the colours end; the same for maps that are to be compared.
+    """
+    window = window_of(brain.data, brain_mask.data)
+    values = np.where(brain_mask.data, evidence.data, np.float32(0.0))
+    layers = {
+        "mask": brain_mask.data,
+        "brain": grey(np.where(brain_mask.data, brain.data, np.float32(window[0])), window),
+        "evidence": values,
+    }
+    scene = scene_of(layers, brain.voxel_to_ras, margin_mm=8.0)
+    size = np.abs(scene.layers["evidence"])
+    rows = _fullest_planes(
+        scene, size, columns=_SIGNED_COLUMNS, extent=size > 0 if size.any() else scene.mask
+    )
+    mosaic = mosaic_of(scene, rows, width=_WIDTH_PIXELS - _SCALE_PIXELS, gap=_GAP_PIXELS)
+    picture: NDArray[Any] = np.repeat(painted(scene.layers["brain"], mosaic)[..., None], 3, axis=2)
+    if highest > 0:
+        # Blocks end where they end: between them there is nothing to blend.
+        level = painted(scene.layers["evidence"], mosaic, blend=False) / np.float32(highest)
+        coloured = (level != 0) & (painted(scene.mask, mosaic) > 0.5)
+        picture = np.where(coloured[..., None], _signed_colours(level), picture)
+    picture = np.pad(picture, ((0, 0), (0, _SCALE_PIXELS), (0, 0))).astype(np.float32)
+    scale = _signed_scale(highest, units, mosaic.size[0]) if highest > 0 else None
+    notes = [*directions(mosaic), *millimetres(mosaic, scene)]
+    ramp = _signed_colours(np.linspace(-1.0, 1.0, _SIGNED_STEPS, dtype=np.float32))
+    return coloured_png_of(drawn(picture, [], notes, extra=scale), ramp)
+
+
+def _signed_colours(level: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the colours (..., 3) of levels -1 to 1."""
+    weak, strong = (
+        np.where(
+            level[..., None] < 0,
+            to_rgb(_SIGNED_COLOURS[0][end]),
+            to_rgb(_SIGNED_COLOURS[1][end]),
+        )
+        for end in (0, 1)
+    )
+    part = np.abs(level)[..., None]
+    return np.asarray((1 - part) * weak + part * strong, dtype=np.float32)
+
+
+def _signed_scale(highest: float, units: str, height: int) -> Callable[[Axes], None]:
+    """Return what draws the colour scale of a map with two signs right of it."""
+
+    def draw(axes: Axes) -> None:
+        left, long = _WIDTH_PIXELS - 66, min(260.0, 0.6 * height)
+        first = 0.5 * (height - long)
+        ramp = _signed_colours(np.linspace(1.0, -1.0, 128, dtype=np.float32)[:, None])
+        axes.imshow(ramp, extent=(left, left + 12, first + long, first), aspect="auto", zorder=3)
+        words: dict[str, Any] = {"color": TEXT_COLOUR, "fontsize": TEXT_POINTS}
+        for place, value in ((0.0, highest), (0.5, 0.0), (1.0, -highest)):
+            text = f"{value:+.2g}" if value else "0"
+            axes.text(left + 16, first + place * long, text, va="center", **words)
+        axes.text(left, first - 22, units.replace("/", "\n/"), va="bottom", **words)
+        axes.text(left + 16, first + 14, "for", va="center", **words)
+        axes.text(left + 16, first + long - 14, "against", va="center", **words)
+
+    return draw
 
 
 def _evidence_level(level: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -405,7 +491,24 @@ def _curve(axes: Axes, values: NDArray[Any], label: str, style: Mapping[str, Any
 
 def _three_planes(scene: Scene) -> list[list[tuple[int, int]]]:
     """Return a row of axial, one of coronal and one of sagittal slices, about equally wide."""
-    extents = scene.extents_mm
-    fitting = int(np.clip(_COLUMNS * extents[0] // extents[1], 3, 9))
-    counts = {AXIAL: _COLUMNS, CORONAL: _COLUMNS, SAGITTAL: fitting}
+    counts = _counts(scene, _COLUMNS)
     return [[(axis, index) for index in spread(scene.mask, axis, n)] for axis, n in counts.items()]
+
+
+def _fullest_planes(
+    scene: Scene, values: NDArray[np.float32], *, columns: int, extent: NDArray[np.bool_]
+) -> list[list[tuple[int, int]]]:
+    """Return likewise the slices that show most of `values` (at least 0), of equal parts of an extent."""
+    return [
+        [(axis, index) for index in fullest(values, extent, axis, n)]
+        for axis, n in _counts(scene, columns).items()
+    ]
+
+
+def _counts(scene: Scene, columns: int) -> dict[int, int]:
+    extents = scene.extents_mm
+    return {
+        AXIAL: columns,
+        CORONAL: columns,
+        SAGITTAL: int(np.clip(columns * extents[0] // extents[1], 3, 9)),
+    }

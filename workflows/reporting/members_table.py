@@ -32,12 +32,15 @@ class MemberRow:
         The class that it says.
     above_chance : bool
         By itself and out of fold.
+    counts : str
+        How much it counts in the published probabilities; empty where that is not known.
     """
 
     name: str
     knows: str
     label: str
     above_chance: bool
+    counts: str
 
 
 def member_rows(prediction: Prediction) -> tuple[MemberRow, ...]:
@@ -48,6 +51,7 @@ def member_rows(prediction: Prediction) -> tuple[MemberRow, ...]:
             knows=KNOWN_TO.get(name, ""),
             label=label,
             above_chance=name in prediction.compared_members,
+            counts=f"{prediction.member_weights[name]:.2f}" if name in prediction.member_weights else "",
         )
         for name, label in prediction.member_labels.items()
     )
@@ -74,6 +78,38 @@ def members_sentence(prediction: Prediction) -> str:
         else "Out of fold, such predictions were not shown to be wrong more often, so this is a note and flags nothing."
     )
     return f"Published is {label}. Of the members that are better than chance, {_said(able)}. {meaning}"
+
+
+def weights_sentence(prediction: Prediction) -> str:
+    """Say how much each member counts in the published probabilities; empty where that is not known."""
+    weights = prediction.member_weights
+    counting = sorted((name for name in weights if weights[name]), key=lambda name: -weights[name])
+    others = [name for name in weights if not weights[name]]
+    if not counting:
+        return ""
+    folds = (
+        "in the fold that did not learn from this scan"
+        if prediction.seen_in_training
+        else "on average over the folds"
+    )
+    if len(counting) == 1 and weights[counting[0]] > _WHOLE:
+        text = f"The published probabilities are those of {counting[0]} alone"
+    else:
+        named = _and([f"{name} {weights[name]:.2f}" for name in counting])
+        text = f"The published probabilities weigh {named} ({folds}; 1 is a member alone)"
+    return (
+        f"{text}; {_and(others)} {'has' if len(others) == 1 else 'have'} no part in them."
+        if others
+        else f"{text}."
+    )
+
+
+_WHOLE: Final = 0.995
+"""From this weight on a member counts alone."""
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _said(rows: Sequence[MemberRow]) -> str:

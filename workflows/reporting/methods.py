@@ -109,6 +109,7 @@ def method_steps(
     versions: Mapping[str, str],
     *,
     model_id: str | None = None,
+    number: str | None = None,
     norms: NormsDescription | None = None,
 ) -> tuple[MethodStep, ...]:
     """Describe the processing, step by step, as the configuration has it.
@@ -120,6 +121,8 @@ def method_steps(
         Package name, as on the package index, to version; an absent one is left out of the text.
     model_id : str, optional
         The model that made predictions; None when there was none.
+    number : str, optional
+        The column that the model predicts; None for a model of classes.
     norms : NormsDescription, optional
         What volumes were compared with; None when there were none.
     """
@@ -135,7 +138,7 @@ def method_steps(
     if norms is not None:
         steps.append(_norms(norms))
     if model_id is not None:
-        steps.append(_prediction(config, versions, model_id))
+        steps.append(_prediction(config, versions, model_id, number))
     return tuple(steps)
 
 
@@ -147,6 +150,7 @@ def render_methods(
     n_scans: int,
     n_failed: int = 0,
     model_id: str | None = None,
+    number: str | None = None,
     norms: NormsDescription | None = None,
     account: Sequence[str] = (),
     otherwise: Mapping[str, tuple[int, Sequence[tuple[str, str, str]]]] | None = None,
@@ -169,7 +173,7 @@ def render_methods(
         Other ``preprocessing_id`` among the scans to their number, and to key, value there and value here of what
         differs.
     """
-    steps = method_steps(config, versions, model_id=model_id, norms=norms)
+    steps = method_steps(config, versions, model_id=model_id, number=number, norms=norms)
     return markdown_environment(trimmed=True).get_template("methods.md.j2").render(
         steps=steps,
         references=references_of(steps),
@@ -293,16 +297,21 @@ def _norms(norms: NormsDescription) -> MethodStep:
     )
 
 
-def _prediction(config: Config, versions: Mapping[str, str], model_id: str) -> MethodStep:
+def _prediction(config: Config, versions: Mapping[str, str], model_id: str, number: str | None) -> MethodStep:
     grid = config.network_grid
     shape = " x ".join(str(n) for n in grid.shape)
     tiers = config.prediction
+    about = (
+        "Probabilities are calibrated and come with a class-conditional conformal prediction set. Confidence is called "
+        f"high above {tiers.high_confidence:g}, for review from {tiers.review_confidence:g}, and low below. "
+        if number is None
+        else f"It predicts {number}, a number, with an interval from the errors that its folds made on scans that they "
+        "had not seen (CV+). "
+    )
     return MethodStep(
         title="Prediction",
         text=f"The registered brain was resampled to {shape} voxels of {grid.spacing_mm:g} mm (background: "
         f"{grid.background}) and given to a 3-D residual network (MONAI{_version(versions, 'monai')}, PyTorch"
-        f"{_version(versions, 'torch')}; model {model_id}). Probabilities are calibrated and come with a "
-        "class-conditional conformal prediction set. Confidence is called high above "
-        f"{tiers.high_confidence:g}, for review from {tiers.review_confidence:g}, and low below. "
+        f"{_version(versions, 'torch')}; model {model_id}). {about}"
         "For research; not a diagnosis.",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Final
 
 import nibabel as nib
@@ -178,6 +179,27 @@ def spread(mask: NDArray[np.bool_], axis: int, count: int) -> list[int]:
     """Return the middle slices of `count` equal parts of the mask's extent."""
     first, last = _extent(mask, axis)
     return [round(first + (last - first) * (part + 0.5) / count) for part in range(count)]
+
+
+def fullest(values: NDArray[np.float32], mask: NDArray[np.bool_], axis: int, count: int) -> list[int]:
+    """Return the slice with the highest sum of each of `count` equal parts of the mask's extent; the middle of equals.
+
+    Parameters
+    ----------
+    values : ndarray, (I, J, K) float32
+        At least 0.
+    mask : ndarray, (I, J, K) bool
+    axis, count : int
+    """
+    first, last = _extent(mask, axis)
+    edges = np.linspace(first, last + 1, count + 1).round().astype(int)
+    sums = values.sum(axis=tuple({0, 1, 2} - {axis}), dtype=np.float64)
+    chosen = []
+    for start, stop in pairwise(edges):
+        places = np.arange(start, max(stop, start + 1))
+        middle = -np.abs(places - places.mean())
+        chosen.append(int(places[np.lexsort((middle, sums[places]))[-1]]))
+    return chosen
 
 
 def slices_at(mask: NDArray[np.bool_], axis: int, parts: Sequence[float]) -> list[int]:

@@ -53,7 +53,12 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"data_uri": data_uri, "value_text": value_text, "percent": percent}
+    environment.filters |= {
+        "data_uri": data_uri,
+        "value_text": value_text,
+        "percent": percent,
+        "signed": signed,
+    }
     return environment
 
 
@@ -101,6 +106,16 @@ def percent(probability: float) -> str:
     if 0.995 <= probability < 1.0:
         return "> 99 %"
     return f"{100.0 * probability:.0f} %"
+
+
+def signed(amount: float) -> str:
+    """Return a number with its sign and three decimals.
+
+    >>> signed(0.3141), signed(-1.2), signed(0.0001)
+    ('+0.314', '−1.200', '0.000')
+    """
+    text = f"{abs(amount):.3f}"
+    return f"{'+' if amount > 0 else '−'}{text}" if float(text) else text
 
 
 def script_hash(script: str) -> str:

@@ -91,6 +91,39 @@ def template_previews() -> dict[str, bytes]:
     }
 
 
+def signed_evidence_previews(
+    evidence: Volume, brain_mask: BrainMask, highest: float, *, native: bool
+) -> tuple[bytes, bytes]:
+    """Return what speaks for and what speaks against a class, each as a small volume: 0 to 255 at `highest`.
+
+    Parameters
+    ----------
+    evidence : Volume
+        Native or in template space, with two signs.
+    brain_mask : BrainMask
+        On its grid.
+    highest : float
+        Absolute value where the colours end; the same for maps that are to be compared.
+    native : bool
+        In which space.
+    """
+    layers = {
+        "mask": brain_mask.data,
+        "for": np.maximum(evidence.data, np.float32(0.0)),
+        "against": np.maximum(-evidence.data, np.float32(0.0)),
+    }
+    small = coarse_scene(scene_of(layers, evidence.voxel_to_ras, margin_mm=_MARGIN_MM), TEMPLATE_SPACING_MM)
+    first, second = (
+        _packed(
+            np.clip(small.layers[side] * small.mask / max(highest, 1e-12), 0.0, 1.0),
+            small.voxel_to_ras,
+            in_template=not native,
+        )
+        for side in ("for", "against")
+    )
+    return first, second
+
+
 def evidence_preview(evidence: Volume, brain_mask: BrainMask, *, native: bool) -> bytes:
     """Return a map of what a prediction rests on as a small volume: 0 to 255 where the picture colours it.
 

@@ -19,15 +19,24 @@ from brainstage.pipeline.records import (
     ReferenceFinding,
     SubjectOutcome,
 )
-from brainstage.workflows.evidence import COLOURED_FROM, Evidence
+from brainstage.workflows.evidence import BRIGHTNESS, COLOURED_FROM, LOCAL_VOLUME, Evidence
+from brainstage.workflows.reporting.contributions import contribution_rows
 from brainstage.workflows.reporting.distribution import Distribution
 from brainstage.workflows.reporting.face import face_is_located
 from brainstage.workflows.reporting.flicker import BANDS
-from brainstage.workflows.reporting.members_table import member_rows, members_sentence
+from brainstage.workflows.reporting.members_table import member_rows, members_sentence, weights_sentence
 from brainstage.workflows.reporting.methods import MethodStep, references_of
-from brainstage.workflows.reporting.pages import RunInfo, page_environment, percent, png_size, value_text
+from brainstage.workflows.reporting.number_verdict import NumberShown, number_shown
+from brainstage.workflows.reporting.pages import (
+    RunInfo,
+    page_environment,
+    percent,
+    png_size,
+    signed,
+    value_text,
+)
 from brainstage.workflows.reporting.qc_table import Gauge, QcRow, Reason, bounds_text, gauge_of
-from brainstage.workflows.reporting.verdict import is_decided, shown_prediction, verdict_of
+from brainstage.workflows.reporting.verdict import is_decided, shown_number, shown_prediction, verdict_of
 from brainstage.workflows.reporting.viewer import viewer_of
 from brainstage.workflows.reporting.volumes_table import (
     PeopleCompared,
@@ -191,8 +200,14 @@ class ScanReport:
 
     @property
     def shown_prediction(self) -> Prediction | None:
-        """The prediction where it may be seen: None when withheld, failed or without a model."""
+        """The prediction of a class where it may be seen: None when withheld, failed or without a model."""
         return shown_prediction(self.outcome, self.prediction_status)
+
+    @property
+    def shown_number(self) -> NumberShown | None:
+        """What may be seen of the prediction of a number."""
+        found = shown_number(self.outcome, self.prediction_status)
+        return number_shown(found, self.outcome.scan) if found else None
 
     @property
     def shown_volumes(self) -> BrainVolumes | None:
@@ -235,9 +250,13 @@ def render_scan_report(report: ScanReport) -> str:
         failure=outcome if isinstance(outcome, Failure) else None,
         qc=None if isinstance(outcome, Failure) else outcome.verdict,
         prediction=prediction,
+        number=report.shown_number,
         decided=prediction is not None and is_decided(prediction),
         members=member_rows(prediction) if prediction else (),
         members_sentence=members_sentence(prediction) if prediction else "",
+        weights_sentence=weights_sentence(prediction) if prediction else "",
+        contributions=contribution_rows(prediction, report.shown_volumes),
+        contributed=signed(sum(prediction.volume_contributions.values())) if prediction else "",
         evidence=[(one, evidence_text(one)) for one in report.evidence] if prediction else [],
         volumes=report.shown_volumes,
         volume_rows=volume_rows(report.shown_volumes, report.compared),
@@ -310,18 +329,37 @@ def _bands(png: bytes) -> str:
     return f"{width} / {height / len(BANDS):g}"
 
 
+_EXACT_WHAT: Final[Mapping[str, str]] = {
+    BRIGHTNESS: "What the brightness of each place adds through the linear member, beyond what the mean of its "
+    "training scans adds.",
+    LOCAL_VOLUME: "What the size of each place in the middle of the brain adds through the linear member, beyond what "
+    "the mean of its training scans adds. The colours are those of brightness, to be compared.",
+}
+
+
 def evidence_text(evidence: Evidence) -> FigureText:
     """Return the words around the map of one method: what it shows, and what it cannot say."""
     label = evidence.label
+    if evidence.kind.exact:
+        return FigureText(
+            title=f"Linear member, {evidence.title.lower()}: what speaks for and against {label}",
+            caption=f"{_EXACT_WHAT[evidence.method]} Red speaks for {label}, blue against it; what has no colour has "
+            f"no part in the answer. Together {signed(evidence.total or 0.0)}. The slices are those with most of "
+            "either colour; numbers are template coordinates in mm.",
+            alt=f"Slices of the registered brain, red where the scan speaks for {label}, blue where against it.",
+        )
     what = {
         "gradcam": f"How much each place of the registered brain adds to the logit of {label}, as coarse as the "
         "network's own maps; what speaks against the class is left out.",
         "occlusion": f"By how much the logit of {label} falls when a box around each place is given the brain's mean "
         "intensity: colour where the network would be less sure without what it sees there.",
     }[evidence.method]
-    drawn = f"Coloured from {percent(COLOURED_FROM)} of the map's maximum on. Numbers are template coordinates in mm."
+    drawn = (
+        f"Coloured from {percent(COLOURED_FROM)} of the map's maximum on. The slices are those with most colour; "
+        "numbers are template coordinates in mm."
+    )
     return FigureText(
-        title=f"{evidence.title}: what speaks for {label}",
+        title=f"Network, {evidence.title}: what speaks for {label}",
         caption=f"{what} {drawn}",
         alt="Slices of the registered brain, coloured where the network found what speaks for the class.",
     )

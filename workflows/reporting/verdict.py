@@ -10,11 +10,14 @@ from brainstage.pipeline.config import PredictionConfig
 from brainstage.pipeline.records import (
     Completed,
     Failure,
+    NumberPrediction,
     Prediction,
     PredictionStatus,
     QcStatus,
+    ScanPrediction,
     SubjectOutcome,
 )
+from brainstage.workflows.reporting.number_verdict import gap_sentence, interval_sentence, number_headline
 from brainstage.workflows.reporting.pages import percent
 from brainstage.workflows.reporting.qc_table import Reason
 
@@ -55,7 +58,18 @@ class Verdict:
 
 
 def shown_prediction(outcome: SubjectOutcome, status: PredictionStatus) -> Prediction | None:
-    """Return what may be seen of a prediction: nothing unless it is reported or flagged."""
+    """Return what may be seen of the prediction of a class: nothing unless it is reported or flagged."""
+    found = _shown(outcome, status)
+    return found if isinstance(found, Prediction) else None
+
+
+def shown_number(outcome: SubjectOutcome, status: PredictionStatus) -> NumberPrediction | None:
+    """Return what may be seen of the prediction of a number: nothing unless it is reported or flagged."""
+    found = _shown(outcome, status)
+    return found if isinstance(found, NumberPrediction) else None
+
+
+def _shown(outcome: SubjectOutcome, status: PredictionStatus) -> ScanPrediction | None:
     if isinstance(outcome, Failure) or status not in (PredictionStatus.REPORTED, PredictionStatus.FLAGGED):
         return None
     return outcome.prediction
@@ -95,6 +109,9 @@ def verdict_of(
                 "No prediction is shown: what a model says about such a scan cannot be trusted.",
             ),
         )
+    number = shown_number(outcome, status)
+    if number is not None:
+        return _number_verdict(number, outcome, status, quality)
     if prediction is None:
         judged = outcome.verdict.status
         sentences = (quality, "The run had no model, so nothing is predicted.")
@@ -113,6 +130,18 @@ def verdict_of(
         flagged = f"{headline}, flagged" if set_verdict(prediction) in _NAMING else headline
         return Verdict(headline=flagged, tone="warn", sentences=(*said, _flag_sentence(prediction)))
     return Verdict(headline=headline, tone="good" if is_decided(prediction) else "plain", sentences=said)
+
+
+def _number_verdict(
+    number: NumberPrediction, outcome: Completed, status: PredictionStatus, quality: str
+) -> Verdict:
+    headline = number_headline(number, outcome.scan)
+    said = [interval_sentence(number, outcome.scan), gap_sentence(number), quality]
+    if status is PredictionStatus.FLAGGED:
+        headline += ", flagged" if number.above_chance else ""
+        said.append(_flag_sentence(number))
+    tone = "warn" if status is PredictionStatus.FLAGGED else "plain"
+    return Verdict(headline=headline, tone=tone, sentences=tuple(filter(None, said)))
 
 
 def is_decided(prediction: Prediction) -> bool:
@@ -183,7 +212,7 @@ def _set_sentence(prediction: Prediction) -> str:
     return f"{named}." if len(members) == 1 else f"{named}: none of them can be ruled out here."
 
 
-def _flag_sentence(prediction: Prediction) -> str:
+def _flag_sentence(prediction: ScanPrediction) -> str:
     if not prediction.above_chance:
         return "The prediction is flagged: out of fold the model does no better than chance. Do not use it."
     return "The prediction is flagged: weigh the points below before using it."

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from brainstage.workflows.evidence import METHOD_TITLES
+from brainstage.workflows.evidence import MAPS
 from brainstage.workflows.reporting.pages import page_environment, script_hash
 
 _LIBRARY: Final = ("templates", "vendor", "niivue.min.js")
@@ -33,7 +33,8 @@ class Overlay:
     title : str
         What the switch is called.
     colours : str
-        A colour map: ``orange`` and ``sky`` of the pictures, ``plasma`` of maps of evidence, ``gray``.
+        A colour map: ``orange`` and ``sky`` of the pictures, ``plasma``, ``red`` and ``blue`` of maps of evidence,
+        ``gray``.
     opacity : float
         0 to 1, to begin with.
     shown : bool
@@ -57,22 +58,28 @@ class View:
     overlays: tuple[Overlay, ...] = ()
 
 
-def evidence_volume(method: str, *, native: bool) -> str:
-    """Return the name of the volume of an explanation's map."""
-    return f"evidence_{method}{'_native' if native else ''}"
+def evidence_volume(name: str, *, native: bool, against: bool = False) -> str:
+    """Return the name of the volume of a map of evidence, or of what in it speaks against the class."""
+    return f"evidence_{name}{'_against' if against else ''}{'_native' if native else ''}"
 
 
 def _evidence_overlays(*, native: bool) -> tuple[Overlay, ...]:
-    return tuple(
-        Overlay(
-            volume=evidence_volume(method, native=native),
-            title=title,
-            colours="plasma",
-            opacity=0.6,
-            shown=False,
+    overlays = []
+    for name, kind in MAPS.items():
+        sides = (
+            ((": for", "red", False), (": against", "blue", True)) if kind.exact else (("", "plasma", False),)
         )
-        for method, title in METHOD_TITLES.items()
-    )
+        overlays += [
+            Overlay(
+                volume=evidence_volume(name, native=native, against=against),
+                title=f"{kind.title}{words}",
+                colours=colours,
+                opacity=0.8 if kind.exact else 0.6,
+                shown=False,
+            )
+            for words, colours, against in sides
+        ]
+    return tuple(overlays)
 
 
 VIEWS: Final = (
