@@ -14,6 +14,7 @@ it finds goes to ``benchmarks/learning.md``.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -670,11 +671,13 @@ def main() -> None:
     lines = [
         "# Learning: time and promises",
         "",
-        f"Made by `benchmarks/learning.py` with {torch.get_num_threads()} threads.",
+        f"Made by `benchmarks/learning.py` with {torch.get_num_threads()} threads on {os.cpu_count()} processors.",
         "",
     ]
     for part in parts:
         lines += MADE[part]()
+    # a machine that others use makes seconds long
+    lines += [f"The load of the machine was {os.getloadavg()[2]:.0f} in the last quarter of an hour.", ""]
     print("\n".join(lines))
     if set(parts) == set(MADE):
         (FOLDER / "learning.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
