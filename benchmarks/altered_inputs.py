@@ -581,7 +581,7 @@ VOLUME_MODELS: Final = 2 * (
     VolumeModel(
         scales=(
             MeasureScale(
-                measure="hippocampus_left_pct_icv",
+                measure="hippocampi_pct_icv",
                 mean=-1.4,
                 per_year=-0.005,
                 male_minus_female=0.01,
@@ -756,7 +756,7 @@ def models(rng: random.Random, folder: Path) -> None:
             (place / "model.json").write_bytes(sealed(json.dumps(described).encode()))
     _checked_model(place, Config())
     model = load_model(place)
-    measures = {"hippocampus_left_pct_icv": 0.22}
+    measures = {"hippocampus_left_pct_icv": 0.11, "hippocampus_right_pct_icv": 0.12}
     scan = scan_inputs(np.ones(FEATURES, dtype=np.float32), looked_at(), measures, {"age": "71", "sex": "F"})
     for source in (None, "a" * 64, "b" * 64):
         said = model.predict(scan, source)

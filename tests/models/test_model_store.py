@@ -254,8 +254,8 @@ def test_uncalibrated_are_the_probabilities_without_any_temperature(make, scans)
     ("alter", "says"),
     [
         (
-            lambda c: c | {"members": ["linear", "network"]},
-            "a temperature is needed for each of linear, network",
+            lambda c: c | {"members": ["volumes", "network"]},
+            "a temperature is needed for each of volumes, network",
         ),
         (lambda c: c | {"volume_models": []}, "volume_models must be there"),
         (lambda c: c | {"volume_models": c["volume_models"][:2]}, "2 volume_models, where there are 3 folds"),

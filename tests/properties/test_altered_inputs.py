@@ -141,7 +141,7 @@ def test_inputs_are_shared_out_among_the_kinds(fuzz):
         ),
         ({"training_scans": {"a" * 64: [2, 0]}}, "name fold 2, and there are 2 from 0 on"),
         ({"training_scans": {"a" * 64: [-1, 0]}}, "greater than or equal to 0"),
-        ({"members": ["linear"]}, "a temperature is needed for each of linear"),
+        ({"members": ["volumes", "linear"]}, "a temperature is needed for each of volumes, linear"),
         ({"volume_models": []}, "must be there where volumes is one of the members"),
         ({"schema_version": 1}, "models have one member alone: train it again"),
         ({"classes": ["CN", "CN"]}, "stands there twice"),
