@@ -161,11 +161,12 @@ def fit_chosen(inner: InnerPredictions, chosen: Chosen) -> FoldPredictor:
     weights = stack_weights(said, inner.targets) if chosen == "stack" else {chosen: 1.0}
     product = weighted(said, weights)
     product = product if inner.evidence is None else product + inner.evidence
+    calibrated_already = len(weights) == 1 and inner.evidence is None
     return FoldPredictor(
         chosen=chosen,
         temperatures=temperatures,
         weights=weights,
-        temperature=fit_temperature(product, inner.targets),
+        temperature=1.0 if calibrated_already else fit_temperature(product, inner.targets),
     )
 
 
