@@ -190,6 +190,10 @@ class TestBids:
         assert [path.name for path in tmp_path.iterdir()] == ["dataset_description.json"]
 
 
+SAID = {"CN": ("CN", 0.7, 0.1), "MCI": ("CN;MCI;AD", 0.3, 0.3), "AD": ("MCI;AD", 0.2, 0.5)}
+"""Prediction set, p_CN and p_AD."""
+
+
 class FakeProgram:
     """Stands in for the command line: notes the commands, writes what they would, answers with exit codes."""
 
@@ -219,9 +223,13 @@ class FakeProgram:
         out_dir.mkdir(exist_ok=True)
         with (out_dir / "predictions.csv").open("w", newline="") as stream:
             writer = csv.writer(stream)
-            writer.writerow(["t1w_path", "prediction_status"])
+            writer.writerow(["t1w_path", "prediction_status", "prediction_set", "label", "p_CN", "p_AD"])
             for scan in COHORT:
-                writer.writerow([scan.t1w_path, "failed" if scan.entities.key in self.failed else "reported"])
+                if scan.entities.key in self.failed:
+                    writer.writerow([scan.t1w_path, "failed", "", scan.participant.diagnosis, "", ""])
+                else:
+                    said = ["reported", *SAID[scan.participant.diagnosis]]
+                    writer.writerow([scan.t1w_path, *said[:2], scan.participant.diagnosis, *said[2:]])
 
 
 @pytest.fixture
@@ -249,6 +257,10 @@ class TestRun:
         assert program.commands[2][-2:] == ["--model", str(tmp_path / "model")]
         said = "\n".join(lines)
         for wanted in (
+            "predictions: 38 reported, 1 failed",
+            "prediction sets: 13 of one class, 13 of two classes, 12 of all three",
+            "AUC of AD against CN on held-out participants: 1.00",
+            "sub-03_ses-M12.html",
             "0.75 (95 % interval 0.50 to undefined)",
             "synthetic",
             "cohort.html",
@@ -256,6 +268,12 @@ class TestRun:
             "MODEL_CARD.md",
         ):
             assert wanted in said
+
+    def test_the_auc_counts_pairs_of_scans_with_probabilities(self) -> None:
+        said = [("AD", 0.6, 0.2), ("AD", 0.3, 0.3), ("CN", 0.2, 0.7), ("CN", 0.4, 0.4), ("MCI", 0.9, 0.1)]
+        rows = [{"label": label, "p_AD": str(ad), "p_CN": str(cn)} for label, ad, cn in said]
+        withheld = {"label": "CN", "p_AD": "", "p_CN": ""}
+        assert demo.auc_of_ad([*rows, withheld]) == pytest.approx(3.5 / 4)
 
     def test_without_fetched_weights_it_takes_random_ones_and_says_so(self, run_with) -> None:
         _, lines, program = run_with()
