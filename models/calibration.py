@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
+PRIOR_SD: Final = 0.25
+"""Of the logarithm of a temperature: within a factor of 1.6 in 95 of 100 models. Hundreds of scans overrule it."""
 BOUNDS: Final = (0.05, 20.0)
 """Outside, a fold's logits are noise or separate the classes perfectly, and the optimum runs away."""
 
@@ -23,7 +25,9 @@ def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> 
     """Return the temperature that suits logits the model was not trained on.
 
     It minimises the cross-entropy against targets softened as if one more scan of each class had been seen
-    (Platt's rule): a few scans that happen to be separated perfectly do not make the model certain.
+    (Platt's rule): a few scans that happen to be separated perfectly do not make the model certain. The logarithm of
+    the temperature is drawn to 0 as by a normal prior of ``PRIOR_SD``: a few scans that happen to be predicted wrongly
+    do not take all of a model's certainty.
 
     Parameters
     ----------
@@ -41,7 +45,10 @@ def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> 
     low, high = np.log(BOUNDS)
     softened = _softened(targets, logits.shape[1])
     found = minimize_scalar(
-        lambda log_t: -float((softened * log_softmax(logits / np.exp(log_t), axis=1)).sum()),
+        lambda log_t: (
+            (log_t / PRIOR_SD) ** 2 / 2
+            - float((softened * log_softmax(logits / np.exp(log_t), axis=1)).sum())
+        ),
         bounds=(low, high),
         method="bounded",
     )

@@ -138,8 +138,8 @@ def fit_number_predictor(inner: InnerNumbers, choice: PredictorChoice) -> FoldNu
     ----------
     inner : InnerNumbers
     choice : str
-        A member, ``stack``, or ``auto``: the stack, unless the squared error of a member is lower by more than one
-        standard error of the difference over persons. The error of a candidate is measured on each inner fold with
+        A member, ``stack``, or ``auto``: the stack, unless the squared error of a member is lower by more than two
+        standard errors of the difference over persons. The error of a candidate is measured on each inner fold with
         lines and weights from the others.
     """
     chosen = stack_or_member(candidate_errors(inner), inner.persons) if choice == "auto" else choice

@@ -27,6 +27,8 @@ Chosen = Literal["volumes", "linear", "network", "stack"]
 RIDGE: Final = 1.0
 """Pull towards equal weights: as strong as one scan whose loss grows with the squared distance from them."""
 SIGNIFICANT: Final = 0.05
+CLEAR_LEAD: Final = 2.0
+"""Standard errors: by less, one of three members leads now and then by chance, in each fold another."""
 SMALLEST_WEIGHT: Final = 0.01
 """A smaller one is none."""
 
@@ -143,8 +145,8 @@ def fit_predictor(inner: InnerPredictions, choice: PredictorChoice) -> FoldPredi
     ----------
     inner : InnerPredictions
     choice : str
-        A member, ``stack``, or ``auto``: the stack, unless the log-loss of a member is lower by more than one standard
-        error of the difference over persons. The loss of a candidate is measured on each inner fold with temperatures
+        A member, ``stack``, or ``auto``: the stack, unless the log-loss of a member is lower by more than two standard
+        errors of the difference over persons. The loss of a candidate is measured on each inner fold with temperatures
         and weights from the others.
     """
     chosen = stack_or_member(candidate_losses(inner), inner.persons) if choice == "auto" else choice
@@ -159,11 +161,12 @@ def fit_chosen(inner: InnerPredictions, chosen: Chosen) -> FoldPredictor:
     weights = stack_weights(said, inner.targets) if chosen == "stack" else {chosen: 1.0}
     product = weighted(said, weights)
     product = product if inner.evidence is None else product + inner.evidence
+    calibrated_already = len(weights) == 1 and inner.evidence is None
     return FoldPredictor(
         chosen=chosen,
         temperatures=temperatures,
         weights=weights,
-        temperature=fit_temperature(product, inner.targets),
+        temperature=1.0 if calibrated_already else fit_temperature(product, inner.targets),
     )
 
 
@@ -242,7 +245,7 @@ def candidate_losses(inner: InnerPredictions) -> dict[Chosen, Numbers]:
 
 
 def stack_or_member(losses: Mapping[Chosen, Numbers], persons: NDArray[np.int64]) -> Chosen:
-    """Return the stack, unless a member predicts better by more than one standard error.
+    """Return the stack, unless a member predicts better by more than ``CLEAR_LEAD`` standard errors.
 
     A stack spreads the risk of choosing wrongly, and few scans choose wrongly often. By the reverse rule, the simplest
     candidate within one standard error of the best, the AUC for a simulated loss of 20 % of the hippocampi in 48 brains
@@ -261,7 +264,7 @@ def stack_or_member(losses: Mapping[Chosen, Numbers], persons: NDArray[np.int64]
         return best
     lead = per_person["stack"] - per_person[best]
     error = lead.std(ddof=1) / np.sqrt(len(lead)) if len(lead) > 1 else 0.0
-    return best if lead.mean() > error else "stack"
+    return best if lead.mean() > CLEAR_LEAD * error else "stack"
 
 
 def _means(values: Numbers, groups: NDArray[np.int64]) -> Numbers:

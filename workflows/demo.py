@@ -6,7 +6,7 @@ import csv
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,9 +59,7 @@ def run_demo(directory: Path, say: Say) -> int:
     if surprise:
         say(f"the demonstration went wrong: {surprise}")
         return 1
-    statuses = Counter(row["prediction_status"] for row in rows)
-    say("predictions: " + ", ".join(f"{number} {status}" for status, number in statuses.most_common()))
-    for line in closing_words(directory, model_dir, out_dir):
+    for line in closing_words(directory, model_dir, out_dir, rows):
         say(line)
     say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
@@ -81,25 +79,83 @@ def unexpected_failures(rows: Sequence[Mapping[str, str]]) -> str:
     return "; ".join(faults)
 
 
-def closing_words(directory: Path, model_dir: Path, out_dir: Path) -> list[str]:
-    """Return the lines that the demonstration ends with: the held-out numbers, and where to look."""
-    first = demo_cohort()[2].entities.key  # sub-03, an AD patient seen twice
+def closing_words(
+    directory: Path, model_dir: Path, out_dir: Path, rows: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """Return the lines that the demonstration ends with: predictions, held-out numbers, and where to look.
+
+    Parameters
+    ----------
+    directory, model_dir, out_dir : Path
+    rows : sequence of mapping
+        Of ``predictions.csv``.
+    """
     content: Mapping[str, Any] = json.loads(
         (model_dir / "evaluation" / "metrics.json").read_text(encoding="utf-8")
     )
     return [
-        "balanced accuracy on held-out participants (chance is 0.33):",
+        f"predictions: {_counted(row['prediction_status'] for row in rows)}",
+        f"prediction sets: {_counted(_set_words(row['prediction_set']) for row in rows if row['p_AD'])}",
+        f"AUC of AD against CN on held-out participants: {auc_of_ad(rows):.2f} (chance is 0.50)",
+        "balanced accuracy of the three classes on held-out participants (chance is 0.33):",
         f"  published        {held_out_words(content['cross_validation'])}",
         *(f"  {name:<15}  {held_out_words(found)}" for name, found in content["members"].items()),
         f"  random labels    {held_out_words(content['control_random_labels']['predictor'])}",
         "the cohort is synthetic: the numbers show that the program works, and nothing about disease",
         "each row of predictions.csv comes from the fold of the model that had not seen its scan",
-        f"look at: {out_dir / 'cohort.html'}",
-        f"         {out_dir / f'{first}.html'}",
-        f"         {out_dir / 'predictions.csv'}",
-        f"         {model_dir / 'MODEL_CARD.md'}",
+        "look at:",
+        *(f"  {words:<28} {place}" for words, place in _places(model_dir, out_dir)),
         f"remove {directory} when you have seen enough",
     ]
+
+
+def auc_of_ad(rows: Sequence[Mapping[str, str]]) -> float:
+    """Return how often a scan of AD is more like AD, by ``p_AD / (p_AD + p_CN)``, than a scan of CN.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Of ``predictions.csv``; those without probabilities do not count.
+    """
+    known = {
+        name: [
+            float(row["p_AD"]) / (float(row["p_AD"]) + float(row["p_CN"]))
+            for row in rows
+            if row["label"] == name and row["p_AD"]
+        ]
+        for name in ("AD", "CN")
+    }
+    pairs = [(ill > well) + 0.5 * (ill == well) for ill in known["AD"] for well in known["CN"]]
+    return sum(pairs) / len(pairs)
+
+
+def _places(model_dir: Path, out_dir: Path) -> list[tuple[str, Path]]:
+    """Return what is worth looking at, in words, and where it is: one report of each kind."""
+    cohort = demo_cohort()
+    kinds = (
+        (
+            "AD, seen twice",
+            next(scan for scan in cohort if scan.participant.diagnosis == "AD" and scan.months),
+        ),
+        ("CN", next(scan for scan in cohort if scan.participant.diagnosis == "CN")),
+        ("damaged on purpose", next(scan for scan in cohort if scan.defect is Defect.TRUNCATED)),
+        ("another contrast on purpose", next(s for s in cohort if s.defect is Defect.WRONG_CONTRAST)),
+    )
+    return [
+        ("the cohort", out_dir / "cohort.html"),
+        *((words, out_dir / f"{scan.entities.key}.html") for words, scan in kinds),
+        ("every prediction", out_dir / "predictions.csv"),
+        ("what the model is worth", model_dir / "MODEL_CARD.md"),
+    ]
+
+
+def _set_words(prediction_set: str) -> str:
+    size = len([name for name in prediction_set.split(";") if name])
+    return ("of no class", "of one class", "of two classes", "of all three")[size]
+
+
+def _counted(words: Iterable[str]) -> str:
+    return ", ".join(f"{number} {word}" for word, number in Counter(words).most_common())
 
 
 def held_out_words(evaluation: Mapping[str, Any]) -> str:

@@ -151,8 +151,9 @@ def test_of_equals_it_does_not_matter_who_takes_part():
         np.exp(fit_predictor(same, choice).log_probabilities(same.logits))
         for choice in ("auto", "stack", "linear")
     ]
-    assert said[0] == pytest.approx(said[1], abs=0.01)
-    assert said[0] == pytest.approx(said[2], abs=0.01)
+    # a stack has a temperature of its own, which the prior leaves a little room
+    assert said[0] == pytest.approx(said[1], abs=0.03)
+    assert said[0] == pytest.approx(said[2], abs=0.03)
 
 
 @pytest.mark.parametrize("best", MEMBERS)
@@ -183,14 +184,14 @@ def test_what_is_taken_is_never_clearly_worse_than_the_best_member(signals, seed
     assert loss_of(predictor.log_probabilities(fresh.logits), fresh.targets) < best + 0.03
 
 
-def test_the_rule_of_one_standard_error_counted_by_hand():
+def test_the_rule_of_two_standard_errors_counted_by_hand():
     persons = np.arange(4)
     losses = {
         "volumes": np.array([0.9, 1.1, 0.9, 1.1]),
         "network": np.array([1.9, 2.1, 1.9, 2.1]),
-        "stack": np.array([1.0, 1.2, 0.8, 1.2]),
+        "stack": np.array([1.05, 1.25, 0.85, 1.25]),
     }
-    # the lead of the volumes over the stack: 0.1, 0.1, -0.1, 0.1: mean 0.05, standard error 0.1 / 2
+    # the lead of the volumes over the stack: 0.15, 0.15, -0.05, 0.15: mean 0.1, standard error 0.1 / 2
     assert stack_or_member(losses, persons) == "stack"
     losses["stack"] = losses["stack"] + 0.001
     assert stack_or_member(losses, persons) == "volumes"
@@ -201,9 +202,9 @@ def test_the_rule_of_one_standard_error_counted_by_hand():
 def test_many_scans_of_one_person_count_as_one():
     noise = np.random.default_rng(0).standard_normal(30)
     together = 1.0 + np.arange(30) / 30
-    lead = 0.02 + 0.15 * (noise - noise.mean()) / noise.std(
+    lead = 0.04 + 0.15 * (noise - noise.mean()) / noise.std(
         ddof=1
-    )  # one standard error of 30 persons is 0.027
+    )  # two standard errors of 30 persons are 0.054
     once = {"network": together - lead, "stack": together}
     visits = {name: np.repeat(loss, 40) for name, loss in once.items()}
     assert stack_or_member(once, np.arange(30)) == "stack"

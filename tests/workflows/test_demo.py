@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brainstage.models.conformal import LEVEL, attainable_level
 from brainstage.pipeline.bids import read_dataset
 from brainstage.pipeline.errors import ImageError, OutputError
 from brainstage.pipeline.files import sha256_of_bytes, write_bytes
@@ -35,20 +36,31 @@ def scan_named(key: str) -> DemoScan:
 
 
 class TestCohort:
-    def test_classes_sites_and_sexes_are_balanced(self) -> None:
+    def test_classes_sites_sexes_and_ages_are_balanced(self) -> None:
         people = demo_cohort.PARTICIPANTS
-        assert Counter(p.diagnosis for p in people) == {"CN": 8, "MCI": 8, "AD": 8}
-        assert set(Counter((p.diagnosis, p.site) for p in people).values()) == {4}
-        assert set(Counter((p.diagnosis, p.sex) for p in people).values()) == {4}
+        assert Counter(p.diagnosis for p in people) == {"CN": 12, "MCI": 12, "AD": 12}
+        assert len({(p.diagnosis, p.site, p.sex) for p in people}) == 12
+        assert set(Counter((p.diagnosis, p.site, p.sex) for p in people).values()) == {3}
+        means = [np.mean([p.age for p in people if p.diagnosis == name]) for name in ("CN", "MCI", "AD")]
+        assert np.ptp(means) < 0.5
         assert all(60 <= scan.age <= 89 for scan in COHORT)
 
     def test_some_came_twice_one_file_is_damaged_one_has_the_wrong_contrast(self) -> None:
-        assert Counter(scan.months for scan in COHORT) == {0: 24, 12: 3}
+        assert Counter(scan.months for scan in COHORT) == {0: 36, 12: 3}
         assert Counter(scan.defect for scan in COHORT) == {
-            Defect.NONE: 25,
+            Defect.NONE: 37,
             Defect.TRUNCATED: 1,
             Defect.WRONG_CONTRAST: 1,
         }
+
+    @pytest.mark.parametrize("diagnosis", ["CN", "MCI", "AD"])
+    def test_each_class_has_scans_enough_for_sets_at_the_full_level(self, diagnosis: str) -> None:
+        persons = [
+            int(scan.participant.label)
+            for scan in COHORT
+            if scan.participant.diagnosis == diagnosis and scan.defect is Defect.NONE
+        ]
+        assert attainable_level(np.array(persons)) == LEVEL
 
     def test_disease_widens_ventricles_and_shrinks_hippocampi_with_overlap(self) -> None:
         def scales(diagnosis: str) -> np.ndarray:
@@ -58,8 +70,9 @@ class TestCohort:
         for milder, worse in (("CN", "MCI"), ("MCI", "AD")):
             assert scales(milder)[:, 0].mean() < scales(worse)[:, 0].mean()
             assert scales(milder)[:, 1].mean() > scales(worse)[:, 1].mean()
-            assert scales(milder)[:, 0].max() > scales(worse)[:, 0].min()
-            assert scales(milder)[:, 1].min() < scales(worse)[:, 1].max()
+            beyond_wide = (scales(milder)[:, 0] > scales(worse)[:, 0].min()).sum()
+            beyond_small = (scales(milder)[:, 1] < scales(worse)[:, 1].max()).sum()
+            assert min(beyond_wide, beyond_small) >= 2
 
     def test_a_year_later_the_person_is_the_same_and_the_atrophy_greater(self) -> None:
         first, later = scan_named("sub-03_ses-M00").recipe, scan_named("sub-03_ses-M12").recipe
@@ -103,7 +116,7 @@ class TestManifest:
 def coarse_files(anatomy: HeadAnatomy) -> dict[str, bytes]:
     """Make four scans in 8 mm voxels; scan key to content."""
     files = {}
-    for key in ("sub-03_ses-M00", "sub-03_ses-M12", "sub-07_ses-M00", DAMAGED.entities.key):
+    for key in ("sub-03_ses-M00", "sub-03_ses-M12", "sub-13_ses-M00", DAMAGED.entities.key):
         scan = scan_named(key)
         files[key] = nifti_bytes(make_head(anatomy, replace(scan.recipe, spacing_mm=(8.0, 8.0, 8.0))))
     files[DAMAGED.entities.key] = files[DAMAGED.entities.key][:5000]
@@ -143,7 +156,7 @@ class TestBids:
 
     def test_headers_agree_with_themselves_and_carry_no_text(self, tmp_path: Path) -> None:
         write_demo_bids(tmp_path, ignore)
-        header = nib.load(tmp_path / scan_named("sub-07_ses-M00").t1w_path).header
+        header = nib.load(tmp_path / scan_named("sub-13_ses-M00").t1w_path).header
         np.testing.assert_allclose(header.get_sform(), header.get_qform(), atol=1e-4)
         assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 1)
         assert header.get_data_dtype() == np.int16
@@ -165,9 +178,9 @@ class TestBids:
     def test_only_an_altered_file_is_made_again(self, tmp_path: Path, small_cohort: list[str]) -> None:
         first = write_demo_bids(tmp_path, ignore)
         small_cohort.clear()
-        write_bytes(tmp_path / scan_named("sub-07_ses-M00").t1w_path, b"altered")
+        write_bytes(tmp_path / scan_named("sub-13_ses-M00").t1w_path, b"altered")
         assert write_demo_bids(tmp_path, ignore) == first
-        assert small_cohort == ["sub-07_ses-M00"]
+        assert small_cohort == ["sub-13_ses-M00"]
 
     def test_another_dataset_is_never_written_over(self, tmp_path: Path) -> None:
         description = tmp_path / "dataset_description.json"
@@ -175,6 +188,10 @@ class TestBids:
         with pytest.raises(OutputError, match="no earlier demonstration"):
             write_demo_bids(tmp_path, ignore)
         assert [path.name for path in tmp_path.iterdir()] == ["dataset_description.json"]
+
+
+SAID = {"CN": ("CN", 0.7, 0.1), "MCI": ("CN;MCI;AD", 0.3, 0.3), "AD": ("MCI;AD", 0.2, 0.5)}
+"""Prediction set, p_CN and p_AD."""
 
 
 class FakeProgram:
@@ -206,9 +223,13 @@ class FakeProgram:
         out_dir.mkdir(exist_ok=True)
         with (out_dir / "predictions.csv").open("w", newline="") as stream:
             writer = csv.writer(stream)
-            writer.writerow(["t1w_path", "prediction_status"])
+            writer.writerow(["t1w_path", "prediction_status", "prediction_set", "label", "p_CN", "p_AD"])
             for scan in COHORT:
-                writer.writerow([scan.t1w_path, "failed" if scan.entities.key in self.failed else "reported"])
+                if scan.entities.key in self.failed:
+                    writer.writerow([scan.t1w_path, "failed", "", scan.participant.diagnosis, "", ""])
+                else:
+                    said = ["reported", *SAID[scan.participant.diagnosis]]
+                    writer.writerow([scan.t1w_path, *said[:2], scan.participant.diagnosis, *said[2:]])
 
 
 @pytest.fixture
@@ -236,6 +257,10 @@ class TestRun:
         assert program.commands[2][-2:] == ["--model", str(tmp_path / "model")]
         said = "\n".join(lines)
         for wanted in (
+            "predictions: 38 reported, 1 failed",
+            "prediction sets: 13 of one class, 13 of two classes, 12 of all three",
+            "AUC of AD against CN on held-out participants: 1.00",
+            "sub-03_ses-M12.html",
             "0.75 (95 % interval 0.50 to undefined)",
             "synthetic",
             "cohort.html",
@@ -243,6 +268,12 @@ class TestRun:
             "MODEL_CARD.md",
         ):
             assert wanted in said
+
+    def test_the_auc_counts_pairs_of_scans_with_probabilities(self) -> None:
+        said = [("AD", 0.6, 0.2), ("AD", 0.3, 0.3), ("CN", 0.2, 0.7), ("CN", 0.4, 0.4), ("MCI", 0.9, 0.1)]
+        rows = [{"label": label, "p_AD": str(ad), "p_CN": str(cn)} for label, ad, cn in said]
+        withheld = {"label": "CN", "p_AD": "", "p_CN": ""}
+        assert demo.auc_of_ad([*rows, withheld]) == pytest.approx(3.5 / 4)
 
     def test_without_fetched_weights_it_takes_random_ones_and_says_so(self, run_with) -> None:
         _, lines, program = run_with()

@@ -1,6 +1,6 @@
 """The demonstration's cohort: synthetic heads written as a BIDS dataset.
 
-A table in code: 24 participants, a third each of CN, MCI and AD, whose ventricles widen and whose hippocampi shrink
+A table in code: 36 participants, a third each of CN, MCI and AD, whose ventricles widen and whose hippocampi shrink
 with the disease, with overlap between neighbouring classes. Two of the files are wrong on purpose, one damaged and
 one of another contrast, as real collections have them.
 
@@ -40,7 +40,7 @@ from brainstage.pipeline.manifest import ManifestRow
 from brainstage.workflows.synthetic.anatomy import HeadAnatomy
 from brainstage.workflows.synthetic.heads import Contrast, HeadRecipe, SyntheticHead, load_anatomy, make_head
 
-GENERATOR_VERSION: Final = 1
+GENERATOR_VERSION: Final = 2
 """Raised whenever the same table would give other files; files of another version are written anew."""
 
 WRITERS: Final = 2
@@ -79,10 +79,11 @@ class Site:
 
 
 SITES: Final[Mapping[str, Site]] = {
-    "A": Site(spacing_mm=(1.4, 1.4, 1.4), axcodes="RAS", tilt_deg=0.0, bias_sd=0.08, noise_fraction=0.02),
-    "B": Site(spacing_mm=(1.3, 1.4, 1.5), axcodes="LPS", tilt_deg=8.0, bias_sd=0.13, noise_fraction=0.025),
+    "A": Site(spacing_mm=(2.0, 2.0, 2.0), axcodes="RAS", tilt_deg=0.0, bias_sd=0.08, noise_fraction=0.02),
+    "B": Site(spacing_mm=(1.8, 2.0, 2.2), axcodes="LPS", tilt_deg=8.0, bias_sd=0.13, noise_fraction=0.025),
 }
-"""Both sites saw every class; B stores its images the other way round, and tilts its slices."""
+"""Both sites saw every class; B stores its images the other way round, and tilts its slices. In voxels of
+2 mm hippocampi are found and measured as in those of 1.4 mm, a tenth faster."""
 
 
 class Participant(NamedTuple):
@@ -117,32 +118,49 @@ class Participant(NamedTuple):
 
 
 PARTICIPANTS: Final = (
-    Participant("01", "CN", 66.2, "F", "A", 1.15, 1.03),
-    Participant("02", "MCI", 71.4, "M", "B", 1.75, 0.88),
-    Participant("03", "AD", 74.9, "F", "A", 2.70, 0.74, followed=True),
-    Participant("04", "CN", 72.8, "M", "B", 1.40, 0.98, followed=True),
-    Participant("05", "MCI", 68.1, "F", "A", 1.50, 0.92),
-    Participant("06", "AD", 80.3, "M", "B", 3.20, 0.70),
-    Participant("07", "CN", 78.5, "F", "B", 1.70, 0.94),
-    Participant("08", "MCI", 76.0, "M", "A", 2.10, 0.84, followed=True),
-    Participant("09", "AD", 69.7, "F", "B", 2.05, 0.82),
-    Participant("10", "CN", 61.3, "M", "A", 1.10, 1.06),
-    Participant("11", "MCI", 82.6, "F", "B", 2.35, 0.80),
-    Participant("12", "AD", 77.2, "M", "A", 2.45, 0.72),
-    Participant("13", "CN", 69.9, "F", "A", 1.30, 1.00),
-    Participant("14", "MCI", 73.5, "M", "B", 1.85, 0.90),
-    Participant("15", "AD", 85.1, "F", "A", 3.40, 0.66),
-    Participant("16", "CN", 83.7, "M", "B", 1.90, 0.91),
-    Participant("17", "MCI", 70.6, "F", "A", 1.60, 0.79),
-    Participant("18", "AD", 72.0, "M", "B", 2.25, 0.76),
-    Participant("19", "CN", 75.4, "F", "B", 1.55, 0.96),
-    Participant("20", "MCI", 79.3, "M", "A", 2.00, 0.86),
-    Participant("21", "AD", 87.5, "F", "B", 2.90, 0.78),
-    Participant("22", "CN", 64.8, "M", "A", 1.25, 1.01),
-    Participant("23", "MCI", 77.8, "F", "B", 1.95, 0.85, defect=Defect.TRUNCATED),
-    Participant("24", "AD", 75.6, "M", "A", 2.60, 0.73, defect=Defect.WRONG_CONTRAST),
+    Participant("01", "CN", 67.9, "F", "A", 1.35, 1.06),
+    Participant("02", "MCI", 84.0, "M", "B", 2.92, 0.78),
+    Participant("03", "AD", 75.0, "F", "A", 2.99, 0.71, followed=True),
+    Participant("04", "CN", 73.9, "M", "B", 1.17, 0.93, followed=True),
+    Participant("05", "MCI", 61.8, "M", "B", 1.79, 0.91),
+    Participant("06", "AD", 70.2, "F", "A", 3.23, 0.82),
+    Participant("07", "CN", 82.1, "M", "A", 1.88, 1.02),
+    Participant("08", "MCI", 64.4, "M", "A", 1.27, 0.94, followed=True),
+    Participant("09", "AD", 75.9, "M", "A", 2.91, 0.76),
+    Participant("10", "CN", 76.2, "F", "A", 1.34, 0.94),
+    Participant("11", "MCI", 78.8, "F", "B", 1.85, 0.87),
+    Participant("12", "AD", 81.1, "M", "B", 2.84, 0.72),
+    Participant("13", "CN", 79.0, "F", "B", 1.62, 0.99),
+    Participant("14", "MCI", 73.9, "F", "B", 1.76, 0.85),
+    Participant("15", "AD", 61.2, "F", "B", 2.08, 0.78),
+    Participant("16", "CN", 65.4, "F", "B", 1.18, 1.01),
+    Participant("17", "MCI", 85.1, "M", "A", 2.73, 0.89),
+    Participant("18", "AD", 74.2, "F", "B", 3.21, 0.72),
+    Participant("19", "CN", 71.9, "F", "B", 0.99, 1.00),
+    Participant("20", "MCI", 80.2, "F", "A", 1.82, 0.78),
+    Participant("21", "AD", 81.9, "F", "B", 2.64, 0.75),
+    Participant("22", "CN", 62.4, "M", "B", 0.97, 1.01),
+    Participant("23", "MCI", 65.9, "F", "B", 1.26, 0.87, defect=Defect.TRUNCATED),
+    Participant("24", "AD", 66.1, "M", "A", 1.84, 0.73, defect=Defect.WRONG_CONTRAST),
+    Participant("25", "CN", 66.1, "M", "A", 0.96, 1.06),
+    Participant("26", "MCI", 70.8, "M", "B", 1.80, 0.92),
+    Participant("27", "AD", 87.0, "M", "A", 3.70, 0.74),
+    Participant("28", "CN", 86.1, "M", "B", 1.37, 0.87),
+    Participant("29", "MCI", 69.7, "F", "A", 1.84, 0.94),
+    Participant("30", "AD", 68.1, "M", "B", 2.29, 0.78),
+    Participant("31", "CN", 77.7, "M", "A", 1.79, 0.99),
+    Participant("32", "MCI", 76.0, "M", "A", 2.18, 0.82),
+    Participant("33", "AD", 78.4, "F", "A", 3.65, 0.67),
+    Participant("34", "CN", 80.2, "F", "A", 1.52, 0.93),
+    Participant("35", "MCI", 75.2, "F", "A", 1.88, 0.87),
+    Participant("36", "AD", 72.5, "M", "B", 2.29, 0.82),
 )
-"""Neighbouring classes overlap: a wide-ventricled old CN lies among the MCI, an early AD beside a late MCI."""
+"""Neighbouring classes overlap: a wide-ventricled old CN lies among the MCI, an early AD beside a late MCI.
+
+Within a class ventricles widen and hippocampi shrink with age. Each class has three people of each site and sex, a
+young, a middle and an old one, so that none of these tells the classes apart. Twelve of a class leave ten to compare
+with when a file is lost and a person's own visits are put aside: enough for prediction sets at 90 %.
+"""
 
 YEARLY_CHANGE: Final[Mapping[str, tuple[float, float]]] = {
     "CN": (1.03, 0.99),
@@ -387,7 +405,7 @@ _COLUMN_WORDS: Final[Mapping[str, Mapping[str, Any]]] = {
     "sex": {"Description": "sex, invented", "Levels": {"F": "female", "M": "male"}},
     "site": {
         "Description": "simulated scanner",
-        "Levels": {"A": "1.4 mm, RAS", "B": "1.3x1.4x1.5 mm, LPS, tilted"},
+        "Levels": {"A": "2 mm, RAS", "B": "1.8x2x2.2 mm, LPS, tilted"},
     },
     "diagnosis": {
         "Description": "the class whose atrophy was simulated",
