@@ -38,7 +38,11 @@ python_use_unqualified_type_names = True
 
 # A name of this project that a docstring refers to has to be there; what is private or of others has no page here.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"(?!brainstage\.).*|.*\._\w+"), ("py:obj", r"typing\..*")]
+nitpick_ignore_regex = [
+    ("py:class", r"(?!brainstage\.).*|.*\._\w+"),
+    ("py:obj", r"typing\..*"),
+    ("py:(class|obj)", r"brainstage\.models\.\w+\.(Model|Described)"),  # type variables, which have no entry
+]
 
 html_theme = "alabaster"
 html_title = f"{project} {release}"

@@ -70,7 +70,7 @@ def explanation_of(
     label : str
         A class of the model.
     folds : sequence of int
-        From :meth:`~brainstage.models.model_store.StoredModel.folds_for`; their logits are averaged, and so their maps.
+        From ``StoredModel.folds_for``; their logits are averaged, and so their maps.
     method : str
         One of :data:`METHODS`.
     site : str or None

@@ -51,7 +51,7 @@ def linear_contributions(
         Where the scan was taken, for models that take it out.
     label : str
     folds : sequence of int
-        From :meth:`~brainstage.models.model_store.StoredModel.folds_for`.
+        From ``StoredModel.folds_for``.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def volume_contributions(
     scan : ScanInputs
     label : str
     folds : sequence of int
-        From :meth:`~brainstage.models.model_store.StoredModel.folds_for`.
+        From ``StoredModel.folds_for``.
 
     Returns
     -------

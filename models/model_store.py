@@ -82,7 +82,7 @@ class ScanInputs:
     Attributes
     ----------
     features : ndarray, (F,) float32
-        From :meth:`StoredModel.features`, or the same cached.
+        From ``StoredModel.features``, or the same cached.
     values : ndarray, (V,) float32
         From :func:`~brainstage.models.baseline.baseline_values`.
     volumes : ScanVolumes

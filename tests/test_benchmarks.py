@@ -167,6 +167,7 @@ def test_a_planted_difference_is_seen_and_its_absence_is_not() -> None:
     noise = generator.standard_normal((48, 60)).astype(np.float32)
     labels = [atrophy_sensitivity.CLASSES[n % 2] for n in range(48)]
     names = [f"sub-{n}" for n in range(48)]
+    scans = [SimpleNamespace(row=SimpleNamespace(participant_id=name, age=None, sex=None)) for name in names]
 
     def auc_of(effect: float) -> float:
         values = noise + effect * (np.arange(48) % 2)[:, None].astype(np.float32)
@@ -176,107 +177,25 @@ def test_a_planted_difference_is_seen_and_its_absence_is_not() -> None:
             values=values,
             inside=np.ones_like(values, dtype=bool),
             features=values,
-            measures=np.full((48, 1), np.nan),
+            measures=np.full((48, len(atrophy_sensitivity.MEASURES)), np.nan),
         )
-        found = atrophy_sensitivity.cross_validated({"random": inputs}, labels, names, 0, ["frozen"])
+        found = atrophy_sensitivity.cross_validated({"random": inputs}, labels, scans, 0, ["frozen"])
         results = atrophy_sensitivity.measured(found, names, "atrophy", 0.2, 0)
-        return min(result.auc.value for result in results)
+        assert {result.model for result in results} >= {"published", "stack", "volumes", "linear"}
+        return next(result.auc.value for result in results if result.model == "published")
 
     assert auc_of(1.0) > 0.95
     assert auc_of(0.0) < 0.75
 
 
-@pytest.mark.parametrize(("auc", "outcome"), [(0.91, "reached"), (0.89, "missed")])
+@pytest.mark.parametrize(("auc", "outcome"), [(0.92, "reached"), (0.89, "missed")])
 def test_the_table_says_whether_the_goal_is_reached(auc: float, outcome: str) -> None:
-    estimate = Estimate(value=auc, low=auc - 0.1, high=1.0)
-    result = atrophy_sensitivity.Result(
-        label="atrophy", level=0.2, seed=0, model="network", auc=estimate, balanced_accuracy=estimate
-    )
-    assert f"{auc:.2f}: {outcome}" in atrophy_sensitivity.verdict([result])
-
-
-def inputs_of(measures: np.ndarray) -> object:
-    empty = np.zeros((len(measures), 1), dtype=np.float32)
-    return atrophy_sensitivity.Inputs(
-        images=empty, masks=empty > 0, values=empty, inside=empty > 0, features=empty, measures=measures
-    )
-
-
-def test_volumes_of_a_scan_lack_what_is_withheld() -> None:
-    measures = np.arange(2.0 * len(atrophy_sensitivity.MEASURES)).reshape(2, -1)
-    measures[1, 3] = np.nan
-    first, second = inputs_of(measures).volumes
-    assert tuple(first) == atrophy_sensitivity.MEASURES
-    assert set(first) - set(second) == {atrophy_sensitivity.MEASURES[3]}
-    assert first["intracranial_ml"] == 0.0
-
-
-def test_volumes_that_change_give_atrophy_away_and_withheld_ones_do_not_count() -> None:
-    names = atrophy_sensitivity.MEASURES
-    healthy = 1.0 + np.random.default_rng(0).random((20, len(names))) / 10.0
-    ill = healthy.copy()
-    for side in ("left", "right"):
-        ill[:, names.index(f"hippocampus_{side}_pct_icv")] *= 0.8
-    ill[0, names.index("hippocampus_left_pct_icv")] = np.nan
-    hippocampi, ventricles = atrophy_sensitivity.volume_changes(inputs_of(healthy), inputs_of(ill), 0.2)
-    assert (hippocampi.change, hippocampi.auc, hippocampi.withheld) == (pytest.approx(-20.0), 1.0, 1)
-    assert (ventricles.change, ventricles.auc, ventricles.withheld) == (0.0, 0.5, 0)
-    assert "-20.0 %, AUC 1.00, 1 withheld" in "\n".join(
-        atrophy_sensitivity.volume_table([hippocampi, ventricles])
-    )
-
-
-def test_what_is_kept_is_found_again_for_the_same_scans_and_made_anew_for_others(tmp_path) -> None:
-    def cohort(content: str) -> SimpleNamespace:
-        scan = tmp_path / "scan.nii.gz"
-        scan.write_text(content)
-        return SimpleNamespace(scans=[SimpleNamespace(files=SimpleNamespace(template_t1w=scan))])
-
-    made = []
-
-    def make() -> dict:
-        made.append(1)
-        return {"values": np.array([float(len(made))])}
-
-    def maker(content: str, generator: str = "flow") -> object:
-        return atrophy_sensitivity.Maker(cohort=cohort(content), generator=generator, keep=tmp_path / "kept")
-
-    found = [maker(content)._kept("20", make)["values"][0] for content in ("a", "a", "b")]
-    assert found == [1.0, 1.0, 2.0]
-    assert maker("b", "other")._kept("20", make)["values"][0] == 3.0
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["flow-20.npz", "other-20.npz"]
-
-
-def test_a_region_that_darkens_gives_atrophy_away_and_another_does_not() -> None:
-    generator = np.random.default_rng(0)
-    images = generator.standard_normal((12, 4, 4, 4)).astype(np.float16)
-    near = np.zeros((4, 4, 4), dtype=bool)
-    near[:2] = True
-    nothing = np.zeros((12, 1), dtype=np.float32)
-
-    def inputs(values: np.ndarray) -> object:
-        return atrophy_sensitivity.Inputs(
-            images=values,
-            masks=values != 0,
-            values=nothing,
-            inside=nothing > 0,
-            features=nothing,
-            measures=nothing,
+    def result(model: str, value: float) -> atrophy_sensitivity.Result:
+        estimate = Estimate(value=value, low=value - 0.1, high=1.0)
+        return atrophy_sensitivity.Result(
+            label="atrophy", level=0.2, seed=0, model=model, auc=estimate, balanced_accuracy=estimate
         )
 
-    ill = images.copy()
-    ill[:, near] -= 2.0
-    found = atrophy_sensitivity.visibilities(inputs(images), inputs(ill), 0.2, {"near": near, "far": ~near})
-    assert found[0].change_sd < -3.0
-    assert found[0].auc == 1.0
-    assert (found[1].change_sd, found[1].auc) == (0.0, 0.5)
-
-
-def test_other_people_have_a_row_for_each_run() -> None:
-    found = [
-        atrophy_sensitivity.Unseen(run=run, scans=6, seed=seed, auc=0.8 + 0.1 * seed)
-        for seed in range(2)
-        for run in ("one", "two")
-    ]
-    assert "| two | 6 | **0.85** (0.80 to 0.90) |" in atrophy_sensitivity.unseen_table(found)
-    assert atrophy_sensitivity.unseen_table([]) == []
+    said = atrophy_sensitivity.verdict([result("published", auc), result("linear", 0.93)])
+    assert f"published {auc:.3f}: {outcome}" in said
+    assert f"{'kept' if auc > 0.91 else 'not kept'})" in said
