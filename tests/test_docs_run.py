@@ -36,7 +36,7 @@ PAGES = (
 """In an order in which none takes away what the next one needs: a new model ends the predictions of the old one."""
 ONLY_PARSED = {
     "docs/concepts/norms.md": "needs fifteen healthy people; tests/workflows/test_norms_command.py runs the commands",
-    "docs/concepts/sites.md": "needs three sites; tests/workflows/test_train.py and test_train_number.py train by site",
+    "docs/concepts/sites.md": "needs three sites; tests/workflows/test_train_number.py trains by site",
     "docs/how-to/clusters.md": "needs a cluster",
     "docs/how-to/predict-a-number.md": "trains twice more; tests/workflows/test_train_number.py trains on ages",
     "docs/how-to/configuration.md": "preprocesses in another way, which takes minutes",

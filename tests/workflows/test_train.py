@@ -465,7 +465,9 @@ def conformal(levels=LEVELS, **scores) -> dict:
         pytest.param(conformal({**LEVELS, "AD": 1.5}), "conformal.levels.AD", id="level of 1.5"),
         pytest.param(conformal({"CN": 0.9}), "conformal.scores must name", id="level gone"),
         pytest.param({"members": []}, "members", id="no member"),
-        pytest.param({"members": ["network", "linear", "volumes"]}, "temperature is needed", id="member"),
+        pytest.param(
+            {"members": ["network", "linear", "volumes"]}, "volume_models must be there", id="member"
+        ),
         pytest.param({"tiers": {"high": 0.5, "review": 0.6}}, "lies above high", id="tiers"),
         pytest.param({"tiers": {"high": NAN, "review": 0.6}}, "tiers.high", id="tier nan"),
         pytest.param({"training_scans": {"a": [3, 0]}}, "name fold 3", id="fold of a scan"),
